@@ -1,0 +1,21 @@
+"""Environments: torch-native and batched, Gymnasium's single one, and Gymnasium's vector one."""
+
+from flowgym_gym.envs.denoising import DenoisingEnv
+from flowgym_gym.envs.environment import (
+    Environment,
+    NoiseEnvironment,
+    Sample,
+    VelocityEnvironment,
+    make,
+)
+from flowgym_gym.envs.vector import DenoisingVectorEnv
+
+__all__ = [
+    "DenoisingEnv",
+    "DenoisingVectorEnv",
+    "Environment",
+    "NoiseEnvironment",
+    "Sample",
+    "VelocityEnvironment",
+    "make",
+]

@@ -1,0 +1,150 @@
+"""``DenoisingEnv``: one denoising step of a pre-trained model as one ``gymnasium.Env.step``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from flowgym_gym.envs.rollout import Observation, Rollout
+from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
+
+
+class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
+    r"""Steer the denoising of a diffusion or flow model towards a reward.
+
+    ## Observation
+    ``Dict(latent=Box(C, H, W), time=Box(0, 1, (1,)))``, float32: the current state and its time, from 0 (noise) to 1
+    (data); with more than one prompt also ``prompt``, the prompt's pooled embedding.
+
+    ## Action
+    ``Box(-1, 1, (C, H, W), float32)``. ``action_scale * action`` is added to the model's predicted velocity (or noise).
+    Finite values outside [-1, 1] are clipped; NaN and infinity are errors.
+
+    ## Reward
+    Each step pays ``-control_cost_weight * control_cost``, where the control cost is the divergence (KL, nats) of the
+    steered transition from the free one. The last step adds ``reward_scale * reward(sample)``.
+
+    ## Episode
+    Exactly ``discretization_steps`` steps, then ``terminated`` is True; an episode is never truncated.
+
+    ## Info
+    ``control_cost`` at every step; ``prompt`` at reset; ``terminal_reward`` (unscaled) and ``valid`` at the end.
+    ``reset(options={"prompt": ...})`` fixes the prompt of an episode.
+
+    Args:
+        base_model: Registered id of the base model.
+        reward: Registered id of the reward.
+        base_model_kwargs: Arguments of the base model, plain values.
+        reward_kwargs: Arguments of the reward, plain values.
+        action_type: ``"velocity"`` or ``"noise"``: what an action corrects.
+        action_scale: Size of the correction that an action of 1 makes. By default it is worked out from the grid and the
+            latent's size so that a uniformly random agent's control cost over an episode is 10 nats on average, a tenth
+            of the default reward scale: for Stable Diffusion's embedded checkpoint with 50 steps 0.044 (velocity) and
+            0.041 (noise).
+        discretization_steps: Number of steps of an episode.
+        sampler: ``"ddim"``, or ``"euler"`` (Euler-Maruyama).
+        noise_level: 0 (deterministic, ODE) to 1 (ancestral, memoryless).
+        spacing: Which time steps are visited, ``"leading"``, ``"trailing"`` or ``"linspace"``; by default the
+            checkpoint's own.
+        reward_scale: Weight of the terminal reward.
+        control_cost_weight: Weight of the control costs.
+        device: Where the model runs.
+        dtype: Number format of the network, ``"float32"``, ``"float16"`` or ``"bfloat16"``; the step's own mathematics
+            is always in float32.
+        render_mode: None or ``"rgb_array"``: ``render`` shows the sample that the model now expects.
+        **model_options: Arguments of the base model, given directly: for Stable Diffusion ``checkpoint``, ``prompts``,
+            ``guidance_scale``, ``negative_prompt`` and ``decode_batch_size``
+            (:class:`flowgym_gym.models.stable_diffusion.StableDiffusionBaseModel`).
+
+    Raises:
+        FlowGymError: One of :mod:`flowgym_gym.errors` that names the argument that cannot be used.
+
+    >>> import gymnasium, flowgym_gym
+    >>> env = gymnasium.make("flowgym/StableDiffusion-Red-v0", discretization_steps=4)
+    >>> observation, info = env.reset(seed=0)
+    >>> info["prompt"], observation["latent"].shape
+    ('a photo of a cat', (4, 8, 8))
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
+        self.render_mode = check_render_mode(render_mode)
+        self.rollout = Rollout.make(1, **options)
+        self.observation_space = self.rollout.observation_space
+        self.action_space = self.rollout.action_space
+        self._closed = False
+
+    @property
+    def reward_scale(self) -> float:
+        """Weight of the terminal reward."""
+        return self.rollout.environment.reward_scale
+
+    @property
+    def action_scale(self) -> float:
+        """Size of the correction that an action of 1 makes."""
+        return self.rollout.environment.action_scale
+
+    @property
+    def discretization_steps(self) -> int:
+        """Number of steps of an episode."""
+        return self.rollout.environment.discretization_steps
+
+    def set_time_grid(self, steps: int, spacing: str | None = None) -> None:
+        """Take another time grid; the next call must be ``reset``."""
+        self.rollout.set_time_grid(steps, spacing)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode from fresh noise; see :meth:`gymnasium.Env.reset`."""
+        self._check_open()
+        super().reset(seed=seed)
+        if seed is None and not self.rollout.seeded[0]:
+            seed = int(self.np_random.integers(2**62))
+        self.rollout.seed([0], [seed])
+        (info,) = self.rollout.reset([0], options)
+        return self._observe(), info
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Take one denoising step; see :meth:`gymnasium.Env.step`."""
+        self._check_open()
+        self._check_started()
+        if self.rollout.finished[0]:
+            raise ResetNeededError("the episode is over; call reset before the next step")
+        actions = self.rollout.check_actions(action, batched=False)
+        outcome = self.rollout.step(actions, [0])
+        return self._observe(), float(outcome.rewards[0]), bool(outcome.finished[0]), False, outcome.info(0)
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The sample that the model now expects, uint8, shape ``(H, W, 3)``; None without a render mode."""
+        if self.render_mode is None:
+            gymnasium.logger.warn("render was called without a render mode; make the environment with 'rgb_array'")
+            return None
+        self._check_open()
+        self._check_started()
+        return self.rollout.frames()[0]
+
+    def close(self) -> None:
+        """End the use of the environment; the model stays loaded for others."""
+        self._closed = True
+
+    def _observe(self) -> Observation:
+        return {key: value[0] for key, value in self.rollout.observe().items()}
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedEnvironmentError("the environment is closed; make a new one")
+
+    def _check_started(self) -> None:
+        if not self.rollout.started[0]:
+            raise ResetNeededError("no episode has been started; call reset first")
+
+
+def check_render_mode(render_mode: str | None) -> str | None:
+    """The render mode, or an OptionError if it is neither None nor ``"rgb_array"``."""
+    if render_mode not in (None, "rgb_array"):
+        raise OptionError(f"render_mode is {render_mode!r}, expected None or 'rgb_array'")
+    return render_mode

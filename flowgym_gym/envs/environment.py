@@ -1,0 +1,372 @@
+"""The torch-native batched environment: a base model, a reward, a time grid, and the transitions between its times."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowgym_gym.dynamics import Transitions, default_action_scale
+from flowgym_gym.errors import ModelError, OptionError, RewardError, UnknownOptionError, did_you_mean
+from flowgym_gym.models.base import BaseModel
+from flowgym_gym.models.loading import load_base_model, load_reward
+from flowgym_gym.registry import base_model_registry
+from flowgym_gym.rewards import Reward
+from flowgym_gym.types import D, FlowTensor
+
+Policy = Callable[..., Any]
+
+# Nats that a uniformly random agent spends in an episode on average at the default action scale: a tenth of the default
+# reward scale of the Gymnasium environments, 100.
+RANDOM_AGENT_COST = 10.0
+
+
+@dataclass
+class Sample(Generic[D]):
+    """Trajectories of a batch.
+
+    Attributes:
+        sample: Finished samples, batch first; images are ``(n, 3, H, W)`` in [0, 1].
+        latents: Final states, shape ``(n, *)``.
+        trajectory: States at every visited time, ``steps + 1`` batches of shape ``(n, *)``.
+        control_costs: Cost of each step in nats, shape ``(steps, n)``.
+        rewards: Unscaled terminal rewards, shape ``(n,)``.
+        valids: Whether each sample is valid, bool, shape ``(n,)``.
+        kwargs: The keyword arguments of the episodes, such as ``prompt``.
+    """
+
+    sample: D
+    latents: D
+    trajectory: list[D]
+    control_costs: Tensor
+    rewards: Tensor
+    valids: Tensor
+    kwargs: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def to(self, device: torch.device | str) -> Sample[D]:
+        """The same trajectories on another device."""
+        return replace(
+            self,
+            sample=self.sample.to(device),
+            latents=self.latents.to(device),
+            trajectory=[x.to(device) for x in self.trajectory],
+            control_costs=self.control_costs.to(device),
+            rewards=self.rewards.to(device),
+            valids=self.valids.to(device),
+            kwargs={k: v.to(device) if isinstance(v, Tensor | FlowTensor) else v for k, v in self.kwargs.items()},
+        )
+
+
+class Environment(Generic[D]):
+    """A base model whose denoising steps can be corrected, and a reward for what comes out.
+
+    Args:
+        base_model: The model that is steered.
+        reward: Scores the finished samples.
+        discretization_steps: Number of transitions of an episode.
+        reward_scale: Weight of the terminal reward.
+        control_cost_weight: Weight of the control costs.
+        action_scale: The correction is ``action_scale * action``. None takes the scale at which uniformly random actions
+            in [-1, 1] cost 10 nats over an episode on average (:func:`flowgym_gym.dynamics.default_action_scale`).
+        sampler: ``"ddim"`` or ``"euler"``.
+        noise_level: 0 (deterministic) to 1 (memoryless).
+        spacing: Which time steps are visited; by default as the checkpoint's own scheduler says.
+
+    Raises:
+        OptionError: If an argument is out of range.
+    """
+
+    action_type: ClassVar[str]
+
+    def __init__(
+        self,
+        base_model: BaseModel[D],
+        reward: Reward[D],
+        discretization_steps: int = 50,
+        reward_scale: float = 1.0,
+        *,
+        control_cost_weight: float = 1.0,
+        action_scale: float | None = 1.0,
+        sampler: str = "ddim",
+        noise_level: float = 1.0,
+        spacing: str | None = None,
+    ) -> None:
+        check_number("reward_scale", reward_scale)
+        check_number("control_cost_weight", control_cost_weight, minimum=0)
+        if action_scale is not None:
+            check_number("action_scale", action_scale, minimum=0)
+        self.base_model = base_model
+        self.reward = reward
+        self.reward_scale = float(reward_scale)
+        self.control_cost_weight = float(control_cost_weight)
+        self.sampler = sampler
+        self.noise_level = noise_level
+        self._action_scale = action_scale
+        with seeded(0), torch.no_grad():
+            probe, _ = base_model.sample_p0(1)
+        self.state_shape: tuple[int, ...] = tuple(probe.data.shape[1:])
+        self.set_time_grid(discretization_steps, spacing)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.base_model.device
+
+    @property
+    def discretization_steps(self) -> int:
+        """Number of transitions of an episode."""
+        return self.grid.steps
+
+    def set_time_grid(self, steps: int, spacing: str | None = None) -> None:
+        """Take another time grid from the next episode on.
+
+        Args:
+            steps: Number of transitions.
+            spacing: Which time steps are visited; None for the checkpoint's own way.
+
+        Raises:
+            OptionError: If the model's schedule has no such grid.
+        """
+        grid = self.base_model.scheduler.time_grid(steps, spacing)
+        self.transitions = Transitions.build(
+            grid, self.base_model.output_type, self.action_type, self.sampler, self.noise_level, self.device
+        )
+        self.grid = grid
+        self.times = grid.times.to(self.device, torch.float32)
+        self.action_scale = (
+            default_action_scale(self.transitions, math.prod(self.state_shape), RANDOM_AGENT_COST)
+            if self._action_scale is None
+            else float(self._action_scale)
+        )
+
+    def start(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+        """Initial states, shape ``(n, *)``, and the keyword arguments for the model, from torch's global generator."""
+        x, kwargs = self.base_model.sample_p0(n, **kwargs)
+        return self.base_model.preprocess(x, **kwargs)
+
+    def predict(self, x: D, index: Tensor, **kwargs: Any) -> Tensor:
+        """The network's output.
+
+        Args:
+            x: States, shape ``(n, *)``.
+            index: Which visited time each state is at, int64, shape ``(n,)``.
+            **kwargs: What :meth:`start` returned.
+
+        Raises:
+            ModelError: If the output has another shape than ``x``.
+        """
+        output = self.base_model(x, self.times[index], **kwargs).data
+        if output.shape != x.data.shape:
+            raise ModelError(
+                f"{type(self.base_model).__name__}.forward returned shape {tuple(output.shape)}, "
+                f"expected that of the states, {tuple(x.data.shape)}"
+            )
+        return output
+
+    def advance(
+        self, x: Tensor, output: Tensor, action: Tensor, noise: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One transition of every state.
+
+        Args:
+            x: States, shape ``(n, *)``.
+            output: The network's output there, same shape.
+            action: Correction in units of ``action_scale``, same shape.
+            noise: Standard normal, same shape.
+            index: Which visited time each state is at, int64, shape ``(n,)``.
+
+        Returns:
+            The next states, shape ``(n, *)``, and control costs in nats, shape ``(n,)``.
+        """
+        return self.transitions.at(index, x.ndim).step(x, output, self.action_scale * action, noise)
+
+    def expected_endpoint(self, x: Tensor, output: Tensor, index: Tensor) -> Tensor:
+        """The final state that the model expects from states ``x``, shape ``(n, *)``."""
+        return self.transitions.at(index, x.ndim).endpoint(x, output)
+
+    def score(self, x: D, **kwargs: Any) -> tuple[D, Tensor, Tensor]:
+        """Finish states and score them.
+
+        Returns:
+            Samples, unscaled rewards ``(n,)`` and validity ``(n,)``.
+
+        Raises:
+            RewardError: If the reward function fails; the cause is attached.
+        """
+        sample = self.base_model.postprocess(x)
+        try:
+            rewards, valids = self.reward(sample, **kwargs)
+        except RewardError:
+            raise
+        except Exception as error:
+            raise RewardError(f"{type(self.reward).__name__} raised {type(error).__name__}: {error}") from error
+        return sample, rewards, valids
+
+    @torch.no_grad()
+    def sample(self, n: int, policy: Policy | None = None, **kwargs: Any) -> Sample[D]:
+        """Roll out ``n`` whole trajectories.
+
+        Args:
+            n: Number of trajectories.
+            policy: Called as ``policy(x, t, **kwargs)`` with states ``(n, *)`` and times ``(n,)``; returns the action,
+                a ``FlowTensor`` or tensor like ``x``. None for no correction.
+            **kwargs: Passed to the model's ``sample_p0``, such as ``prompt``.
+
+        Raises:
+            OptionError: If ``n`` is not a positive whole number.
+        """
+        if not isinstance(n, int) or n < 1:
+            raise OptionError(f"n is {n!r}, expected a whole number, at least 1")
+        x, kwargs = self.start(n, **kwargs)
+        trajectory, costs = [x], []
+        for i in range(self.discretization_steps):
+            index = torch.full((n,), i, device=self.device)
+            action = x.data.new_zeros(()) if policy is None else policy(x, self.times[index], **kwargs)
+            action = action.data if isinstance(action, FlowTensor) else action
+            output = self.predict(x, index, **kwargs)
+            following, cost = self.advance(x.data, output, action.expand_as(x.data), torch.randn_like(x.data), index)
+            x = type(x)(following)
+            trajectory.append(x)
+            costs.append(cost)
+        sample, rewards, valids = self.score(x, **kwargs)
+        return Sample(sample, x, trajectory, torch.stack(costs), rewards, valids, kwargs)
+
+
+class VelocityEnvironment(Environment[D]):
+    """Actions are corrections of the predicted velocity; see :class:`Environment`."""
+
+    action_type = "velocity"
+
+
+class NoiseEnvironment(Environment[D]):
+    """Actions are corrections of the predicted noise; see :class:`Environment`."""
+
+    action_type = "noise"
+
+
+ENVIRONMENTS: dict[str, type[Environment[Any]]] = {"velocity": VelocityEnvironment, "noise": NoiseEnvironment}
+
+
+def make(
+    base_model: str,
+    reward: str,
+    discretization_steps: int = 50,
+    reward_scale: float = 1.0,
+    device: torch.device | str | None = None,
+    base_model_kwargs: dict[str, Any] | None = None,
+    reward_kwargs: dict[str, Any] | None = None,
+    *,
+    action_type: str = "velocity",
+    dtype: str = "float32",
+    **options: Any,
+) -> Environment[Any]:
+    """Make the torch-native environment of a registered base model and a registered reward.
+
+    Args:
+        base_model: Id, such as ``"images/stable_diffusion"``.
+        reward: Id, such as ``"images/red"``; of the same domain.
+        discretization_steps: Number of transitions of an episode.
+        reward_scale: Weight of the terminal reward.
+        device: Where the model runs.
+        base_model_kwargs: Arguments of the base model.
+        reward_kwargs: Arguments of the reward.
+        action_type: ``"velocity"`` or ``"noise"``: what an action corrects.
+        dtype: Number format of the network.
+        **options: Further arguments of :class:`Environment`, or of the base model.
+
+    Returns:
+        A :class:`VelocityEnvironment` or :class:`NoiseEnvironment`.
+
+    Raises:
+        UnknownIdError: If an id is not registered.
+        UnknownOptionError: If an option does not exist.
+        OptionError: If the domains differ or an option is out of range.
+
+    >>> import flowgym_gym
+    >>> env = flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=4)
+    >>> env.sample(2).rewards.shape
+    torch.Size([2])
+    """
+    model_entry = base_model_registry.get(base_model)
+    domains = [id.partition("/")[0] for id in (base_model, reward)]
+    if domains[0] != domains[1]:
+        raise OptionError(
+            f"base model {base_model!r} makes {domains[0]!r}, but reward {reward!r} scores {domains[1]!r}; "
+            "both ids must start with the same domain"
+        )
+    if action_type not in ENVIRONMENTS:
+        raise OptionError(f"action_type is {action_type!r}, expected one of {tuple(ENVIRONMENTS)}")
+    model_kwargs = dict(base_model_kwargs or {})
+    env_names = {p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")}
+    model_names = model_entry.options()
+    env_options = {}
+    for name, value in options.items():
+        if name in env_names:
+            env_options[name] = value
+        elif model_names is None or name in model_names:
+            model_kwargs[name] = value
+        else:
+            known = {*env_names, *model_names}
+            raise UnknownOptionError(
+                f"there is no option {name!r}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
+            )
+    return ENVIRONMENTS[action_type](
+        load_base_model(base_model, device, dtype, **model_kwargs),
+        load_reward(reward, **(reward_kwargs or {})),
+        discretization_steps,
+        reward_scale,
+        **env_options,
+    )
+
+
+def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
+    """Raise an OptionError unless ``value`` is a finite number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not minimum <= value < math.inf:
+        at_least = "" if minimum == -math.inf else f", at least {minimum}"
+        raise OptionError(f"{name} is {value!r}, expected a finite number{at_least}")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python inside, and restore them afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def merge_kwargs(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the keyword arguments of single samples into those of a batch."""
+    return {key: _merge([item[key] for item in items]) for key in items[0]}
+
+
+def _merge(values: list[Any]) -> Any:
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(values) if first.ndim else first
+    if isinstance(first, FlowTensor):
+        return type(first).collate(values)
+    if isinstance(first, list):
+        return [entry for value in values for entry in value]
+    if isinstance(first, dict):
+        return merge_kwargs(values)
+    return first

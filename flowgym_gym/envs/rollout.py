@@ -1,0 +1,303 @@
+"""Episodes of ``n`` sub-environments that may be at different times: the state behind both Gymnasium interfaces.
+
+Randomness: each sub-environment has one CPU generator. It gives the seed of an episode's initial noise and prompt, and the
+noise of every step, so a seed means the same episode on every device, in every batch, alone or vectorised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from flowgym_gym.envs.environment import Environment, make, merge_kwargs, seeded
+from flowgym_gym.errors import ActionError, ModelError, OptionError
+from flowgym_gym.types import FlowTensor
+
+Observation = dict[str, np.ndarray]
+
+DEFAULTS: dict[str, Any] = {
+    "base_model": "images/stable_diffusion",
+    "reward": "images/red",
+    "discretization_steps": 50,
+    "action_scale": None,
+    "reward_scale": 100.0,
+}
+
+
+@dataclass
+class Outcome:
+    """What a step did to each sub-environment; arrays of shape ``(n,)``, meaningless where it took no step.
+
+    Attributes:
+        costs: Control cost in nats, float64.
+        finished: Whether the episode ended.
+        terminal_rewards: Unscaled reward of the finished sample, float64; 0 before the end.
+        valids: Whether the finished sample is valid.
+        rewards: What the agent is paid, float64.
+    """
+
+    costs: np.ndarray
+    finished: np.ndarray
+    terminal_rewards: np.ndarray
+    valids: np.ndarray
+    rewards: np.ndarray
+
+    @classmethod
+    def zeros(cls, n: int) -> Outcome:
+        """An outcome in which nothing has happened yet."""
+        return cls(*(np.zeros(n, dtype=dtype) for dtype in (float, bool, float, bool, float)))
+
+    def info(self, i: int) -> dict[str, Any]:
+        """The ``info`` of a sub-environment that took the step."""
+        info: dict[str, Any] = {"control_cost": float(self.costs[i])}
+        if self.finished[i]:
+            info["terminal_reward"] = float(self.terminal_rewards[i])
+            info["valid"] = bool(self.valids[i])
+        return info
+
+
+class Rollout:
+    """The running episodes of an environment.
+
+    Args:
+        environment: The torch environment that makes the transitions.
+        num_envs: Number of sub-environments.
+    """
+
+    def __init__(self, environment: Environment[Any], num_envs: int = 1) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise OptionError(f"num_envs is {num_envs!r}, expected a whole number, at least 1")
+        self.environment = environment
+        self.num_envs = int(num_envs)
+        self.generators = [torch.Generator() for _ in range(self.num_envs)]
+        shape = (self.num_envs, *environment.state_shape)
+        self.latents = torch.zeros(shape, device=environment.device)
+        self.index = np.zeros(self.num_envs, dtype=np.int64)
+        self.started = np.zeros(self.num_envs, dtype=np.bool_)
+        self.seeded = np.zeros(self.num_envs, dtype=np.bool_)
+        self._kwargs: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self._merged: dict[str, Any] | None = None
+        self._output: torch.Tensor | None = None
+        self._noise = torch.zeros(shape)
+        prompts = environment.base_model.prompts
+        self._embeddings: np.ndarray | None = None
+        if prompts is not None and len(prompts) > 1:
+            features = environment.base_model.embed_prompts(prompts[:1]).shape[1]
+            self._embeddings = np.zeros((self.num_envs, features), dtype=np.float32)
+
+    @classmethod
+    def make(cls, num_envs: int = 1, **options: Any) -> Rollout:
+        """Episodes of the environment that :func:`flowgym_gym.make` makes, with the Gymnasium ids' defaults."""
+        return cls(make(**{**DEFAULTS, **options}), num_envs)
+
+    @property
+    def observation_space(self) -> gymnasium.spaces.Dict:
+        """Space of one sub-environment's observation: ``latent``, ``time``, and ``prompt`` where there are several."""
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            "latent": gymnasium.spaces.Box(-np.inf, np.inf, self.environment.state_shape, np.float32),
+            "time": gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32),
+        }
+        if self._embeddings is not None:
+            spaces["prompt"] = gymnasium.spaces.Box(-np.inf, np.inf, self._embeddings.shape[1:], np.float32)
+        return gymnasium.spaces.Dict(spaces)
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """Space of one sub-environment's action."""
+        return gymnasium.spaces.Box(-1.0, 1.0, self.environment.state_shape, np.float32)
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Which sub-environments are at the end of their episode, bool, shape ``(n,)``."""
+        return self.index == self.environment.discretization_steps
+
+    def seed(self, indices: Sequence[int], seeds: Sequence[int | None]) -> None:
+        """Seed the generators of some sub-environments; None leaves one as it is."""
+        for i, seed in zip(indices, seeds, strict=True):
+            if seed is not None:
+                self.generators[i].manual_seed(int(seed))
+                self.seeded[i] = True
+
+    def set_time_grid(self, steps: int, spacing: str | None = None) -> None:
+        """Take another time grid; every episode must be reset before its next step."""
+        self.environment.set_time_grid(steps, spacing)
+        self.index[:] = 0
+        self.started[:] = False
+        self._output = None
+
+    @torch.inference_mode()
+    def reset(self, indices: Sequence[int], options: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Start a new episode in some sub-environments.
+
+        Args:
+            indices: Which ones.
+            options: ``{"prompt": ...}`` fixes the prompt of these episodes.
+
+        Returns:
+            The ``info`` of each, with its ``prompt`` if the model has one.
+
+        Raises:
+            OptionError: If ``options`` has another key.
+        """
+        options = dict(options or {})
+        unknown = sorted(set(options) - {"prompt"})
+        if unknown:
+            raise OptionError(f"reset options {unknown} are not known, expected 'prompt' or none")
+        states, all_kwargs = [], []
+        for i in indices:
+            seed = int(torch.randint(2**62, (), generator=self.generators[i]))
+            with seeded(seed):
+                x, kwargs = self.environment.start(1, **options)
+            states.append(x.data.to(torch.float32))
+            all_kwargs.append(kwargs)
+        infos: list[dict[str, Any]] = []
+        where = list(indices)
+        self.latents = _replaced(self.latents, where, torch.cat(states))
+        self.index[where] = 0
+        self.started[where] = True
+        self._merged = self._output = None
+        for i, kwargs in zip(indices, all_kwargs, strict=True):
+            self._kwargs[i] = kwargs
+            prompt = kwargs.get("prompt")
+            infos.append({"prompt": prompt[0]} if isinstance(prompt, list) else {})
+            if self._embeddings is not None and prompt is not None:
+                self._embeddings[i] = self.environment.base_model.embed_prompts(prompt)[0].cpu().numpy()
+        return infos
+
+    @torch.inference_mode()
+    def step(self, actions: np.ndarray, indices: Sequence[int]) -> Outcome:
+        """Take a step in some sub-environments, with one call of the network for all of them.
+
+        Args:
+            actions: From :meth:`check_actions`, shape ``(n, *)``; only the rows in ``indices`` are read.
+            indices: Which sub-environments take the step.
+
+        Raises:
+            ModelError: If the model returns NaN or infinity. Nothing has changed then.
+        """
+        environment, where = self.environment, list(indices)
+        everyone = len(where) == self.num_envs
+        for i in where:
+            self._noise[i].normal_(generator=self.generators[i])
+        x = self.latents if everyone else self.latents[where]
+        noise = (self._noise if everyone else self._noise[where]).to(x.device)
+        action = torch.from_numpy(actions if everyone else actions[where]).to(x.device)
+        index = torch.from_numpy(self.index[where]).to(x.device)
+        kwargs = self._batch_kwargs(where)
+        output = self._predict(x, index, kwargs, where)
+        following, costs = environment.advance(x, output, action, noise, index)
+        self._check_finite(following, where)
+
+        self.latents = following if everyone else _replaced(self.latents, where, following)
+        self._output = None
+        self.index[where] += 1
+
+        outcome = Outcome.zeros(self.num_envs)
+        outcome.costs[where] = costs.double().cpu().numpy()
+        outcome.rewards[where] = -environment.control_cost_weight * outcome.costs[where]
+        ended = [i for i in where if self.index[i] == environment.discretization_steps]
+        if ended:
+            outcome.finished[ended] = True
+            _, rewards, valids = environment.score(FlowTensor(self.latents[ended]), **self._batch_kwargs(ended))
+            outcome.terminal_rewards[ended] = rewards.double().cpu().numpy()
+            outcome.valids[ended] = valids.cpu().numpy()
+            outcome.rewards[ended] += environment.reward_scale * outcome.terminal_rewards[ended]
+        return outcome
+
+    def observe(self) -> Observation:
+        """Observations of all sub-environments, batch first; the arrays are new."""
+        times = self.environment.grid.times.numpy()
+        observation = {
+            "latent": np.array(self.latents.cpu().numpy(), dtype=np.float32),
+            "time": times[self.index].astype(np.float32)[:, None],
+        }
+        if self._embeddings is not None:
+            observation["prompt"] = self._embeddings.copy()
+        return observation
+
+    @torch.inference_mode()
+    def frames(self) -> list[np.ndarray]:
+        """The sample that the model now expects in each sub-environment, uint8, shape ``(H, W, 3)``.
+
+        The network's output is kept for the next step, so that rendering costs no second call.
+        """
+        finished = self.finished
+        states = self.latents.clone()
+        running = [i for i in range(self.num_envs) if not finished[i]]
+        if running:
+            index = torch.from_numpy(self.index[running]).to(states.device)
+            output = self._predict(states[running], index, self._batch_kwargs(running), running)
+            if self._output is None:
+                self._output = torch.zeros_like(self.latents)
+            self._output[running] = output
+            states[running] = self.environment.expected_endpoint(states[running], output, index)
+        samples = self.environment.base_model.postprocess(FlowTensor(states)).data
+        if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+            raise ModelError(
+                f"samples of shape {tuple(samples.shape[1:])} cannot be shown as pictures; render needs (3, H, W)"
+            )
+        pictures = (samples.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        return list(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).cpu().numpy()))
+
+    def check_actions(self, actions: Any, batched: bool = True) -> np.ndarray:
+        """Actions as a float32 array of shape ``(n, *)``; without the batch dimension if not ``batched``.
+
+        Raises:
+            ActionError: If they are not numbers, have another shape, or hold NaN or infinity.
+        """
+        shape = (self.num_envs, *self.environment.state_shape)[0 if batched else 1 :]
+        try:
+            array = np.asarray(actions)
+        except ValueError as error:
+            raise ActionError(f"action is a ragged {type(actions).__name__}, expected shape {shape}") from error
+        if array.dtype.kind not in "fiu":
+            raise ActionError(f"action has dtype {array.dtype}, expected float32")
+        if array.shape != shape:
+            raise ActionError(f"action has shape {array.shape}, expected {shape}")
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            at = tuple(int(i) for i in bad[0])
+            where = f" of sub-environment {at[0]}" if batched else ""
+            raise ActionError(
+                f"action{where} is {array[at]} at index {at}, expected finite numbers; "
+                "an agent that returns NaN has usually diverged (lower its learning rate)"
+            )
+        clipped = np.clip(array, -1, 1).astype(np.float32, copy=False)
+        return clipped if batched else clipped[None]
+
+    def _predict(
+        self, x: torch.Tensor, index: torch.Tensor, kwargs: dict[str, Any], where: list[int]
+    ) -> torch.Tensor:
+        if self._output is not None:
+            return self._output[where]
+        return self.environment.predict(FlowTensor(x), index, **kwargs)
+
+    def _batch_kwargs(self, where: list[int]) -> dict[str, Any]:
+        if len(where) < self.num_envs:
+            return merge_kwargs([self._kwargs[i] for i in where])
+        if self._merged is None:
+            self._merged = merge_kwargs(self._kwargs)
+        return self._merged
+
+    def _check_finite(self, x: torch.Tensor, where: list[int]) -> None:
+        if torch.isfinite(x.sum()):
+            return
+        bad = [i for i, state in zip(where, x, strict=True) if not torch.isfinite(state).all()]
+        if bad:
+            name = type(self.environment.base_model).__name__
+            raise ModelError(
+                f"{name} returned NaN or infinity in sub-environment {bad[0]} at step {self.index[bad[0]]}; "
+                "reset to go on (a float16 network often overflows: try dtype='float32')"
+            )
+
+
+def _replaced(batch: torch.Tensor, where: list[int], rows: torch.Tensor) -> torch.Tensor:
+    """A copy of ``batch`` with other rows, so that what was handed out before stays as it was."""
+    batch = batch.clone()
+    batch[where] = rows.to(batch.device)
+    return batch

@@ -1,0 +1,193 @@
+"""``DenoisingVectorEnv``: many denoising episodes with one network call per step, as a Gymnasium vector environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
+from flowgym_gym.envs.rollout import Observation, Outcome, Rollout
+from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
+
+
+class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
+    """:class:`DenoisingEnv` for ``num_envs`` sub-environments: one batched call of the network for all of them.
+
+    It equals ``SyncVectorEnv`` over the single environment: the same observations (to the rounding of a batched network
+    call), rewards, terminations and infos, in every autoreset mode.
+
+    Args:
+        num_envs: Number of sub-environments.
+        autoreset_mode: ``AutoresetMode.NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``, or its value (``"NextStep"``,
+            ``"SameStep"``, ``"Disabled"``).
+        render_mode: None or ``"rgb_array"``.
+        **options: The arguments of :class:`DenoisingEnv`.
+
+    >>> import gymnasium, flowgym_gym
+    >>> envs = gymnasium.make_vec("flowgym/StableDiffusion-Red-v0", num_envs=3, discretization_steps=4)
+    >>> observations, infos = envs.reset(seed=0)
+    >>> observations["latent"].shape
+    (3, 4, 8, 8)
+    """
+
+    metadata: dict[str, Any] = DenoisingEnv.metadata
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError as error:
+            raise OptionError(
+                f"autoreset_mode is {autoreset_mode!r}, expected one of {[mode.value for mode in AutoresetMode]}"
+            ) from error
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = check_render_mode(render_mode)
+        self.rollout = Rollout.make(num_envs, **options)
+        self.num_envs = self.rollout.num_envs
+        self.single_observation_space = self.rollout.observation_space
+        self.single_action_space = self.rollout.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._needs_reset = np.zeros(self.num_envs, dtype=np.bool_)
+
+    @property
+    def reward_scale(self) -> float:
+        """Weight of the terminal reward."""
+        return self.rollout.environment.reward_scale
+
+    @property
+    def action_scale(self) -> float:
+        """Size of the correction that an action of 1 makes."""
+        return self.rollout.environment.action_scale
+
+    @property
+    def discretization_steps(self) -> int:
+        """Number of steps of an episode."""
+        return self.rollout.environment.discretization_steps
+
+    def set_time_grid(self, steps: int, spacing: str | None = None) -> None:
+        """Take another time grid; the next call must be ``reset``."""
+        self.rollout.set_time_grid(steps, spacing)
+
+    def reset(  # type: ignore[override]
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start episodes from fresh noise.
+
+        Args:
+            seed: An integer gives ``seed + i`` to sub-environment ``i``; a list gives each its own; None goes on with the
+                present random state.
+            options: ``{"reset_mask": mask}``, a bool array of shape ``(num_envs,)``, resets only some;
+                ``{"prompt": ...}`` fixes the prompt.
+
+        Raises:
+            OptionError: If the number of seeds or the mask does not fit.
+        """
+        self._check_open()
+        options = dict(options or {})
+        mask = self._reset_mask(options.pop("reset_mask", None))
+        seeds = self._seeds(seed)
+        super().reset(seed=seeds[0])
+        for i in np.flatnonzero(mask & ~self.rollout.seeded):
+            if seeds[i] is None:
+                seeds[i] = int(self.np_random.integers(2**62))
+        indices = np.flatnonzero(mask).tolist()
+        self.rollout.seed(indices, [seeds[i] for i in indices])
+        infos: dict[str, Any] = {}
+        for i, info in zip(indices, self.rollout.reset(indices, options), strict=True):
+            infos = self._add_info(infos, info, i)
+        self._needs_reset[mask] = False
+        return self.rollout.observe(), infos
+
+    def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Take one denoising step in every sub-environment, or reset it, as the autoreset mode says.
+
+        Args:
+            actions: Shape ``(num_envs, C, H, W)``. In NEXT_STEP mode those of ended episodes are not used.
+
+        Returns:
+            Observations, rewards ``(num_envs,)`` float64, terminations and truncations ``(num_envs,)`` bool, and infos.
+        """
+        self._check_open()
+        if not self.rollout.started.all():
+            raise ResetNeededError(f"{self._first(~self.rollout.started)} has no episode; call reset first")
+        resetting = self._needs_reset.copy()
+        if self.autoreset_mode is AutoresetMode.DISABLED and resetting.any():
+            raise ResetNeededError(
+                f"the episode of {self._first(resetting)} is over; call reset(options={{'reset_mask': mask}})"
+            )
+        actions = self.rollout.check_actions(actions)
+        stepping = np.flatnonzero(~resetting).tolist()
+        outcome = self.rollout.step(actions, stepping) if stepping else Outcome.zeros(self.num_envs)
+        infos: dict[str, Any] = {}
+        if resetting.any():
+            infos = self._reset_some(np.flatnonzero(resetting).tolist(), infos)
+        ended = np.flatnonzero(outcome.finished).tolist()
+        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP and ended
+        if same_step:
+            final = self.rollout.observe()
+            for i in ended:
+                observation = {key: value[i].copy() for key, value in final.items()}
+                infos = self._add_info(infos, {"final_obs": observation, "final_info": outcome.info(i)}, i)
+            infos = self._reset_some(ended, infos)
+        for i in stepping:
+            if not (same_step and outcome.finished[i]):
+                infos = self._add_info(infos, outcome.info(i), i)
+        self._needs_reset = outcome.finished & (self.autoreset_mode is not AutoresetMode.SAME_STEP)
+        truncations = np.zeros(self.num_envs, dtype=np.bool_)
+        return self.rollout.observe(), outcome.rewards, outcome.finished, truncations, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+        """The sample that each sub-environment's model now expects, uint8, shape ``(H, W, 3)`` each."""
+        if self.render_mode is None:
+            gymnasium.logger.warn("render was called without a render mode; make the environment with 'rgb_array'")
+            return None
+        self._check_open()
+        if not self.rollout.started.all():
+            raise ResetNeededError(f"{self._first(~self.rollout.started)} has no episode; call reset first")
+        return tuple(self.rollout.frames())
+
+    def _reset_some(self, indices: list[int], infos: dict[str, Any]) -> dict[str, Any]:
+        for i, info in zip(indices, self.rollout.reset(indices), strict=True):
+            infos = self._add_info(infos, info, i)
+        return infos
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + i for i in range(self.num_envs)]
+        seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise OptionError(f"seed is a list of {len(seeds)}, expected one for each of {self.num_envs} environments")
+        return seeds
+
+    def _reset_mask(self, mask: object) -> np.ndarray:
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise OptionError(f"reset_mask is {mask!r}, expected a bool array of shape ({self.num_envs},)")
+        if not mask.any():
+            raise OptionError("reset_mask selects no sub-environment, expected at least one True")
+        return mask
+
+    def _first(self, mask: np.ndarray) -> str:
+        return f"sub-environment {int(np.flatnonzero(mask)[0])}"
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("the environment is closed; make a new one")

@@ -1,0 +1,61 @@
+"""The errors that this package raises for input it cannot use.
+
+Each also derives from the standard error of its kind, so ``except ValueError`` and Gymnasium's own error classes
+work as everywhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import gymnasium
+
+
+class FlowGymError(Exception):
+    """Base class of every error of this package."""
+
+
+class OptionError(FlowGymError, ValueError):
+    """A constructor or command-line option has a value that cannot be used."""
+
+
+class UnknownOptionError(FlowGymError, TypeError):
+    """An option with this name does not exist."""
+
+
+class UnknownIdError(FlowGymError, KeyError):
+    """No base model or reward is registered under this id."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class CheckpointError(FlowGymError, OSError):
+    """A checkpoint is missing, damaged, or of a kind that cannot be opened."""
+
+
+class ActionError(FlowGymError, ValueError):
+    """An action has the wrong shape or type, or holds NaN or infinity."""
+
+
+class ModelError(FlowGymError, RuntimeError):
+    """A base model returned something of the wrong shape, or NaN."""
+
+
+class RewardError(FlowGymError, RuntimeError):
+    """A reward function returned something of the wrong shape, or NaN."""
+
+
+class ResetNeededError(FlowGymError, gymnasium.error.ResetNeeded):
+    """``step`` or ``render`` was called before ``reset``, or after the end of an episode."""
+
+
+class ClosedEnvironmentError(FlowGymError, gymnasium.error.ClosedEnvironmentError):
+    """The environment has been closed."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The choice that is spelled most like ``word``, as the end of an error message, or an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

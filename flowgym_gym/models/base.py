@@ -1,0 +1,132 @@
+"""What an environment needs to know of a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowgym_gym.dynamics import OUTPUTS, Schedule
+from flowgym_gym.errors import OptionError
+from flowgym_gym.schedulers import Scheduler
+from flowgym_gym.types import D, append_dims
+
+OutputType = Literal["epsilon", "velocity", "endpoint", "score", "v_prediction"]
+
+
+class BaseModel(ABC, nn.Module, Generic[D]):
+    """A pre-trained model, its schedule, and the way from noise to a finished sample.
+
+    A subclass sets ``output_type`` and defines ``scheduler``, ``sample_p0`` and ``forward``; models with a latent space
+    or a prompt also define ``preprocess`` and ``postprocess``.
+
+    Args:
+        device: Where the model lies.
+
+    Attributes:
+        output_type: What ``forward`` predicts: ``"epsilon"`` (the noise), ``"velocity"``, ``"endpoint"`` (the
+            sample), ``"score"``, or diffusers' ``"v_prediction"``.
+        prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
+            observations hold the prompt's embedding.
+    """
+
+    output_type: OutputType
+    prompts: list[str] | None = None
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.device = torch.device("cpu" if device is None else device)
+
+    @property
+    @abstractmethod
+    def scheduler(self) -> Scheduler[D]:
+        """The schedule that the model was trained on."""
+
+    @abstractmethod
+    def sample_p0(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+        """Draw initial noise from torch's global generator, which environments seed and restore around the call.
+
+        Args:
+            n: Number of samples.
+            **kwargs: What the user asked for, such as ``prompt``.
+
+        Returns:
+            The noise, shape ``(n, *)``, and the keyword arguments of the episode: lists and tensors with one entry per
+            sample, such as ``{"prompt": [...]}``.
+        """
+
+    @abstractmethod
+    def forward(self, x: D, t: Tensor, **kwargs: Any) -> D:
+        """Predict what ``output_type`` says.
+
+        Args:
+            x: States, shape ``(n, *)``, float32.
+            t: Times in [0, 1], shape ``(n,)``.
+            **kwargs: What ``preprocess`` returned.
+
+        Returns:
+            The prediction, same shape as ``x``.
+        """
+
+    def preprocess(self, x: D, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+        """Prepare an episode once before its first step, such as encoding the prompt.
+
+        Args:
+            x: Initial noise, shape ``(n, *)``.
+            **kwargs: What ``sample_p0`` returned.
+
+        Returns:
+            The initial states and the keyword arguments that ``forward`` takes, one entry per sample.
+        """
+        return x, kwargs
+
+    def postprocess(self, x: D) -> D:
+        """Turn final states into finished samples, such as decoding a latent.
+
+        Args:
+            x: Final states, shape ``(n, *)``.
+
+        Returns:
+            Samples, batch first; images are ``(n, 3, H, W)`` in [0, 1].
+        """
+        return x
+
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        """One vector per prompt for the observation, shape ``(n, features)``, float32.
+
+        Only called where ``prompts`` holds more than one.
+        """
+        raise OptionError(
+            f"{type(self).__name__} has {len(self.prompts or [])} prompts but does not define embed_prompts; "
+            "define it, or give a single prompt"
+        )
+
+    def train_loss(self, x1: D, xt: D | None = None, t: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Mean squared error of the prediction, per sample.
+
+        Args:
+            x1: Clean samples, shape ``(n, *)``.
+            xt: Their noisy states at ``t``; drawn if left out.
+            t: Times, shape ``(n,)``; uniform if left out.
+            **kwargs: Passed to ``forward``.
+
+        Returns:
+            Losses, shape ``(n,)``.
+        """
+        if t is None:
+            t = torch.rand(len(x1), device=x1.device)
+        if t.shape != (len(x1),):
+            raise ValueError(f"t has shape {tuple(t.shape)}, expected ({len(x1)},)")
+        coefficients = [getattr(self.scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot")]
+        schedule = Schedule(*(append_dims(c, x1.data.ndim) for c in coefficients))
+        if xt is None:
+            x0 = x1.randn_like()
+            xt = schedule.alpha * x1 + schedule.beta * x0
+        # x_1 = p x + q o, solved for the output o; the noise's row where the sample does not depend on it.
+        if self.output_type not in OUTPUTS:
+            raise OptionError(f"output_type is {self.output_type!r}, expected one of {tuple(OUTPUTS)}")
+        (p, q), _ = OUTPUTS[self.output_type](schedule)
+        target = (x1 - p * xt) / q
+        return ((self.forward(xt, t, **kwargs) - target) ** 2).aggregate("mean")

@@ -1,0 +1,139 @@
+"""Base models and rewards by name, as ``"domain/name"``: ``"images/stable_diffusion"``, ``"images/red"``.
+
+>>> from flowgym_gym.registry import Registry
+>>> registry = Registry("fruit")
+>>> @registry.register("trees/apple", colour="green")
+... class Apple:
+...     def __init__(self, colour):
+...         self.colour = colour
+>>> registry.get("trees/apple").instantiate().colour
+'green'
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
+
+from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass
+class RegistryEntry:
+    """A registered class, or the ``"module:Class"`` it is to be imported from, with its default arguments."""
+
+    id: str
+    entry_point: type | str
+    default_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cls(self) -> type:
+        """The registered class; imports its module on first use."""
+        if isinstance(self.entry_point, str):
+            module, _, name = self.entry_point.partition(":")
+            self.entry_point = getattr(importlib.import_module(module), name)
+        assert isinstance(self.entry_point, type)
+        return self.entry_point
+
+    def options(self) -> set[str] | None:
+        """Names of the keyword arguments that the class takes; None if it takes any."""
+        parameters = inspect.signature(self.cls).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return None
+        return {p.name for p in parameters}
+
+    def instantiate(self, **kwargs: Any) -> Any:
+        """Make an instance; ``kwargs`` override the defaults given at registration.
+
+        Raises:
+            UnknownOptionError: If the class has no argument of that name.
+        """
+        options = self.options()
+        for name in kwargs:
+            if options is not None and name not in options:
+                raise UnknownOptionError(
+                    f"{self.id!r} has no option {name!r}{did_you_mean(name, options)} (it has {sorted(options)})"
+                )
+        return self.cls(**{**self.default_kwargs, **kwargs})
+
+
+class Registry:
+    """Maps ids of the form ``"domain/name"`` to classes.
+
+    Args:
+        kind: What is registered, for error messages.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, RegistryEntry] = {}
+
+    @overload
+    def register(self, id: str, entry_point: None = None, **default_kwargs: Any) -> Callable[[C], C]: ...
+
+    @overload
+    def register(self, id: str, entry_point: type | str, **default_kwargs: Any) -> type | str: ...
+
+    def register(self, id: str, entry_point: type | str | None = None, **default_kwargs: Any) -> Any:
+        """Register a class, as a decorator or directly; a string ``"module:Class"`` is imported on first use.
+
+        Args:
+            id: ``"domain/name"``; a base model and a reward go together if their domains are the same.
+            entry_point: The class; left out when used as a decorator.
+            **default_kwargs: Arguments of the class that an id fixes.
+
+        Raises:
+            OptionError: If ``id`` is not of that form.
+        """
+        if not isinstance(id, str) or not all(id.partition("/")):
+            raise OptionError(f"a {self.kind} id reads 'domain/name', such as 'images/my_{self.kind}'; got {id!r}")
+
+        def add(cls: Any) -> Any:
+            old = self._entries.get(id)
+            if old is not None and _name(old.entry_point) != _name(cls):
+                warnings.warn(f"{self.kind} {id!r} is registered again: {_name(cls)} replaces it", stacklevel=3)
+            self._entries[id] = RegistryEntry(id, cls, default_kwargs)
+            return cls
+
+        return add if entry_point is None else add(entry_point)
+
+    def get(self, id: str) -> RegistryEntry:
+        """The entry of an id.
+
+        Raises:
+            UnknownIdError: If nothing is registered under ``id``; the message lists what is.
+        """
+        if id not in self._entries:
+            raise UnknownIdError(
+                f"no {self.kind} is registered as {id!r}{did_you_mean(str(id), self._entries)} "
+                f"(registered: {', '.join(sorted(self._entries))})"
+            )
+        return self._entries[id]
+
+    def list(self) -> list[str]:
+        """All registered ids, sorted."""
+        return sorted(self._entries)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._entries
+
+
+def _name(entry_point: type | str) -> str:
+    if isinstance(entry_point, str):
+        return entry_point
+    return f"{entry_point.__module__}:{entry_point.__qualname__}"
+
+
+base_model_registry = Registry("base_model")
+reward_registry = Registry("reward")
+
+base_model_registry.register(
+    "images/stable_diffusion", "flowgym_gym.models.stable_diffusion:StableDiffusionBaseModel"
+)
+reward_registry.register("images/red", "flowgym_gym.rewards.images:RedReward")

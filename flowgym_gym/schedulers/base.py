@@ -1,0 +1,160 @@
+r"""The schedule of a diffusion or flow model.
+
+Time runs from :math:`t = 0` (noise) to :math:`t = 1` (data):
+
+.. math:: x_t = \alpha_t x_1 + \beta_t \varepsilon, \qquad \varepsilon \sim \mathcal N(0, I).
+
+From the two coefficients and their time derivatives follow
+
+.. math::
+    \kappa_t = \dot\alpha_t / \alpha_t, \qquad
+    \eta_t = \beta_t (\kappa_t \beta_t - \dot\beta_t),
+
+and the memoryless noise :math:`\sigma_t^2 = 2 \eta_t` (Domingo-Enrich et al., Adjoint Matching, ICLR 2025).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, overload
+
+import torch
+from torch import Tensor
+
+from flowgym_gym.time_grid import Grid, check_steps
+from flowgym_gym.types import D, append_dims
+
+if TYPE_CHECKING:
+    from flowgym_gym.schedulers.noise_schedules import NoiseSchedule
+
+
+class Scheduler(ABC, Generic[D]):
+    """Coefficients of the path from noise to data.
+
+    Each coefficient is called with times, ``scheduler.alpha(t)``, and returns a tensor like ``t``; or with a batch
+    first, ``scheduler.alpha(x, t)``, and returns a ``FlowTensor`` that broadcasts over ``x``. A subclass defines
+    ``_alpha`` and ``_alpha_dot``, and ``_beta`` and ``_beta_dot`` unless ``beta = 1 - alpha``.
+    """
+
+    @abstractmethod
+    def _alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _alpha_dot(self, t: Tensor) -> Tensor: ...
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return 1 - self._alpha(t)
+
+    def _beta_dot(self, t: Tensor) -> Tensor:
+        return -self._alpha_dot(t)
+
+    def _kappa(self, t: Tensor) -> Tensor:
+        return self._alpha_dot(t) / self._alpha(t)
+
+    def _eta(self, t: Tensor) -> Tensor:
+        beta = self._beta(t)
+        return beta * (self._kappa(t) * beta - self._beta_dot(t))
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.noise_schedule(t)
+
+    @overload
+    def alpha(self, x: Tensor, t: None = None) -> Tensor: ...
+    @overload
+    def alpha(self, x: D, t: Tensor) -> D: ...
+    def alpha(self, x: D | Tensor, t: Tensor | None = None) -> D | Tensor:
+        r"""Weight of the data, :math:`\alpha_t`; ``t`` of shape ``(n,)`` in [0, 1]."""
+        return self._broadcast(self._alpha, x, t)
+
+    @overload
+    def beta(self, x: Tensor, t: None = None) -> Tensor: ...
+    @overload
+    def beta(self, x: D, t: Tensor) -> D: ...
+    def beta(self, x: D | Tensor, t: Tensor | None = None) -> D | Tensor:
+        r"""Weight of the noise, :math:`\beta_t`."""
+        return self._broadcast(self._beta, x, t)
+
+    @overload
+    def alpha_dot(self, x: Tensor, t: None = None) -> Tensor: ...
+    @overload
+    def alpha_dot(self, x: D, t: Tensor) -> D: ...
+    def alpha_dot(self, x: D | Tensor, t: Tensor | None = None) -> D | Tensor:
+        r"""Time derivative :math:`\dot\alpha_t`."""
+        return self._broadcast(self._alpha_dot, x, t)
+
+    @overload
+    def beta_dot(self, x: Tensor, t: None = None) -> Tensor: ...
+    @overload
+    def beta_dot(self, x: D, t: Tensor) -> D: ...
+    def beta_dot(self, x: D | Tensor, t: Tensor | None = None) -> D | Tensor:
+        r"""Time derivative :math:`\dot\beta_t`."""
+        return self._broadcast(self._beta_dot, x, t)
+
+    @overload
+    def kappa(self, x: Tensor, t: None = None) -> Tensor: ...
+    @overload
+    def kappa(self, x: D, t: Tensor) -> D: ...
+    def kappa(self, x: D | Tensor, t: Tensor | None = None) -> D | Tensor:
+        r""":math:`\kappa_t = \dot\alpha_t / \alpha_t`; infinite where ``alpha`` is 0."""
+        return self._broadcast(self._kappa, x, t)
+
+    @overload
+    def eta(self, x: Tensor, t: None = None) -> Tensor: ...
+    @overload
+    def eta(self, x: D, t: Tensor) -> D: ...
+    def eta(self, x: D | Tensor, t: Tensor | None = None) -> D | Tensor:
+        r""":math:`\eta_t = \beta_t (\kappa_t \beta_t - \dot\beta_t)`."""
+        return self._broadcast(self._eta, x, t)
+
+    @overload
+    def sigma(self, x: Tensor, t: None = None) -> Tensor: ...
+    @overload
+    def sigma(self, x: D, t: Tensor) -> D: ...
+    def sigma(self, x: D | Tensor, t: Tensor | None = None) -> D | Tensor:
+        r"""Diffusion coefficient :math:`\sigma_t` of the noise schedule; memoryless unless another one is set."""
+        return self._broadcast(self._sigma, x, t)
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule:
+        """The diffusion coefficient used by the Euler-Maruyama sampler."""
+        if not hasattr(self, "_noise_schedule"):
+            from flowgym_gym.schedulers.noise_schedules import MemorylessNoiseSchedule
+
+            self._noise_schedule: NoiseSchedule = MemorylessNoiseSchedule(self)
+        return self._noise_schedule
+
+    @noise_schedule.setter
+    def noise_schedule(self, schedule: NoiseSchedule) -> None:
+        self._noise_schedule = schedule
+
+    def model_input(self, t: Tensor) -> Tensor:
+        """What the network takes as time; ``t`` itself unless the network was trained on integer time steps."""
+        return t
+
+    def time_grid(self, steps: int, spacing: str | None = None) -> Grid:
+        """The times that an episode visits, with the schedule's coefficients there.
+
+        Args:
+            steps: Number of transitions, at least 1.
+            spacing: Must be None or ``"linspace"``: continuous time is divided evenly.
+
+        Raises:
+            OptionError: If ``steps`` or ``spacing`` cannot be used.
+        """
+        check_steps(steps, spacing, spacings=("linspace",))
+        times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        return Grid(
+            times=times,
+            timesteps=None,
+            alpha=self._alpha(times),
+            beta=self._beta(times),
+            alpha_dot=self._alpha_dot(times),
+            beta_dot=self._beta_dot(times),
+            sigma=self._sigma(times),
+        )
+
+    @staticmethod
+    def _broadcast(coefficient, x, t):  # type: ignore[no-untyped-def]
+        if t is None:
+            return coefficient(x)
+        return type(x)(append_dims(coefficient(t), x.data.ndim))

@@ -1,0 +1,145 @@
+r"""The discrete schedule of DDPM and Stable Diffusion, read from ``alphas_cumprod``.
+
+With :math:`\bar\alpha` of length :math:`T` and :math:`k(t) = \lfloor T (1 - t) \rfloor` clamped to :math:`[0, T-1]`:
+
+.. math::
+    \alpha = \sqrt{\bar\alpha_k}, \quad \beta = \sqrt{1 - \bar\alpha_k}, \quad
+    \dot{\bar\alpha} = T (\bar\alpha_{k-1} - \bar\alpha_k), \quad
+    \dot\alpha = \frac{\dot{\bar\alpha}}{2 \alpha}, \quad \dot\beta = -\frac{\dot{\bar\alpha}}{2 \beta},
+
+with :math:`\bar\alpha_{-1} = 1`. Time step :math:`k` is visited at time :math:`t = 1 - k / T`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowgym_gym.errors import OptionError
+from flowgym_gym.schedulers.base import Scheduler
+from flowgym_gym.time_grid import SPACINGS, Grid, check_steps, visited_timesteps
+from flowgym_gym.types import FlowTensor
+
+# T (1 - t) is a whole number at every visited time; float32 misses it by less than this for T up to 10,000.
+ROUNDING = 1e-3
+
+
+class DiffusionScheduler(Scheduler[FlowTensor]):
+    """Schedule of a model trained on ``T`` discrete noise levels.
+
+    Args:
+        alphas_cumprod: Share of the signal's variance at each time step, shape ``(T,)``, decreasing, in (0, 1].
+        final_alpha_cumprod: The same where sampling ends; by default ``alphas_cumprod[0]``, as in Stable Diffusion
+            (``set_alpha_to_one=False``); 1 for a noise-free end.
+        spacing: Which time steps a grid visits unless it is told otherwise: ``"leading"``, ``"trailing"`` or
+            ``"linspace"``, as diffusers defines them.
+        steps_offset: Added to each time step of a leading grid.
+
+    Raises:
+        OptionError: If ``alphas_cumprod`` is not a decreasing sequence in (0, 1], or another value is out of range.
+    """
+
+    def __init__(
+        self,
+        alphas_cumprod: Tensor,
+        *,
+        final_alpha_cumprod: float | None = None,
+        spacing: str = "leading",
+        steps_offset: int = 0,
+    ) -> None:
+        abar = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64)
+        if abar.ndim != 1 or len(abar) < 2:
+            raise OptionError(f"alphas_cumprod has shape {tuple(abar.shape)}, expected (T,) with T at least 2")
+        if not bool(((abar > 0) & (abar <= 1)).all() and (abar.diff() < 0).all()):
+            raise OptionError(
+                f"alphas_cumprod must decrease from time step to time step within (0, 1], got values from "
+                f"{abar[0]:.4g} to {abar[-1]:.4g}; it is the cumulative product of 1 - beta, not beta itself"
+            )
+        final = float(abar[0]) if final_alpha_cumprod is None else float(final_alpha_cumprod)
+        if not abar[0] <= final <= 1:
+            raise OptionError(
+                f"final_alpha_cumprod is {final}, expected a value between alphas_cumprod[0] = {abar[0]:.6g} and 1"
+            )
+        if spacing not in SPACINGS:
+            raise OptionError(f"spacing is {spacing!r}, expected one of {SPACINGS}")
+        self.alphas_cumprod = abar
+        self.final_alpha_cumprod = final
+        self.spacing = spacing
+        self.steps_offset = int(steps_offset)
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+        self._abar_dot = len(abar) * (previous - abar)
+
+    @classmethod
+    def from_diffusers(cls, scheduler: Any) -> DiffusionScheduler:
+        """The schedule that DDIM sampling would use with a diffusers scheduler's configuration."""
+        from diffusers import DDIMScheduler
+
+        ddim = DDIMScheduler.from_config(scheduler.config)
+        return cls(
+            ddim.alphas_cumprod,
+            final_alpha_cumprod=float(ddim.final_alpha_cumprod),
+            spacing=ddim.config.timestep_spacing,
+            steps_offset=ddim.config.steps_offset,
+        )
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def index(self, t: Tensor) -> Tensor:
+        """Time step ``k`` that a time belongs to, int64, same shape and device as ``t``."""
+        k = torch.floor(len(self) * (1 - t.to(torch.float64)) + ROUNDING)
+        return k.long().clamp(0, len(self) - 1)
+
+    def model_input(self, t: Tensor) -> Tensor:
+        """The integer time step that the network takes."""
+        return self.index(t)
+
+    def _lookup(self, table: Tensor, t: Tensor) -> Tensor:
+        return table[self.index(t).cpu()].to(t)
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self._lookup(self.alphas_cumprod.sqrt(), t)
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return self._lookup((1 - self.alphas_cumprod).sqrt(), t)
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return self._lookup(self._abar_dot / (2 * self.alphas_cumprod.sqrt()), t)
+
+    def _beta_dot(self, t: Tensor) -> Tensor:
+        return self._lookup(-self._abar_dot / (2 * (1 - self.alphas_cumprod).sqrt()), t)
+
+    def time_grid(self, steps: int, spacing: str | None = None) -> Grid:
+        """The time steps that an episode visits, then the end at ``final_alpha_cumprod``.
+
+        Args:
+            steps: Number of transitions.
+            spacing: ``"leading"``, ``"trailing"`` or ``"linspace"``; by default the scheduler's own.
+
+        Raises:
+            OptionError: If there are more steps than the model was trained on, or the spacing is unknown.
+        """
+        check_steps(steps, spacing, spacings=SPACINGS)
+        size = len(self)
+        k = torch.from_numpy(visited_timesteps(size, steps, spacing or self.spacing, self.steps_offset))
+        final = self.final_alpha_cumprod
+        alpha = torch.cat([self.alphas_cumprod[k].sqrt(), torch.tensor([math.sqrt(final)], dtype=torch.float64)])
+        beta = torch.cat(
+            [(1 - self.alphas_cumprod[k]).sqrt(), torch.tensor([math.sqrt(1 - final)], dtype=torch.float64)]
+        )
+        # The end is never left, so its derivatives are never used.
+        abar_dot = torch.cat([self._abar_dot[k], torch.tensor([np.nan], dtype=torch.float64)])
+        times = 1 - torch.cat([k, torch.zeros(1, dtype=torch.int64)]).to(torch.float64) / size
+        return Grid(
+            times=times,
+            timesteps=k,
+            alpha=alpha,
+            beta=beta,
+            alpha_dot=abar_dot / (2 * alpha),
+            beta_dot=-abar_dot / (2 * beta),
+            sigma=self._sigma(times),
+        )

@@ -1,0 +1,44 @@
+"""Noise schedules: the diffusion coefficient of the Euler-Maruyama sampler as a function of time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from flowgym_gym.schedulers.base import Scheduler
+
+
+class NoiseSchedule(ABC):
+    """The diffusion coefficient ``sigma(t)``."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> Tensor:
+        """``sigma`` at times ``t`` of shape ``(n,)``."""
+
+
+class MemorylessNoiseSchedule(NoiseSchedule):
+    r""":math:`\sigma_t = \sqrt{2 \eta_t}`, which makes the final sample independent of the initial noise.
+
+    References:
+        Domingo-Enrich et al., Adjoint Matching, ICLR 2025.
+    """
+
+    def __init__(self, scheduler: Scheduler[Any]) -> None:
+        self.scheduler = scheduler
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.sqrt(2 * self.scheduler.eta(t))
+
+
+class ConstantNoiseSchedule(NoiseSchedule):
+    """The same ``sigma`` at every time."""
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = sigma
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.sigma)

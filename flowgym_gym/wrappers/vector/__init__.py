@@ -1,0 +1,7 @@
+"""Wrappers for vector environments, each equal to the vector of its single version."""
+
+from flowgym_gym.wrappers.vector.coarse_action import CoarseAction
+from flowgym_gym.wrappers.vector.reward_scale import RewardScale
+from flowgym_gym.wrappers.vector.time_grid import TimeGrid
+
+__all__ = ["CoarseAction", "RewardScale", "TimeGrid"]

@@ -1,0 +1,40 @@
+"""``RewardScale`` for vector environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from flowgym_gym.envs.environment import check_number
+
+
+class RewardScale(VectorWrapper[Any, Any, Any, Any, np.ndarray]):
+    """Weigh the terminal reward by ``scale``; see :class:`flowgym_gym.wrappers.RewardScale`.
+
+    Args:
+        env: A denoising vector environment, wrapped or not.
+        scale: The new weight.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, np.ndarray], scale: float) -> None:
+        super().__init__(env)
+        check_number("scale", scale)
+        self._difference = scale - _reward_scale(env)
+        self.reward_scale = float(scale)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step, with the terminal rewards weighed anew."""
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        # In SAME_STEP mode the infos of an ended episode are those of its final step.
+        for source in (infos, infos.get("final_info", {})):
+            if "terminal_reward" in source:
+                rewards = rewards + self._difference * source["terminal_reward"]
+        return observations, rewards, terminations, truncations, infos
+
+
+def _reward_scale(env: VectorEnv[Any, Any, Any]) -> float:
+    while not hasattr(env, "reward_scale"):
+        env = env.env  # type: ignore[attr-defined]
+    return float(env.reward_scale)

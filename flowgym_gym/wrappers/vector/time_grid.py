@@ -1,0 +1,21 @@
+"""``TimeGrid`` for vector environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+
+class TimeGrid(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Visit other times; see :class:`flowgym_gym.wrappers.TimeGrid`.
+
+    Args:
+        env: A denoising vector environment, wrapped or not.
+        steps: Number of steps of an episode.
+        spacing: ``"leading"``, ``"trailing"`` or ``"linspace"``; None for the checkpoint's own.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], steps: int, spacing: str | None = None) -> None:
+        super().__init__(env)
+        env.unwrapped.set_time_grid(steps, spacing)  # type: ignore[attr-defined]
