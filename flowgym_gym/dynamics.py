@@ -1,7 +1,7 @@
 r"""One controlled transition from a visited time to the next: the only implementation there is.
 
-A network output is first read as a pair :math:`(x_1, \varepsilon)` with :math:`x_t = \alpha_t x_1 + \beta_t \varepsilon`
-(table ``OUTPUTS``). A transition :math:`t \to s` then is the Gaussian
+A network output is first read as a pair :math:`(x_1, \varepsilon)` with
+:math:`x_t = \alpha_t x_1 + \beta_t \varepsilon` (table ``OUTPUTS``). A transition :math:`t \to s` then is the Gaussian
 
 .. math:: x_s = \mu + g_t c + \tau z, \qquad z \sim \mathcal N(0, I),
 
@@ -22,8 +22,8 @@ Sampler ``"euler"`` is Euler-Maruyama on :math:`dx = b\, dt + \sigma\, dB`, with
 
 The control cost of a step is the divergence of the steered transition from the free one,
 :math:`\tfrac12 \lVert g_t c / \tau \rVert^2`; over an episode it sums to the divergence of the two path measures.
-Where :math:`\tau = 0` because :math:`e = 0`, the memoryless :math:`\tau` (:math:`e = 1`) takes its place and the cost is
-a control energy. Where even that is 0 the correction has no effect and costs nothing.
+Where :math:`\tau = 0` because :math:`e = 0`, the memoryless :math:`\tau` (of ``"ddim"`` with :math:`e = 1`) takes its
+place and the cost is a control energy. Where even that is 0 the correction has no effect and costs nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Schedule:
 
     @property
     def wronskian(self) -> Tensor:
-        r""":math:`\dot\alpha \beta - \alpha \dot\beta`, the determinant of :math:`(x, v)` in :math:`(x_1, \varepsilon)`."""
+        r""":math:`\dot\alpha \beta - \alpha \dot\beta`, the determinant of the map from data and noise."""
         return self.alpha_dot * self.beta - self.alpha * self.beta_dot
 
 
@@ -142,7 +142,7 @@ class Transitions:
 
         weights = _ddim_weights if sampler == "ddim" else _euler_weights
         from_x, from_endpoint, from_noise, std = weights(grid, start, noise_level)
-        cost_std = std if noise_level > 0 else weights(grid, start, 1.0)[3]
+        cost_std = std if noise_level > 0 else _ddim_weights(grid, start, 1.0)[3]
         gain = from_endpoint * shift_endpoint + from_noise * shift_noise
         coefficients = cls(
             endpoint_x=p,
@@ -243,10 +243,9 @@ def _ddim_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Tens
 def _euler_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``_ddim_weights``, for a step of Euler-Maruyama."""
     dt = grid.times.diff()
-    sigma = noise_level * grid.sigma[:-1]
-    from_x = torch.ones_like(dt)
-    along_velocity = dt
+    from_x, along_velocity, sigma = torch.ones_like(dt), dt, torch.zeros_like(dt)
     if noise_level > 0:
+        sigma = noise_level * grid.sigma[:-1]
         kappa = start.alpha_dot / start.alpha
         eta = start.beta * (kappa * start.beta - start.beta_dot)
         langevin = dt * sigma**2 / (2 * eta)

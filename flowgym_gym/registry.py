@@ -133,7 +133,5 @@ def _name(entry_point: type | str) -> str:
 base_model_registry = Registry("base_model")
 reward_registry = Registry("reward")
 
-base_model_registry.register(
-    "images/stable_diffusion", "flowgym_gym.models.stable_diffusion:StableDiffusionBaseModel"
-)
+base_model_registry.register("images/stable_diffusion", "flowgym_gym.models.stable_diffusion:StableDiffusionBaseModel")
 reward_registry.register("images/red", "flowgym_gym.rewards.images:RedReward")

@@ -39,10 +39,10 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
         base_model_kwargs: Arguments of the base model, plain values.
         reward_kwargs: Arguments of the reward, plain values.
         action_type: ``"velocity"`` or ``"noise"``: what an action corrects.
-        action_scale: Size of the correction that an action of 1 makes. By default it is worked out from the grid and the
-            latent's size so that a uniformly random agent's control cost over an episode is 10 nats on average, a tenth
-            of the default reward scale: for Stable Diffusion's embedded checkpoint with 50 steps 0.044 (velocity) and
-            0.041 (noise).
+        action_scale: Size of the correction that an action of 1 makes. By default it is worked out from the grid and
+            the latent's size so that a uniformly random agent's control cost over an episode is 10 nats on average, a
+            tenth of the default reward scale: for the embedded Stable Diffusion with 50 steps 0.321 (velocity) and
+            0.103 (noise).
         discretization_steps: Number of steps of an episode.
         sampler: ``"ddim"``, or ``"euler"`` (Euler-Maruyama).
         noise_level: 0 (deterministic, ODE) to 1 (ancestral, memoryless).
@@ -54,7 +54,7 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
         dtype: Number format of the network, ``"float32"``, ``"float16"`` or ``"bfloat16"``; the step's own mathematics
             is always in float32.
         render_mode: None or ``"rgb_array"``: ``render`` shows the sample that the model now expects.
-        **model_options: Arguments of the base model, given directly: for Stable Diffusion ``checkpoint``, ``prompts``,
+        **model_options: Arguments of the base model, given directly; for Stable Diffusion ``checkpoint``, ``prompts``,
             ``guidance_scale``, ``negative_prompt`` and ``decode_batch_size``
             (:class:`flowgym_gym.models.stable_diffusion.StableDiffusionBaseModel`).
 

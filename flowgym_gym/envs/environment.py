@@ -77,8 +77,8 @@ class Environment(Generic[D]):
         discretization_steps: Number of transitions of an episode.
         reward_scale: Weight of the terminal reward.
         control_cost_weight: Weight of the control costs.
-        action_scale: The correction is ``action_scale * action``. None takes the scale at which uniformly random actions
-            in [-1, 1] cost 10 nats over an episode on average (:func:`flowgym_gym.dynamics.default_action_scale`).
+        action_scale: The correction is ``action_scale * action``. None takes the scale at which uniformly random
+            actions in [-1, 1] cost 10 nats over an episode on average (:func:`flowgym_gym.dynamics.default_action_scale`).
         sampler: ``"ddim"`` or ``"euler"``.
         noise_level: 0 (deterministic) to 1 (memoryless).
         spacing: Which time steps are visited; by default as the checkpoint's own scheduler says.
@@ -174,9 +174,7 @@ class Environment(Generic[D]):
             )
         return output
 
-    def advance(
-        self, x: Tensor, output: Tensor, action: Tensor, noise: Tensor, index: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, output: Tensor, action: Tensor, noise: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """One transition of every state.
 
         Args:
@@ -308,7 +306,9 @@ def make(
     if action_type not in ENVIRONMENTS:
         raise OptionError(f"action_type is {action_type!r}, expected one of {tuple(ENVIRONMENTS)}")
     model_kwargs = dict(base_model_kwargs or {})
-    env_names = {p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")}
+    env_names = {
+        p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")
+    }
     model_names = model_entry.options()
     env_options = {}
     for name, value in options.items():

@@ -1,7 +1,7 @@
 """Episodes of ``n`` sub-environments that may be at different times: the state behind both Gymnasium interfaces.
 
-Randomness: each sub-environment has one CPU generator. It gives the seed of an episode's initial noise and prompt, and the
-noise of every step, so a seed means the same episode on every device, in every batch, alone or vectorised.
+Randomness: each sub-environment has one CPU generator. It gives the seed of an episode's initial noise and prompt, and
+the noise of every step, so a seed means the same episode on every device, in every batch, alone or vectorised.
 """
 
 from __future__ import annotations
@@ -270,9 +270,7 @@ class Rollout:
         clipped = np.clip(array, -1, 1).astype(np.float32, copy=False)
         return clipped if batched else clipped[None]
 
-    def _predict(
-        self, x: torch.Tensor, index: torch.Tensor, kwargs: dict[str, Any], where: list[int]
-    ) -> torch.Tensor:
+    def _predict(self, x: torch.Tensor, index: torch.Tensor, kwargs: dict[str, Any], where: list[int]) -> torch.Tensor:
         if self._output is not None:
             return self._output[where]
         return self.environment.predict(FlowTensor(x), index, **kwargs)

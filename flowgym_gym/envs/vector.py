@@ -89,8 +89,8 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         """Start episodes from fresh noise.
 
         Args:
-            seed: An integer gives ``seed + i`` to sub-environment ``i``; a list gives each its own; None goes on with the
-                present random state.
+            seed: An integer gives ``seed + i`` to sub-environment ``i``; a list gives each its own; None goes on with
+                the present random state.
             options: ``{"reset_mask": mask}``, a bool array of shape ``(num_envs,)``, resets only some;
                 ``{"prompt": ...}`` fixes the prompt.
 

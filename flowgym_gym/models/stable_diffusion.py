@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class StableDiffusionBaseModel(BaseModel[FlowTensor]):
     States are latents, ``(n, 4, H / 8, W / 8)``; samples are images, ``(n, 3, H, W)`` in [0, 1].
 
     Args:
-        checkpoint: ``"tiny"`` (embedded in the package, works offline), a local folder in diffusers' format, or a Hub id
-            such as ``"sd-legacy/stable-diffusion-v1-5"``. Only safetensors weights are loaded.
+        checkpoint: ``"tiny"`` (embedded in the package, works offline), a local folder in diffusers' format, or a Hub
+            id such as ``"sd-legacy/stable-diffusion-v1-5"``. Only safetensors weights are loaded.
         prompts: A prompt, a list of them, or the path of a text file with one per line. An episode draws one.
         guidance_scale: Weight of classifier-free guidance; 1 is off, above 1 the network runs on twice the batch.
         negative_prompt: What guidance steers away from; only used with guidance.
@@ -248,7 +248,7 @@ def check_folder(folder: Path) -> None:
             )
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_pipeline(source: str, local: bool, device: str, dtype: torch.dtype) -> Any:
     """The pipeline, frozen and in evaluation mode; loaded once per process for each device and number format.
 

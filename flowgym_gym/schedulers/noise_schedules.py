@@ -31,6 +31,7 @@ class MemorylessNoiseSchedule(NoiseSchedule):
         self.scheduler = scheduler
 
     def __call__(self, t: Tensor) -> Tensor:
+        """``sigma`` at times ``t`` of shape ``(n,)``; infinite where ``alpha`` is 0."""
         return torch.sqrt(2 * self.scheduler.eta(t))
 
 
@@ -41,4 +42,5 @@ class ConstantNoiseSchedule(NoiseSchedule):
         self.sigma = sigma
 
     def __call__(self, t: Tensor) -> Tensor:
+        """``sigma`` at times ``t`` of shape ``(n,)``."""
         return torch.full_like(t, self.sigma)

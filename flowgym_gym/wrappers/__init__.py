@@ -1,5 +1,6 @@
 """Wrappers for single environments; :mod:`flowgym_gym.wrappers.vector` mirrors them for vector environments."""
 
+from flowgym_gym.wrappers import vector as vector
 from flowgym_gym.wrappers.coarse_action import CoarseAction
 from flowgym_gym.wrappers.reward_scale import RewardScale
 from flowgym_gym.wrappers.time_grid import TimeGrid

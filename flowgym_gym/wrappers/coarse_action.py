@@ -10,9 +10,7 @@ import numpy as np
 from flowgym_gym.errors import ActionError, OptionError
 
 
-class CoarseAction(
-    gymnasium.ActionWrapper[Any, np.ndarray, np.ndarray], gymnasium.utils.RecordConstructorArgs
-):
+class CoarseAction(gymnasium.ActionWrapper[Any, np.ndarray, np.ndarray], gymnasium.utils.RecordConstructorArgs):
     """The agent acts on a low-resolution grid that is upsampled to the latent's size (nearest neighbour).
 
     A Gaussian policy over thousands of dimensions cannot be trained by likelihood ratios: a shift of 0.01 standard

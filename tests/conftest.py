@@ -1,0 +1,41 @@
+"""Fixtures shared by all tests; nothing here or below touches the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import gymnasium
+import pytest
+import torch
+
+import flowgym_gym
+from flowgym_gym.models.loading import load_base_model
+
+RED = "flowgym/StableDiffusion-Red-v0"
+FLOWGYM_IDS = sorted(id for id in gymnasium.registry if id.startswith("flowgym/"))
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The embedded Stable Diffusion, as environments load it."""
+    return load_base_model("images/stable_diffusion")
+
+
+@pytest.fixture
+def env():
+    """A short episode on the embedded checkpoint."""
+    env = gymnasium.make(RED, discretization_steps=4)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def torch_env():
+    return flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=5)
+
+
+@pytest.fixture(autouse=True)
+def _restored_randomness():
+    state = torch.random.get_rng_state()
+    yield
+    torch.random.set_rng_state(state)

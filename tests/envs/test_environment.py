@@ -1,0 +1,205 @@
+"""The torch environment: whole trajectories, one's own models and rewards."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import flowgym_gym
+from flowgym_gym import (
+    BaseModel,
+    FlowTensor,
+    NoiseEnvironment,
+    OptimalTransportScheduler,
+    Reward,
+    VelocityEnvironment,
+    base_model_registry,
+    reward_registry,
+)
+from flowgym_gym.errors import ModelError, OptionError, RewardError, UnknownOptionError
+from tests.conftest import RED
+
+
+class Straight(BaseModel[FlowTensor]):
+    """Flow matching onto a single point: v = (target - x) / (1 - t), a closed form."""
+
+    output_type = "velocity"
+
+    def __init__(self, target=2.0, device=None):
+        super().__init__(device)
+        self.target = target
+
+    @property
+    def scheduler(self):
+        return OptimalTransportScheduler()
+
+    def sample_p0(self, n, **kwargs):
+        return FlowTensor(torch.randn(n, 1, 2, 2)), kwargs
+
+    def forward(self, x, t, **kwargs):
+        return (self.target - x) / (1 - t).reshape(-1, 1, 1, 1)
+
+
+class Mean(Reward[FlowTensor]):
+    def forward(self, x, **kwargs):
+        return x.aggregate("mean"), torch.ones(len(x))
+
+
+@pytest.fixture
+def _toys(monkeypatch):
+    for registry, id, cls in [
+        (base_model_registry, "toys/straight", Straight),
+        (reward_registry, "toys/mean", Mean),
+    ]:
+        monkeypatch.setitem(registry._entries, id, None)
+        del registry._entries[id]
+        registry.register(id, cls)
+    yield
+    for registry, id in [(base_model_registry, "toys/straight"), (reward_registry, "toys/mean")]:
+        registry._entries.pop(id, None)
+
+
+@pytest.mark.usefixtures("_toys")
+@pytest.mark.parametrize("noise_level", [0.0, 1.0])
+def test_own_model_and_reward_reach_the_closed_form(noise_level):
+    env = flowgym_gym.make("toys/straight", "toys/mean", 7, noise_level=noise_level, base_model_kwargs={"target": 3.0})
+    sample = env.sample(5)
+    torch.testing.assert_close(sample.latents.data, torch.full((5, 1, 2, 2), 3.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sample.rewards, torch.full((5,), 3.0))
+    assert (sample.control_costs == 0).all()
+
+
+@pytest.mark.usefixtures("_toys")
+def test_own_model_and_reward_are_at_once_a_gymnasium_environment():
+    env = gymnasium.make(
+        "flowgym/Denoising-v0",
+        base_model="toys/straight",
+        reward="toys/mean",
+        base_model_kwargs={"target": -1.0},
+        discretization_steps=4,
+        reward_scale=2.0,
+    )
+    env.reset(seed=0)
+    for _ in range(4):
+        _, reward, terminated, _, info = env.step(np.zeros((1, 2, 2), np.float32))
+    assert terminated
+    assert info["terminal_reward"] == pytest.approx(-1, abs=1e-5)
+    assert reward == pytest.approx(-2, abs=1e-5)
+
+
+def test_make_returns_the_environment_of_the_action_type():
+    env = flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=5, reward_scale=100)
+    assert isinstance(env, VelocityEnvironment)
+    assert env.action_scale == 1
+    noise = flowgym_gym.make("images/stable_diffusion", "images/red", 5, action_type="noise", guidance_scale=2.0)
+    assert isinstance(noise, NoiseEnvironment)
+    assert noise.base_model.guidance_scale == 2
+
+
+def test_sample_has_the_documented_shapes(torch_env):
+    sample = torch_env.sample(3, prompt=["a photo of a cat", "a red heart", "a photo of a cat"])
+    assert sample.sample.shape == (3, 3, 64, 64)
+    assert sample.latents.shape == (3, 4, 8, 8)
+    assert [x.shape for x in sample.trajectory] == [(3, 4, 8, 8)] * 6
+    assert sample.control_costs.shape == (5, 3)
+    assert sample.rewards.shape == sample.valids.shape == (3,)
+    assert sample.kwargs["prompt"][1] == "a red heart"
+    assert sample.to("cpu").latents.device.type == "cpu"
+    torch.testing.assert_close(sample.rewards, sample.sample.data[:, 0].mean(dim=(1, 2)))
+
+
+def test_torch_rollout_equals_the_gymnasium_episode():
+    """One transition, two interfaces: the same states from the same noise."""
+    policy = lambda x, t, **kwargs: 0.3 * torch.tanh(x.data)  # noqa: E731
+    single = gymnasium.make(RED, discretization_steps=5)
+    observation, _ = single.reset(seed=4)
+    start = torch.from_numpy(observation["latent"])[None]
+    noise_source = torch.Generator()
+    noise_source.set_state(single.unwrapped.rollout.generators[0].get_state())
+
+    env = flowgym_gym.make("images/stable_diffusion", "images/red", 5, action_scale=None)
+    x, kwargs = env.base_model.preprocess(FlowTensor(start), prompt=["a photo of a cat"])
+    with torch.no_grad():
+        for i in range(5):
+            index = torch.tensor([i])
+            action = policy(x, env.times[index])
+            noise = torch.randn(x.shape, generator=noise_source)
+            following, cost = env.advance(x.data, env.predict(x, index, **kwargs), action, noise, index)
+            observation, *_, info = single.step(action[0].numpy())
+            x = FlowTensor(following)
+            np.testing.assert_allclose(observation["latent"], following[0].numpy(), atol=1e-5)
+            assert info["control_cost"] == pytest.approx(cost.item(), rel=1e-4)
+
+
+def test_policy_receives_states_times_and_conditions(torch_env):
+    seen = []
+
+    def policy(x, t, **kwargs):
+        seen.append((x.shape, t.tolist(), sorted(kwargs)))
+        return x.zeros_like()
+
+    torch_env.sample(2, policy)
+    assert len(seen) == 5
+    assert seen[0][0] == (2, 4, 8, 8)
+    assert [t[0] for _, t, _ in seen] == pytest.approx([1 - k / 1000 for k in (801, 601, 401, 201, 1)])
+    assert seen[0][2] == ["encoder_hidden_states", "prompt"]
+
+
+def test_train_loss_of_a_perfect_model_is_zero():
+    model = Straight(target=2.0)
+    x1 = FlowTensor(torch.full((6, 1, 2, 2), 2.0))
+    loss = model.train_loss(x1, t=torch.linspace(0.1, 0.9, 6))
+    torch.testing.assert_close(loss, torch.zeros(6), rtol=0, atol=1e-9)
+
+
+def test_train_loss_is_the_error_of_the_noise(model):
+    x1, x0, t = FlowTensor(torch.randn(4, 4, 8, 8)), torch.randn(4, 4, 8, 8), torch.tensor([0.1, 0.4, 0.7, 0.9])
+    a, b = (getattr(model.scheduler, f)(t).reshape(-1, 1, 1, 1) for f in ("alpha", "beta"))
+    xt = FlowTensor(a * x1.data + b * x0)
+    _, kwargs = model.preprocess(x1, prompt=["a photo of a cat"] * 4)
+    with torch.no_grad():
+        expected = ((model(xt, t, **kwargs).data - x0) ** 2).mean(dim=(1, 2, 3))
+        torch.testing.assert_close(model.train_loss(x1, xt, t, **kwargs), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (torch.zeros(3), "expected \\(rewards, valids\\)"),
+        ((torch.zeros(2), torch.ones(3)), "rewards of shape \\(2,\\)"),
+        ((torch.zeros(3), torch.ones(3, 1)), "valids of shape \\(3, 1\\)"),
+        ((torch.tensor([0.0, torch.nan, 0.0]), torch.ones(3)), "nan for sample 1"),
+        (([0, 0, 0], torch.ones(3)), "rewards of list"),
+    ],
+)
+def test_a_wrong_reward_is_named(result, message):
+    class Wrong(Reward[FlowTensor]):
+        def forward(self, x, **kwargs):
+            return result
+
+    with pytest.raises(RewardError, match=message):
+        VelocityEnvironment(Straight(), Wrong(), 2).sample(3)
+
+
+def test_a_reward_that_raises_and_a_model_of_the_wrong_shape_are_named():
+    class Raises(Reward[FlowTensor]):
+        def forward(self, x, **kwargs):
+            raise ZeroDivisionError("by zero")
+
+    class Flat(Straight):
+        def forward(self, x, t, **kwargs):
+            return FlowTensor(x.data.flatten(1))
+
+    with pytest.raises(RewardError, match="Raises raised ZeroDivisionError: by zero"):
+        VelocityEnvironment(Straight(), Raises(), 2).sample(3)
+    with pytest.raises(ModelError, match=r"shape \(3, 4\), expected that of the states, \(3, 1, 2, 2\)"):
+        VelocityEnvironment(Flat(), Mean(), 2).sample(3)
+
+
+def test_bad_calls_are_named(torch_env):
+    with pytest.raises(OptionError, match="n is 0"):
+        torch_env.sample(0)
+    with pytest.raises(OptionError, match="same domain"):
+        flowgym_gym.make("images/stable_diffusion", "1d/binary", 5)
+    with pytest.raises(UnknownOptionError, match="did you mean 'guidance_scale'"):
+        flowgym_gym.make("images/stable_diffusion", "images/red", 5, guidence_scale=2.0)

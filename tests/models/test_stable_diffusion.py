@@ -1,0 +1,202 @@
+"""Stable Diffusion checkpoints: where they come from, what is refused, how prompts and guidance reach the network."""
+
+import json
+import shutil
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from flowgym_gym import FlowTensor
+from flowgym_gym.errors import CheckpointError, OptionError
+from flowgym_gym.models.stable_diffusion import EMBEDDED, StableDiffusionBaseModel
+from tests.conftest import RED
+
+
+@pytest.fixture(scope="module")
+def other_checkpoint(tmp_path_factory):
+    """A small pipeline of another size with random weights and SD 1.5's own scheduler, in diffusers' folder format."""
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tiny" / "tokenizer")
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=(4, 6),
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        norm_num_groups=2,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    pipe = StableDiffusionPipeline(
+        unet=unet,
+        vae=vae,
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+            set_alpha_to_one=False,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("checkpoint") / "other"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def test_any_local_folder_is_an_environment(other_checkpoint):
+    env = gymnasium.make(RED, checkpoint=str(other_checkpoint), discretization_steps=3, render_mode="rgb_array")
+    observation, _ = env.reset(seed=0)
+    assert observation["latent"].shape == (4, 4, 6)
+    assert env.action_space.shape == (4, 4, 6)
+    assert env.unwrapped.rollout.environment.grid.timesteps.tolist() == [667, 334, 1]
+    for _ in range(3):
+        *_, info = env.step(np.zeros((4, 4, 6), np.float32))
+    assert 0 <= info["terminal_reward"] <= 1
+    assert env.render().shape == (32, 48, 3)
+
+
+def test_the_embedded_checkpoint_is_what_it_says():
+    index = json.loads((EMBEDDED / "tiny" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert not list((EMBEDDED / "tiny").rglob("*.bin"))
+    size = sum(f.stat().st_size for f in (EMBEDDED / "tiny").rglob("*.safetensors"))
+    assert size <= 20e6
+    model = StableDiffusionBaseModel()
+    assert model.output_type == "epsilon"
+    assert (model.scheduler.spacing, model.scheduler.steps_offset) == ("leading", 1)
+    assert model.scheduler.final_alpha_cumprod == pytest.approx(1 - 0.00085)
+    assert model.sample_p0(2)[0].shape == (2, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("tinny", "'tinny' was not found"),
+        ("./missing", "'./missing' was not found"),
+        ("/no/such/folder", "'/no/such/folder' was not found"),
+        ("", "checkpoint is ''"),
+        (None, "checkpoint is None"),
+    ],
+)
+def test_a_missing_checkpoint_is_named(checkpoint, message):
+    with pytest.raises(CheckpointError, match=message):
+        StableDiffusionBaseModel(checkpoint=checkpoint)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
+    """The Hub is asked only when a checkpoint that is not local is named; offline, that is one clear error."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match="Hub id 'nobody/nothing' could not be loaded"):
+        StableDiffusionBaseModel(checkpoint="nobody/nothing")
+
+
+def damaged(folder, tmp_path, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    damage(copy)
+    return str(copy)
+
+
+def truncate(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def pickle_only(folder):
+    for weights in folder.rglob("*.safetensors"):
+        torch.save({}, weights.with_suffix(".bin"))
+        weights.unlink()
+
+
+def other_architecture(folder):
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir()], "no model_index.json"),
+        (lambda f: (f / "model_index.json").write_text("{"), "cannot be read"),
+        (other_architecture, "holds a FluxPipeline"),
+        (pickle_only, "no safetensors weights"),
+        (truncate, "could not be loaded"),
+        (lambda f: shutil.rmtree(f / "tokenizer"), "could not be loaded"),
+    ],
+    ids=["empty", "broken index", "other architecture", "pickled weights", "truncated", "no tokenizer"],
+)
+def test_a_damaged_folder_is_named(other_checkpoint, tmp_path, damage, message):
+    with pytest.raises(CheckpointError, match=message):
+        StableDiffusionBaseModel(checkpoint=damaged(other_checkpoint, tmp_path, damage))
+
+
+def test_prompts_reach_the_network_and_each_is_encoded_once(monkeypatch):
+    model = StableDiffusionBaseModel(prompts=["a photo of a cat", "a red heart"])
+    calls = []
+    handle = model.pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        x, kwargs = model.sample_p0(4, prompt=["a photo of a cat", "a red heart"] * 2)
+        x, kwargs = model.preprocess(x, **kwargs)
+        model.preprocess(x, prompt=["a red heart"] * 4)
+    finally:
+        handle.remove()
+    assert len(calls) == 2
+    states = kwargs["encoder_hidden_states"]
+    assert torch.equal(states[0], states[2])
+    assert not torch.equal(states[0], states[1])
+    expected, _ = model.pipe.encode_prompt("a red heart", "cpu", 1, False)
+    torch.testing.assert_close(states[1], expected[0])
+
+
+def test_guidance_runs_once_on_twice_the_batch_and_needs_no_second_pass_when_off():
+    x, t = FlowTensor(torch.randn(3, 4, 8, 8)), torch.full((3,), 0.5)
+    for guidance_scale, expected in [(1.0, 3), (4.0, 6)]:
+        model = StableDiffusionBaseModel(guidance_scale=guidance_scale)
+        batches = []
+        handle = model.unet.register_forward_hook(lambda module, args, output, b=batches: b.append(len(args[0])))
+        with torch.no_grad():
+            model(x, t, **model.preprocess(x, prompt=["a photo of a cat"] * 3)[1])
+        handle.remove()
+        assert batches == [expected]
+
+
+def test_decoding_in_slices_gives_the_same_pictures():
+    latents = FlowTensor(torch.randn(5, 4, 8, 8))
+    with torch.no_grad():
+        whole, slices = (StableDiffusionBaseModel(decode_batch_size=n).postprocess(latents) for n in (5, 2))
+    torch.testing.assert_close(whole.data, slices.data, rtol=0, atol=1e-5)
+
+
+def test_bad_prompts_are_named():
+    model = StableDiffusionBaseModel()
+    with pytest.raises(OptionError, match="expected a string or a list of 2 strings"):
+        model.sample_p0(2, prompt=["a cat"])
+    with pytest.raises(OptionError, match="negative_prompt"):
+        StableDiffusionBaseModel(negative_prompt=None)

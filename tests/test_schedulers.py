@@ -1,0 +1,85 @@
+"""Schedules against closed forms, finite differences and diffusers."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowgym_gym import (
+    ConstantNoiseSchedule,
+    CosineScheduler,
+    DiffusionScheduler,
+    FlowTensor,
+    OptimalTransportScheduler,
+)
+from flowgym_gym.errors import OptionError
+
+TIMES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scheduler", [OptimalTransportScheduler(), CosineScheduler(1.0), CosineScheduler(2.5)])
+def test_derivatives_agree_with_finite_differences(scheduler):
+    h = 1e-6
+    for name in ("alpha", "beta"):
+        f = getattr(scheduler, name)
+        torch.testing.assert_close(
+            getattr(scheduler, f"{name}_dot")(TIMES), (f(TIMES + h) - f(TIMES - h)) / (2 * h), rtol=1e-6, atol=1e-8
+        )
+
+
+@given(st.floats(0.01, 0.99))
+def test_optimal_transport_closed_forms(t):
+    scheduler, t = OptimalTransportScheduler(), torch.tensor([t], dtype=torch.float64)
+    torch.testing.assert_close(scheduler.kappa(t), 1 / t)
+    torch.testing.assert_close(scheduler.eta(t), (1 - t) / t)
+    torch.testing.assert_close(scheduler.sigma(t) ** 2, 2 * (1 - t) / t)
+
+
+def test_diffusion_schedule_closed_forms():
+    abar = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod.double()
+    scheduler = DiffusionScheduler(abar)
+    k = torch.tensor([0, 1, 400, 999])
+    t = 1 - k.double() / 1000
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), abar])[k]
+    speed = 1000 * (previous - abar[k])
+    torch.testing.assert_close(scheduler.alpha(t), abar[k].sqrt())
+    torch.testing.assert_close(scheduler.beta(t), (1 - abar[k]).sqrt())
+    torch.testing.assert_close(scheduler.alpha_dot(t), speed / (2 * abar[k].sqrt()))
+    torch.testing.assert_close(scheduler.beta_dot(t), -speed / (2 * (1 - abar[k]).sqrt()))
+    # On a variance-preserving schedule eta equals kappa.
+    torch.testing.assert_close(scheduler.eta(t), scheduler.kappa(t))
+
+
+def test_coefficients_broadcast_over_a_batch():
+    x = FlowTensor(torch.ones(3, 4, 8, 8))
+    alpha = OptimalTransportScheduler().alpha(x, torch.tensor([0.0, 0.5, 1.0]))
+    assert alpha.shape == (3, 1, 1, 1)
+    assert (x * alpha).aggregate("mean").tolist() == [0.0, 0.5, 1.0]
+
+
+def test_noise_schedule_can_be_replaced():
+    scheduler = OptimalTransportScheduler()
+    scheduler.noise_schedule = ConstantNoiseSchedule(0.3)
+    assert scheduler.sigma(torch.tensor([0.2, 0.4])).tolist() == pytest.approx([0.3, 0.3])
+
+
+@pytest.mark.parametrize(
+    "alphas_cumprod",
+    [[0.9, 0.95], [0.9, 0.9], [1.1, 0.5], [0.5, 0.0], [[0.9, 0.8]], [0.9], [math.nan, 0.4]],
+)
+def test_alphas_cumprod_must_decrease_within_0_and_1(alphas_cumprod):
+    with pytest.raises(OptionError, match="alphas_cumprod"):
+        DiffusionScheduler(torch.tensor(alphas_cumprod))
+
+
+def test_other_schedule_options_are_checked():
+    abar = torch.tensor([0.9, 0.5, 0.1])
+    with pytest.raises(OptionError, match=r"final_alpha_cumprod is 0\.2"):
+        DiffusionScheduler(abar, final_alpha_cumprod=0.2)
+    with pytest.raises(OptionError, match="spacing"):
+        DiffusionScheduler(abar, spacing="even")
+    with pytest.raises(OptionError, match="nu"):
+        CosineScheduler(0)

@@ -1,0 +1,79 @@
+"""The visited time steps are those of diffusers."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowgym_gym import DiffusionScheduler, OptimalTransportScheduler
+from flowgym_gym.errors import OptionError
+
+SD = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 33, 50, 333, 999])
+def test_visited_time_steps_are_those_of_diffusers(spacing, steps):
+    ddim = DDIMScheduler(**SD, timestep_spacing=spacing)
+    ddim.set_timesteps(steps)
+    grid = DiffusionScheduler.from_diffusers(ddim).time_grid(steps)
+    assert grid.timesteps.tolist() == ddim.timesteps.tolist()
+    assert grid.steps == steps
+
+
+@pytest.mark.parametrize("set_alpha_to_one", [False, True])
+def test_grid_holds_the_schedule_of_diffusers_and_ends_at_its_final_alpha(set_alpha_to_one):
+    ddim = DDIMScheduler(**{**SD, "set_alpha_to_one": set_alpha_to_one})
+    ddim.set_timesteps(20)
+    grid = DiffusionScheduler.from_diffusers(ddim).time_grid(20)
+    expected = torch.cat([ddim.alphas_cumprod[ddim.timesteps], ddim.final_alpha_cumprod.reshape(1)]).double()
+    torch.testing.assert_close(grid.alpha**2, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grid.beta**2, 1 - expected, rtol=1e-6, atol=0)
+    assert grid.times[-1] == 1
+    assert (grid.times.diff() > 0).all()
+
+
+def test_rounding_of_the_time_never_changes_the_time_step():
+    scheduler = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD))
+    k = torch.arange(1000)
+    for dtype in (torch.float32, torch.float64):
+        t = (1 - k.double() / 1000).to(dtype)
+        assert torch.equal(scheduler.model_input(t), k)
+
+
+@given(st.integers(0, 999), st.floats(0.01, 0.99))
+def test_index_is_the_floor_of_remaining_time(k, fraction):
+    scheduler = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD))
+    t = torch.tensor([1 - (k + fraction) / 1000], dtype=torch.float64)
+    assert scheduler.index(t).item() == k
+
+
+def test_continuous_schedule_divides_time_evenly():
+    grid = OptimalTransportScheduler().time_grid(4)
+    assert grid.times.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert grid.timesteps is None
+    torch.testing.assert_close(grid.alpha + grid.beta, torch.ones(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.5, True, "4"])
+def test_number_of_steps_must_be_a_positive_whole_number(steps):
+    with pytest.raises(OptionError, match="discretization_steps"):
+        OptimalTransportScheduler().time_grid(steps)
+
+
+def test_more_steps_than_the_model_has_are_an_error():
+    scheduler = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD))
+    with pytest.raises(OptionError, match="1001"):
+        scheduler.time_grid(1001)
+    with pytest.raises(OptionError, match="1 to 1000"):
+        scheduler.time_grid(1000)  # offset 1: diffusers fails on time step 1000, too
+    with pytest.raises(OptionError, match="spacing"):
+        scheduler.time_grid(10, "karras")

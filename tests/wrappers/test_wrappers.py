@@ -1,0 +1,104 @@
+"""Wrappers, single and vector."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import data_equivalence
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from flowgym_gym import wrappers
+from flowgym_gym.errors import ActionError, OptionError
+from tests.conftest import RED
+from tests.envs.test_vector import assert_same
+
+KWARGS = {
+    "RewardScale": {"scale": 3.0},
+    "TimeGrid": {"steps": 2, "spacing": "trailing"},
+    "CoarseAction": {"resolution": 3},
+}
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("name", wrappers.__all__)
+def test_vector_wrapper_equals_the_vector_of_the_single_one(name, mode):
+    kwargs = KWARGS[name]
+    vector = getattr(wrappers.vector, name)(
+        gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, autoreset_mode=mode), **kwargs
+    )
+    single = getattr(wrappers, name)
+    sync = SyncVectorEnv(
+        [lambda: single(gymnasium.make(RED, discretization_steps=3), **kwargs)] * 2, autoreset_mode=mode
+    )
+    assert vector.action_space == sync.action_space
+    assert vector.single_action_space == sync.single_action_space
+    assert_same(vector.reset(seed=0), sync.reset(seed=0))
+    vector.action_space.seed(0)
+    for _ in range(7):
+        action = vector.action_space.sample()
+        assert_same(vector.step(action), sync.step(action))
+
+
+def test_every_wrapper_has_a_vector_version():
+    from flowgym_gym.wrappers import vector
+
+    assert set(vector.__all__) == set(wrappers.__all__) == set(KWARGS)
+
+
+def test_reward_scale_leaves_the_control_costs_alone():
+    action = np.full((4, 8, 8), 0.5, np.float32)
+    env = wrappers.RewardScale(wrappers.RewardScale(gymnasium.make(RED, discretization_steps=2), 3.0), scale=0.5)
+    env.reset(seed=0)
+    total = costs = 0.0
+    for _ in range(2):
+        _, reward, *_, info = env.step(action)
+        total, costs = total + reward, costs + info["control_cost"]
+    assert total == pytest.approx(0.5 * info["terminal_reward"] - costs, rel=1e-9)
+    assert env.reward_scale == 0.5
+
+
+def test_time_grid_equals_an_environment_made_with_it():
+    wrapped = wrappers.TimeGrid(gymnasium.make(RED, discretization_steps=5), steps=3, spacing="linspace")
+    made = gymnasium.make(RED, discretization_steps=3, spacing="linspace")
+    assert wrapped.unwrapped.action_scale == made.unwrapped.action_scale
+    action = np.full((4, 8, 8), 0.5, np.float32)
+    assert data_equivalence(wrapped.reset(seed=0), made.reset(seed=0), exact=True)
+    for _ in range(3):
+        result = wrapped.step(action)
+        assert data_equivalence(result, made.step(action), exact=True)
+    assert result[2] is True
+
+
+def test_time_grid_in_mid_episode_asks_for_a_reset():
+    env = gymnasium.make(RED, discretization_steps=5)
+    env.reset(seed=0)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        wrappers.TimeGrid(env, steps=3).unwrapped.step(np.zeros((4, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize("resolution", [1, 2, 3, 8])
+def test_coarse_action_is_upsampled_to_the_nearest(resolution):
+    env = wrappers.CoarseAction(gymnasium.make(RED, discretization_steps=2), resolution=resolution)
+    coarse = np.random.default_rng(0).uniform(-1, 1, (4, resolution, resolution)).astype(np.float32)
+    fine = env.action(coarse)
+    assert fine.shape == (4, 8, 8)
+    for y in range(8):
+        for x in range(8):
+            np.testing.assert_array_equal(fine[:, y, x], coarse[:, y * resolution // 8, x * resolution // 8])
+
+
+@pytest.mark.parametrize("resolution", [0, 9, 2.0, True])
+def test_bad_resolutions_are_named(resolution):
+    with pytest.raises(OptionError, match=f"resolution is {resolution}"):
+        wrappers.CoarseAction(gymnasium.make(RED), resolution=resolution)
+
+
+def test_bad_wrapper_input_is_named():
+    env = gymnasium.make(RED, discretization_steps=2)
+    with pytest.raises(ActionError, match=r"\(4, 8, 8\), expected \(4, 2, 2\)"):
+        wrappers.CoarseAction(env, 2).action(np.zeros((4, 8, 8)))
+    with pytest.raises(OptionError, match="CoarseAction needs"):
+        wrappers.CoarseAction(gymnasium.make("CartPole-v1"), 2)
+    with pytest.raises(OptionError, match="scale is nan"):
+        wrappers.RewardScale(env, float("nan"))
+    with pytest.raises(OptionError, match="discretization_steps is 0"):
+        wrappers.TimeGrid(env, steps=0)
