@@ -1,0 +1,1 @@
+"""Recipes that make the artefacts the package ships; not installed with it."""
