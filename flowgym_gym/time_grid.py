@@ -1,8 +1,8 @@
 """Which times, and which of the model's time steps, an episode visits.
 
 An episode of ``steps`` transitions visits ``steps`` states and ends in one more. On a discrete schedule the grid
-carries the integer time steps themselves, so that no rounding of a time decides them. The spacings are those of diffusers
-(Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, WACV 2024, table 2).
+carries the integer time steps themselves, so that no rounding of a time decides them. The spacings are those of
+diffusers (Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, WACV 2024, table 2).
 """
 
 from __future__ import annotations

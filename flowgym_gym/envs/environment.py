@@ -78,7 +78,8 @@ class Environment(Generic[D]):
         reward_scale: Weight of the terminal reward.
         control_cost_weight: Weight of the control costs.
         action_scale: The correction is ``action_scale * action``. None takes the scale at which uniformly random
-            actions in [-1, 1] cost 10 nats over an episode on average (:func:`flowgym_gym.dynamics.default_action_scale`).
+            actions in [-1, 1] cost 10 nats over an episode on average
+            (:func:`flowgym_gym.dynamics.default_action_scale`).
         sampler: ``"ddim"`` or ``"euler"``.
         noise_level: 0 (deterministic) to 1 (memoryless).
         spacing: Which time steps are visited; by default as the checkpoint's own scheduler says.

@@ -246,6 +246,10 @@ def check_folder(folder: Path) -> None:
                 f"checkpoint folder {str(folder)!r} has no safetensors weights in {part!r}; pickled weights are not "
                 "loaded, convert them with save_pretrained(..., safe_serialization=True)"
             )
+    # transformers makes up an empty tokenizer where it finds no files.
+    for part, files in {"tokenizer": ("tokenizer.json", "vocab.json"), "scheduler": ("scheduler_config.json",)}.items():
+        if not any((folder / part / name).is_file() for name in files):
+            raise CheckpointError(f"checkpoint folder {str(folder)!r} has no {' or '.join(files)} in {part!r}")
 
 
 @cache
