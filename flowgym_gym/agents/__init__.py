@@ -1,0 +1,67 @@
+"""Training agents with stable-baselines3: an adapter, policies for latents, presets, ``train`` and ``evaluate``.
+
+The names below are loaded when they are first used. They need the ``agents`` extra:
+``pip install "flowgym_gym[agents]"``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flowgym_gym.errors import FlowGymError
+
+if TYPE_CHECKING:
+    from flowgym_gym.agents.evaluation import evaluate
+    from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy
+    from flowgym_gym.agents.settings import load_preset
+    from flowgym_gym.agents.training import load_agent, train
+    from flowgym_gym.agents.vec_env import SB3VecEnv
+
+_LAZY = {
+    "LatentActorCriticPolicy": "flowgym_gym.agents.policies",
+    "LatentSACPolicy": "flowgym_gym.agents.policies",
+    "SB3VecEnv": "flowgym_gym.agents.vec_env",
+    "evaluate": "flowgym_gym.agents.evaluation",
+    "load_agent": "flowgym_gym.agents.training",
+    "load_preset": "flowgym_gym.agents.settings",
+    "train": "flowgym_gym.agents.training",
+}
+
+EXTRA = {"stable_baselines3", "matplotlib", "yaml", "tqdm"}
+
+__all__ = [
+    "LatentActorCriticPolicy",
+    "LatentSACPolicy",
+    "MissingExtraError",
+    "SB3VecEnv",
+    "evaluate",
+    "load_agent",
+    "load_preset",
+    "train",
+]
+
+
+class MissingExtraError(FlowGymError, ImportError):
+    """A library of the ``agents`` extra is not installed."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_LAZY[name])
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRA:
+            raise
+        raise MissingExtraError(
+            f'{name} needs {missing}, which is not installed; run: pip install "flowgym_gym[agents]"'
+        ) from error
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
