@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
 DENOISING = "flowgym_gym.envs.denoising:DenoisingEnv"
 DENOISING_VECTOR = "flowgym_gym.envs.vector:DenoisingVectorEnv"
 
-STABLE_DIFFUSION_REWARDS = {"Red": "images/red"}
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "flowgym/Denoising-v0": {},
+    "flowgym/StableDiffusion-Red-v0": {"base_model": "images/stable_diffusion", "reward": "images/red"},
+    "flowgym/GaussianMixture-Binary-v0": {
+        "base_model": "1d/gaussian_mixture",
+        "reward": "1d/binary",
+        "discretization_steps": 20,
+        "action_scale": 5.0,
+        "reward_scale": 10.0,
+    },
+    "flowgym/GaussianMixture-Gaussian-v0": {
+        "base_model": "1d/gaussian_mixture",
+        "reward": "1d/gaussian",
+        "discretization_steps": 20,
+        "action_scale": 5.0,
+        "reward_scale": 30.0,
+    },
+    "flowgym/GaussianMixture-Gaussian2D-v0": {
+        "base_model": "2d/gaussian_mixture",
+        "reward": "2d/gaussian",
+        "discretization_steps": 20,
+        "action_scale": 5.0,
+        "reward_scale": 50.0,
+    },
+}
 
 
 def register_environments() -> None:
     """Register every ``flowgym/...`` id; safe to call again."""
-    _register("flowgym/Denoising-v0")
-    for name, reward in STABLE_DIFFUSION_REWARDS.items():
-        _register(f"flowgym/StableDiffusion-{name}-v0", base_model="images/stable_diffusion", reward=reward)
-
-
-def _register(id: str, **kwargs: str) -> None:
-    if id not in gymnasium.registry:
-        gymnasium.register(id, entry_point=DENOISING, vector_entry_point=DENOISING_VECTOR, kwargs=kwargs)
+    for id, kwargs in ENVIRONMENTS.items():
+        if id not in gymnasium.registry:
+            gymnasium.register(id, entry_point=DENOISING, vector_entry_point=DENOISING_VECTOR, kwargs=dict(kwargs))

@@ -135,3 +135,14 @@ reward_registry = Registry("reward")
 
 base_model_registry.register("images/stable_diffusion", "flowgym_gym.models.stable_diffusion:StableDiffusionBaseModel")
 reward_registry.register("images/red", "flowgym_gym.rewards.images:RedReward")
+base_model_registry.register("1d/gaussian_mixture", "flowgym_gym.models.gaussian_mixture:GaussianMixtureBaseModel")
+base_model_registry.register(
+    "2d/gaussian_mixture",
+    "flowgym_gym.models.gaussian_mixture:GaussianMixtureBaseModel",
+    means=((0.0, 0.0), (3.0, 0.0), (0.0, 3.0)),
+    stds=(1.0, 0.4, 0.4),
+    weights=(1.0, 1.0, 1.0),
+)
+reward_registry.register("1d/binary", "flowgym_gym.rewards.vectors:BinaryReward")
+reward_registry.register("1d/gaussian", "flowgym_gym.rewards.vectors:GaussianReward")
+reward_registry.register("2d/gaussian", "flowgym_gym.rewards.vectors:GaussianReward", mean=(-2.0, -2.0), std=0.8)

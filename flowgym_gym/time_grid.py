@@ -71,6 +71,7 @@ def visited_timesteps(size: int, steps: int, spacing: str, steps_offset: int) ->
     """
     if steps > size:
         raise OptionError(f"discretization_steps is {steps}, but the model has only {size} time steps")
+    k: np.ndarray
     if spacing == "leading":
         k = np.arange(steps)[::-1] * (size // steps) + steps_offset
     elif spacing == "trailing":

@@ -12,7 +12,13 @@ import flowgym_gym
 from flowgym_gym.models.loading import load_base_model
 
 RED = "flowgym/StableDiffusion-Red-v0"
+PROMPTS = ["a photo of a cat", "a red heart"]
 FLOWGYM_IDS = sorted(id for id in gymnasium.registry if id.startswith("flowgym/"))
+
+
+def prompted(id):
+    """Options that give an environment several prompts, if its model takes any."""
+    return {} if "GaussianMixture" in id else {"prompts": PROMPTS}
 
 
 @pytest.fixture(scope="session")

@@ -1,32 +1,44 @@
-"""The README's Python runs as it stands."""
+"""The Python in the README and the documentation runs as it stands, and the README is complete."""
 
 import re
 from pathlib import Path
 
+import gymnasium
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+from flowgym_gym import base_model_registry, reward_registry
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[b.split("\n")[0][:40] for b in BLOCKS])
-def test_readme_block_runs(block):
-    from flowgym_gym import base_model_registry, reward_registry
+def blocks_of(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
-    before = [dict(r._entries) for r in (base_model_registry, reward_registry)]
-    try:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    finally:
-        for registry, entries in zip((base_model_registry, reward_registry), before, strict=True):
-            registry._entries.clear()
-            registry._entries.update(entries)
+
+@pytest.fixture
+def _registries_restored():
+    before = [dict(registry._entries) for registry in (base_model_registry, reward_registry)]
+    yield
+    for registry, entries in zip((base_model_registry, reward_registry), before, strict=True):
+        registry._entries.clear()
+        registry._entries.update(entries)
+
+
+@pytest.mark.usefixtures("_registries_restored")
+@pytest.mark.parametrize("block", blocks_of(README), ids=lambda block: block.split("\n")[0][:40])
+def test_each_readme_block_runs_by_itself(block):
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.usefixtures("_registries_restored")
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run_from_top_to_bottom(page):
+    exec(compile("\n".join(blocks_of(page)), page.name, "exec"), {"__name__": page.stem})
 
 
 def test_readme_lists_every_environment():
-    import gymnasium
-
-    import flowgym_gym  # noqa: F401
-
+    text = README.read_text(encoding="utf-8")
     for id in gymnasium.registry:
         if id.startswith("flowgym/"):
-            assert f"`{id}`" in README
+            assert f"`{id}`" in text

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_number
 from flowgym_gym.dynamics import Transitions, default_action_scale
 from flowgym_gym.errors import ModelError, OptionError, RewardError, UnknownOptionError, did_you_mean
 from flowgym_gym.models.base import BaseModel
@@ -329,13 +330,6 @@ def make(
         reward_scale,
         **env_options,
     )
-
-
-def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
-    """Raise an OptionError unless ``value`` is a finite number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not minimum <= value < math.inf:
-        at_least = "" if minimum == -math.inf else f", at least {minimum}"
-        raise OptionError(f"{name} is {value!r}, expected a finite number{at_least}")
 
 
 @contextmanager

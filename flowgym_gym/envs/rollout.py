@@ -178,7 +178,7 @@ class Rollout:
             indices: Which sub-environments take the step.
 
         Raises:
-            ModelError: If the model returns NaN or infinity. Nothing has changed then.
+            ModelError: If the model returns NaN or infinity; no sub-environment has moved then.
         """
         environment, where = self.environment, list(indices)
         everyone = len(where) == self.num_envs
@@ -236,12 +236,8 @@ class Rollout:
                 self._output = torch.zeros_like(self.latents)
             self._output[running] = output
             states[running] = self.environment.expected_endpoint(states[running], output, index)
-        samples = self.environment.base_model.postprocess(FlowTensor(states)).data
-        if samples.ndim != 4 or samples.shape[1] not in (1, 3):
-            raise ModelError(
-                f"samples of shape {tuple(samples.shape[1:])} cannot be shown as pictures; render needs (3, H, W)"
-            )
-        pictures = (samples.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        model = self.environment.base_model
+        pictures = (model.picture(model.postprocess(FlowTensor(states))) * 255).round().to(torch.uint8)
         return list(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).cpu().numpy()))
 
     def check_actions(self, actions: Any, batched: bool = True) -> np.ndarray:

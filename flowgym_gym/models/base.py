@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import OptionError
+from flowgym_gym.errors import ModelError, OptionError
 from flowgym_gym.schedulers import Scheduler
 from flowgym_gym.types import D, append_dims
 
@@ -92,6 +92,25 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             Samples, batch first; images are ``(n, 3, H, W)`` in [0, 1].
         """
         return x
+
+    def picture(self, x: D) -> Tensor:
+        """Show finished samples, for ``render``.
+
+        Args:
+            x: Samples, as ``postprocess`` returns them.
+
+        Returns:
+            Pictures in [0, 1], shape ``(n, 3, H, W)``.
+
+        Raises:
+            ModelError: If the samples are no images and the model does not say how to draw them.
+        """
+        if x.data.ndim != 4 or x.data.shape[1] not in (1, 3):
+            raise ModelError(
+                f"{type(self).__name__} makes samples of shape {tuple(x.data.shape[1:])}, which are no images; define "
+                "picture to render them"
+            )
+        return x.data.clamp(0, 1).expand(-1, 3, -1, -1)
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """One vector per prompt for the observation, shape ``(n, features)``, float32.

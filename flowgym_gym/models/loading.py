@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -74,8 +75,17 @@ def check_device(device: torch.device | str | None) -> torch.device:
     return checked
 
 
+def _device_name(value: object) -> str:
+    if isinstance(value, torch.device):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not a plain value")
+
+
 def _load(entry: RegistryEntry, kwargs: dict[str, Any]) -> Any:
-    key = (entry.cls, repr(sorted(entry.default_kwargs.items())), repr(sorted(kwargs.items(), key=lambda x: x[0])))
+    try:
+        key = (entry.cls, json.dumps({**entry.default_kwargs, **kwargs}, sort_keys=True, default=_device_name))
+    except TypeError:  # Arguments that are not plain values have no name to be found under again.
+        return entry.instantiate(**kwargs)
     if key not in _shared:
         _shared[key] = entry.instantiate(**kwargs)
     return _shared[key]

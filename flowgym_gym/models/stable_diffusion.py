@@ -161,7 +161,8 @@ class StableDiffusionBaseModel(BaseModel[FlowTensor]):
             tokens = tokenizer(
                 prompt, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
             ).input_ids
-            with torch.no_grad():
+            # The cache outlives the call, and tensors made in inference mode could not take part in gradients.
+            with torch.inference_mode(False), torch.no_grad():
                 output = encoder(tokens.to(self.device))
             self._encoded[prompt] = (output.last_hidden_state[0], output.pooler_output[0])
         return self._encoded[prompt]

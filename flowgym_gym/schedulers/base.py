@@ -16,6 +16,7 @@ and the memoryless noise :math:`\sigma_t^2 = 2 \eta_t` (Domingo-Enrich et al., A
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, overload
 
 import torch
@@ -154,7 +155,9 @@ class Scheduler(ABC, Generic[D]):
         )
 
     @staticmethod
-    def _broadcast(coefficient, x, t):  # type: ignore[no-untyped-def]
-        if t is None:
+    def _broadcast(coefficient: Callable[[Tensor], Tensor], x: D | Tensor, t: Tensor | None) -> D | Tensor:
+        if isinstance(x, Tensor):
             return coefficient(x)
+        if t is None:
+            raise TypeError(f"a coefficient of a batch needs times: call it with (x, t), got {type(x).__name__} alone")
         return type(x)(append_dims(coefficient(t), x.data.ndim))

@@ -37,7 +37,7 @@ class CoarseAction(gymnasium.ActionWrapper[Any, np.ndarray, np.ndarray], gymnasi
 
     def action(self, action: np.ndarray) -> np.ndarray:
         """Upsample an action of shape ``(C, resolution, resolution)``."""
-        return upsample(action, self.action_space.shape, self.env.action_space.shape)
+        return upsample(action, self.action_space, self.env.action_space)
 
 
 def coarse_space(space: gymnasium.Space[Any], resolution: int) -> gymnasium.spaces.Box:
@@ -55,12 +55,15 @@ def coarse_space(space: gymnasium.Space[Any], resolution: int) -> gymnasium.spac
     return gymnasium.spaces.Box(float(space.low.min()), float(space.high.max()), shape, np.float32)
 
 
-def upsample(action: np.ndarray, coarse: tuple[int, ...], fine: tuple[int, ...]) -> np.ndarray:
-    """Nearest-neighbour upsampling of the last two dimensions.
+def upsample(action: np.ndarray, coarse_space: gymnasium.Space[Any], space: gymnasium.Space[Any]) -> np.ndarray:
+    """Nearest-neighbour upsampling of the last two dimensions, from one action space to the other.
 
     Raises:
-        ActionError: If the action does not have the shape ``coarse``.
+        ActionError: If the action does not have the shape of ``coarse_space``.
     """
+    coarse, fine = coarse_space.shape, space.shape
+    assert coarse is not None
+    assert fine is not None
     action = np.asarray(action)
     if action.shape != coarse:
         raise ActionError(f"action has shape {action.shape}, expected {coarse}")

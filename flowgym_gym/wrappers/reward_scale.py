@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium
 
-from flowgym_gym.envs.environment import check_number
+from flowgym_gym.checks import check_number
 
 
 class RewardScale(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):

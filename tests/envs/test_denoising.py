@@ -22,7 +22,7 @@ from flowgym_gym.errors import (
     UnknownOptionError,
 )
 from flowgym_gym.models.stable_diffusion import EMBEDDED
-from tests.conftest import FLOWGYM_IDS, RED
+from tests.conftest import FLOWGYM_IDS, RED, prompted
 
 
 def rollout(env, seed, actions):
@@ -84,8 +84,10 @@ def test_the_global_generators_are_left_alone(env):
 def test_spec_survives_json_and_makes_the_same_environment(id):
     from flowgym_gym.wrappers import CoarseAction, RewardScale, TimeGrid
 
-    env, inner = (gymnasium.make(id, discretization_steps=3, prompts=["a cat", "a red heart"]) for _ in range(2))
-    wrapped = RewardScale(CoarseAction(TimeGrid(inner, steps=2), resolution=2), scale=5.0)
+    env, inner = (gymnasium.make(id, discretization_steps=3, **prompted(id)) for _ in range(2))
+    wrapped = RewardScale(TimeGrid(inner, steps=2), scale=5.0)
+    if len(env.action_space.shape) == 3:
+        wrapped = CoarseAction(wrapped, resolution=2)
     for original in (env, wrapped):
         spec = gymnasium.envs.registration.EnvSpec.from_json(original.spec.to_json())
         for copy in (gymnasium.make(original.spec), gymnasium.make(spec)):

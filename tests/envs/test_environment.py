@@ -203,3 +203,31 @@ def test_bad_calls_are_named(torch_env):
         flowgym_gym.make("images/stable_diffusion", "1d/binary", 5)
     with pytest.raises(UnknownOptionError, match="did you mean 'guidance_scale'"):
         flowgym_gym.make("images/stable_diffusion", "images/red", 5, guidence_scale=2.0)
+
+
+@pytest.mark.usefixtures("_toys")
+def test_instances_are_shared_only_between_equal_plain_arguments():
+    def target_of(value):
+        return flowgym_gym.make("toys/straight", "toys/mean", 2, base_model_kwargs={"target": value}).base_model
+
+    assert target_of(1.0) is target_of(1.0)
+    assert target_of(1.0) is not target_of(2.0)
+    big = torch.zeros(5000)
+    changed = big.clone()
+    changed[2500] = 1
+    assert target_of(changed).target[2500] == 1
+    assert target_of(big).target[2500] == 0
+
+
+def test_gradients_flow_through_a_transition_after_a_gymnasium_episode(torch_env):
+    """Prompts that a Gymnasium episode has encoded stay usable for gradient-based methods."""
+    gymnasium.make(RED, discretization_steps=2).reset(seed=0, options={"prompt": "a green apple"})
+    x, kwargs = torch_env.start(1, prompt="a green apple")
+    action = torch.zeros(1, 4, 8, 8, requires_grad=True)
+    index = torch.tensor([0])
+    following, _ = torch_env.advance(
+        x.data, torch_env.predict(x, index, **kwargs), action, torch.zeros(1, 4, 8, 8), index
+    )
+    output = torch_env.predict(FlowTensor(following), index + 1, **kwargs)
+    (gradient,) = torch.autograd.grad(output.sum(), action)
+    assert gradient.abs().max() > 0

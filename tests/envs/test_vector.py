@@ -9,9 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from flowgym_gym.envs import DenoisingVectorEnv
 from flowgym_gym.errors import ActionError, ClosedEnvironmentError, ModelError, OptionError, ResetNeededError
-from tests.conftest import FLOWGYM_IDS, RED
-
-PROMPTS = ["a photo of a cat", "a red heart"]
+from tests.conftest import FLOWGYM_IDS, PROMPTS, RED, prompted
 
 
 def both(id=RED, n=3, mode=AutoresetMode.NEXT_STEP, **kwargs):
@@ -54,7 +52,7 @@ def actions_of(vector, seed):
 @pytest.mark.parametrize("id", FLOWGYM_IDS)
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_equals_sync_vector_env_through_autoresets(id, mode):
-    vector, sync = both(id, mode=mode, prompts=PROMPTS)
+    vector, sync = both(id, mode=mode, **prompted(id))
     assert vector.observation_space == sync.observation_space
     assert vector.action_space == sync.action_space
     assert_same(vector.reset(seed=7), sync.reset(seed=7))

@@ -27,4 +27,4 @@ class CoarseAction(VectorActionWrapper[Any, np.ndarray, np.ndarray, np.ndarray])
 
     def actions(self, actions: np.ndarray) -> np.ndarray:
         """Upsample actions of shape ``(n, C, resolution, resolution)``."""
-        return upsample(actions, self.action_space.shape, self.env.action_space.shape)
+        return upsample(actions, self.action_space, self.env.action_space)

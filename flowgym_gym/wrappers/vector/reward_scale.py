@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from flowgym_gym.envs.environment import check_number
+from flowgym_gym.checks import check_number
 
 
 class RewardScale(VectorWrapper[Any, Any, Any, Any, np.ndarray]):

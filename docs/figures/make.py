@@ -1,0 +1,63 @@
+"""Makes the figures of ``docs/mathematics.md``: ``python docs/figures/make.py``."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torch.distributions import Normal
+
+import flowgym_gym
+
+HERE = Path(__file__).parent
+SAMPLES = 200_000
+
+
+def terminal_error(steps: int, sampler: str, noise_level: float) -> float:
+    """Wasserstein-1 distance of final samples from the mixture, ordered sample against exact quantile."""
+    kwargs = {"base_model_kwargs": {"schedule": "diffusion"}, "sampler": sampler, "noise_level": noise_level}
+    env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", steps, **kwargs)
+    torch.manual_seed(0)
+    x = env.sample(SAMPLES).latents.data.flatten().double().sort().values
+    points = torch.linspace(-6, 8, 20_001, dtype=torch.float64)
+    exact = 0.5 * Normal(0.0, 1.0).cdf(points) + 0.5 * Normal(3.0, 0.4).cdf(points)
+    empirical = torch.searchsorted(x, points, right=True) / SAMPLES
+    return float((exact - empirical).abs().sum() * (points[1] - points[0]))
+
+
+def draw_terminal_error() -> None:
+    """Error against the number of steps for each sampler."""
+    counts = [5, 10, 20, 50, 100, 200, 500]
+    _, axes = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    for sampler, noise_level in [("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("euler", 0.0), ("euler", 1.0)]:
+        errors = [terminal_error(n, sampler, noise_level) for n in counts]
+        axes.loglog(counts, errors, "o-", label=f"{sampler}, noise level {noise_level:g}")
+    axes.set(xlabel="discretization steps", ylabel="Wasserstein-1 distance from the mixture")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    plt.savefig(HERE / "terminal_error.png", dpi=120)
+
+
+def draw_control_cost() -> None:
+    """Divergence of a correction of 1 in one dimension at each of 50 steps on Stable Diffusion's schedule."""
+    _, axes = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    for action_type in ("velocity", "noise"):
+        for noise_level in (1.0, 0.5):
+            env = flowgym_gym.make(
+                "1d/gaussian_mixture",
+                "1d/gaussian",
+                50,
+                action_type=action_type,
+                noise_level=noise_level,
+                base_model_kwargs={"schedule": "diffusion"},
+            )
+            cost = 0.5 * (env.transitions.gain / env.transitions.cost_std) ** 2
+            axes.semilogy(env.times[:-1], cost, ".-", label=f"{action_type} correction, noise level {noise_level:g}")
+    axes.set(xlabel="time", ylabel="nats per dimension for a correction of 1")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    plt.savefig(HERE / "control_cost.png", dpi=120)
+
+
+if __name__ == "__main__":
+    draw_terminal_error()
+    draw_control_cost()

@@ -1,0 +1,195 @@
+"""The command line, installed as ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``.
+
+Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM.
+torch and everything that needs it are imported by the commands that use them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import gymnasium
+
+import flowgym_gym
+from flowgym_gym.errors import FlowGymError, OptionError
+
+INTERRUPTED = 130
+EPISODES = 256
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Command and options; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except FlowGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    root = argparse.ArgumentParser(
+        prog="flowgym-gym", description="Diffusion and flow models as Gymnasium environments."
+    )
+    root.add_argument("--version", action="version", version=f"%(prog)s {flowgym_gym.__version__}")
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="environment ids, base models and rewards")
+    listing.set_defaults(command=list_ids)
+
+    sample = commands.add_parser("sample", help="pictures of the base model with their rewards")
+    sample.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
+    sample.add_argument("--n", type=int, default=16, help="number of samples (default: %(default)s)")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the first sample (default: %(default)s)")
+    sample.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG file to write")
+    _add_set(sample, "an argument of the environment, such as prompts='a red heart'")
+    sample.set_defaults(command=sample_base_model)
+
+    train = commands.add_parser("train", help="train an agent with the environment's preset")
+    train.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
+    train.add_argument("--algo", default="ppo", help="ppo or sac (default: %(default)s)")
+    train.add_argument(
+        "--timesteps", type=int, help="environment steps of all sub-environments (default: the preset's)"
+    )
+    train.add_argument("--num-envs", type=int, help="number of sub-environments (default: the preset's)")
+    train.add_argument("--seed", type=int, help="random seed (default: 0)")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder")
+    train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    train.add_argument("--no-evaluate", action="store_true", help="do not compare agent and base model at the end")
+    _add_set(train, "a setting of the preset, such as env.noise_level=0.5 or algo.learning_rate=1e-4")
+    train.set_defaults(command=train_agent)
+
+    evaluate = commands.add_parser("evaluate", help="compare the agent of a run with the base model")
+    evaluate.add_argument("run", type=Path, metavar="DIR", help="run folder")
+    evaluate.add_argument("--episodes", type=int, default=EPISODES, help="episodes of each (default: %(default)s)")
+    evaluate.add_argument("--seed", type=int, default=0, help="first held-out seed (default: %(default)s)")
+    evaluate.set_defaults(command=evaluate_run)
+    return root
+
+
+def list_ids(options: argparse.Namespace) -> int:
+    """Print what is registered."""
+    ids = sorted(id for id in gymnasium.registry if id.startswith("flowgym/"))
+    groups = {
+        "environments": ids,
+        "base models": flowgym_gym.base_model_registry.list(),
+        "rewards": flowgym_gym.reward_registry.list(),
+    }
+    for title, names in groups.items():
+        print(f"{title}:")
+        for name in names:
+            print(f"  {name}")
+    return 0
+
+
+def sample_base_model(options: argparse.Namespace) -> int:
+    """Write a grid of base-model samples and print their mean reward."""
+    if options.n < 1:
+        raise OptionError(f"--n is {options.n}, expected a whole number, at least 1")
+    _check_png(options.out)
+    _import_agents()
+    from flowgym_gym.agents.evaluation import BATCH, check_seed, play
+    from flowgym_gym.agents.pictures import picture_grid
+    from flowgym_gym.agents.settings import complete, full_id, override, parse_assignments
+
+    check_seed(options.seed, options.n)
+    env_id = full_id(options.env)
+    changes = {f"env.{name.removeprefix('env.')}": value for name, value in parse_assignments(options.set).items()}
+    kwargs = override(complete({}), changes, env_id, "ppo")["env"]
+    env = gymnasium.make_vec(
+        env_id, num_envs=min(options.n, BATCH), autoreset_mode="Disabled", render_mode="rgb_array", **kwargs
+    )
+    episodes = play(env, [options.seed + i for i in range(options.n)], pictures=options.n)
+    if not episodes.pictures:
+        raise OptionError(f"samples of {env_id} are no pictures and cannot be drawn")
+    rewards = episodes.terminal_rewards
+    picture_grid(options.out, [(f"{env_id}, mean reward {rewards.mean():.4g}", episodes.pictures, rewards)])
+    print(f"mean reward {rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
+    return 0
+
+
+def train_agent(options: argparse.Namespace) -> int:
+    """Train, evaluate, and say what to do next."""
+    _import_agents()
+    from flowgym_gym.agents.settings import describe, parse_assignments
+    from flowgym_gym.agents.training import prepare, run
+
+    prepared = prepare(
+        options.env,
+        options.algo,
+        out=options.out,
+        timesteps=options.timesteps,
+        num_envs=options.num_envs,
+        seed=options.seed,
+        resume=options.resume,
+        overrides=parse_assignments(options.set),
+    )
+    config = prepared.config
+    print(f"{config['env_id']}, {config['algo']}, seed {config['seed']}", flush=True)
+    print(describe(config["settings"]), flush=True)
+    result = run(prepared)
+    here = shlex.quote(str(options.out))
+    if result.signal is not None:
+        again = f"flowgym-gym train {options.env} --algo {options.algo} --out {here} --resume"
+        print(f"to go on: {again}", flush=True)
+        return 128 + result.signal
+    print(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
+    if options.no_evaluate:
+        print(f"next: flowgym-gym evaluate {here}")
+        return 0
+    _evaluate(options.out, EPISODES, seed=0)
+    print(
+        f"next: flowgym-gym evaluate {here} --seed 1000\n"
+        f"      flowgym-gym train {options.env} --algo {options.algo} --out {here} --resume "
+        f"--timesteps {2 * result.target}"
+    )
+    return 0
+
+
+def evaluate_run(options: argparse.Namespace) -> int:
+    """Compare the agent of a run with the base model."""
+    _import_agents()
+    _evaluate(options.run, options.episodes, options.seed)
+    return 0
+
+
+def _evaluate(out: Path, episodes: int, seed: int) -> None:
+    from flowgym_gym.agents.evaluation import evaluate, table
+    from flowgym_gym.agents.training import save_curve
+
+    print(table(evaluate(out, episodes, seed)))
+    save_curve(out)
+
+
+def _add_set(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"{what}; can be repeated")
+
+
+def _import_agents() -> None:
+    """Fail with a clear message where the libraries of the agents extra are missing."""
+    import flowgym_gym.agents
+
+    _ = flowgym_gym.agents.train
+
+
+def _check_png(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise OptionError(f"--out is {path}, expected a file name that ends in .png")
+    if not path.absolute().parent.is_dir():
+        raise OptionError(f"--out is {path}, but there is no folder {path.absolute().parent}")

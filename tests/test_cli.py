@@ -1,0 +1,114 @@
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import flowgym_gym
+from flowgym_gym.cli import main
+from tests.agents.conftest import TINY
+from tests.conftest import FLOWGYM_IDS, RED
+
+SHORT = RED.removeprefix("flowgym/")
+
+
+@pytest.fixture(autouse=True)
+def _tiny_pictures(monkeypatch):
+    monkeypatch.setattr("flowgym_gym.agents.training.PICTURES", 2)
+
+
+def settings(algo="ppo"):
+    return [f"--set={key}={value}" for key, value in TINY[algo].items()]
+
+
+def test_list_names_everything_that_is_registered(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in (*FLOWGYM_IDS, *flowgym_gym.base_model_registry.list(), *flowgym_gym.reward_registry.list()):
+        assert f"  {name}\n" in printed
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list"]])
+def test_help_and_list_import_no_torch(arguments):
+    code = (
+        "import sys; from flowgym_gym.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as end: assert not end.code\n"
+        "print('heavy:', [m for m in ('torch', 'diffusers', 'stable_baselines3', 'matplotlib') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: []" in result.stdout
+
+
+def test_the_module_and_the_script_are_the_same_command():
+    result = subprocess.run([sys.executable, "-m", "flowgym_gym", "--version"], capture_output=True, text=True)
+    assert result.stdout == f"flowgym-gym {flowgym_gym.__version__}\n"
+    assert result.returncode == 0
+
+
+def test_sample_writes_a_grid_and_the_mean_reward(tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    assert main(["sample", SHORT, "--n", "3", "--out", str(out), "--set", "discretization_steps=2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("mean reward 0.")
+    with Image.open(out) as picture:
+        assert picture.width > 100
+
+
+def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flowgym_gym.cli.EPISODES", 3)
+    out = tmp_path / "run"
+    command = ["train", SHORT, "--timesteps", "8", "--num-envs", "2", "--out", str(out)]
+    assert main([*command, *settings()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{RED}, ppo, seed 0"
+    assert "  wrappers: coarse_action=1" in lines
+    table = next(i for i, line in enumerate(lines) if line.split()[:2] == ["agent", "base"])
+    assert [line.split("  ")[0] for line in lines[table + 1 : table + 4]] == [
+        "terminal reward", "control cost", "return"
+    ]  # fmt: skip
+    assert lines[-2].startswith("next: flowgym-gym evaluate")
+    assert (out / "evaluation.json").is_file()
+
+    assert main(["train", RED, "--out", str(out), "--resume", "--timesteps", "16", "--no-evaluate"]) == 0
+    assert "trained for 16 timesteps" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--episodes", "2", "--seed", "5"]) == 0
+    assert "means of 2 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "Stable-v0", "--out", "x.png"], "no environment"),
+        (["sample", SHORT, "--out", "x.jpg"], "ends in .png"),
+        (["sample", SHORT, "--out", "nowhere/x.png"], "no folder"),
+        (["sample", SHORT, "--n", "0", "--out", "x.png"], "--n is 0"),
+        (["sample", SHORT, "--out", "x.png", "--set", "num_envs=3"], "no setting"),
+        (["sample", SHORT, "--out", "x.png", "--set", "prompts"], "name=value"),
+        (["train", SHORT, "--algo", "td3", "--out", "run"], "algo is 'td3'"),
+        (["train", SHORT, "--timesteps", "0", "--out", "run"], "timesteps is 0"),
+        (["train", SHORT, "--out", "run", "--set", "env.noise_levl=1"], "did you mean 'env.noise_level'"),
+        (["train", SHORT, "--out", "run", "--resume"], "holds no run"),
+        (["evaluate", "nowhere"], "holds no run"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named_with_its_cure(tmp_path):
+    code = (
+        "import sys; sys.modules['stable_baselines3'] = None\n"
+        "from flowgym_gym.cli import main\n"
+        f"sys.exit(main(['train', {SHORT!r}, '--out', {str(tmp_path / 'run')!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert 'pip install "flowgym_gym[agents]"' in result.stderr
+    assert "Traceback" not in result.stderr
