@@ -60,6 +60,19 @@ class Outcome:
             info["valid"] = bool(self.valids[i])
         return info
 
+    def infos(self, mask: np.ndarray) -> dict[str, Any]:
+        """The infos of the sub-environments in ``mask``, as Gymnasium's vector environments put them together."""
+        infos: dict[str, Any] = {}
+        ended = mask & self.finished
+        for key, values, where in (
+            ("control_cost", self.costs, mask),
+            ("terminal_reward", self.terminal_rewards, ended),
+            ("valid", self.valids, ended),
+        ):
+            if where.any():
+                infos[key], infos[f"_{key}"] = np.where(where, values, values.dtype.type(0)), where.copy()
+        return infos
+
 
 class Rollout:
     """The running episodes of an environment.

@@ -140,13 +140,14 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP and ended
         if same_step:
             final = self.rollout.observe()
+            infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
             for i in ended:
-                observation = {key: value[i].copy() for key, value in final.items()}
-                infos = self._add_info(infos, {"final_obs": observation, "final_info": outcome.info(i)}, i)
+                infos["final_obs"][i] = {key: value[i].copy() for key, value in final.items()}
+            infos["final_info"] = outcome.infos(outcome.finished)
+            infos["_final_obs"], infos["_final_info"] = outcome.finished.copy(), outcome.finished.copy()
             infos = self._reset_some(ended, infos)
-        for i in stepping:
-            if not (same_step and outcome.finished[i]):
-                infos = self._add_info(infos, outcome.info(i), i)
+        going_on = ~resetting & ~outcome.finished if same_step else ~resetting
+        infos.update(outcome.infos(going_on))
         self._needs_reset = outcome.finished & (self.autoreset_mode is not AutoresetMode.SAME_STEP)
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         return self.rollout.observe(), outcome.rewards, outcome.finished, truncations, infos

@@ -1,8 +1,8 @@
 r"""Gaussian mixtures as flow models: nothing is trained, every prediction is a closed form.
 
 For :math:`x_1 \sim \sum_i w_i\, \mathcal N(m_i, s_i^2 I)` the state :math:`x_t = \alpha x_1 + \beta \varepsilon` of
-component :math:`i` is Gaussian with mean :math:`\alpha m_i` and variance :math:`v_i = \alpha^2 s_i^2 + \beta^2`, so that with the
-responsibilities :math:`r_i(x) \propto w_i\, \mathcal N(x; \alpha m_i, v_i I)`
+component :math:`i` is Gaussian with mean :math:`\alpha m_i` and variance :math:`v_i = \alpha^2 s_i^2 + \beta^2`, so
+that with the responsibilities :math:`r_i(x) \propto w_i\, \mathcal N(x; \alpha m_i, v_i I)`
 
 .. math::
     E[x_1 | x] = \sum_i r_i \left( m_i + \frac{\alpha s_i^2}{v_i} (x - \alpha m_i) \right), \qquad
@@ -132,8 +132,8 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
     def picture(self, x: FlowTensor) -> Tensor:
         """The mixture's density in grey and the sample in red, shape ``(n, 3, 64, 64)``.
 
-        In one dimension the density is drawn as a curve and the sample as a line; from two on, the first two coordinates
-        are shown.
+        In one dimension the density is drawn as a curve and the sample as a line; from two on, the first two
+        coordinates are shown.
         """
         reach = float((self.means.abs().amax(dim=1) + 4 * self.stds).max())
         axis = torch.linspace(-reach, reach, PICTURE_SIZE, dtype=torch.float64, device=self.device)
