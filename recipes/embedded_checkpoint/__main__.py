@@ -23,24 +23,22 @@ from recipes.embedded_checkpoint.training import Outcome
 
 RENDERINGS_PER_CONCEPT = 96
 HELD_OUT_PER_CONCEPT = 8
-QUICK_EVERY = 4
-"""The look before distillation takes every n-th concept."""
 DEFAULTS = {
     "cpu": {
-        "autoencoder": (28.0, 12),
+        "autoencoder": (15.0, 12),
         "classifier": (5.0, 64),
-        "denoiser": (45.0, 64),
-        "distillation": (12.0, 64),
+        "denoiser": (60.0, 32),
+        "decoder": (12.0, 12),
     },
     "cuda": {
         "autoencoder": (5.0, 128),
         "classifier": (1.0, 256),
         "denoiser": (15.0, 512),
-        "distillation": (4.0, 512),
+        "decoder": (4.0, 128),
     },
 }
 """Minutes and batch size of each stage, by kind of device."""
-MEASURED = ((1.0, 0.0), (3.0, 0.0), (1.0, 1.0), (3.0, 1.0))
+MEASURED = ((1.0, 1.0), (3.0, 1.0), (1.0, 0.0), (3.0, 0.0))
 """Guidance and eta of each measurement."""
 SHOWN = (
     "cat dog fox panda frog penguin tree rose apple banana pizza hamburger|"
@@ -125,36 +123,20 @@ def stage_denoiser(args: argparse.Namespace, data: dict, latents: dict, vae: Aut
     return cached(args.work / "denoiser.json", make)
 
 
-def stage_distillation(
-    args: argparse.Namespace, data: dict, latents: dict, vae: AutoencoderKL, judged_by: classifier.Classifier
-) -> dict:
-    """Look at the trained pipeline, distil guidance into it and export the result to ``distilled``."""
+def stage_decoder(args: argparse.Namespace, data: dict, latents: dict) -> dict:
+    """Train the trained pipeline's decoder further and export the result to ``finished``."""
 
     def make() -> dict:
         pipeline = load_pipeline(args.work / "trained", args.device)
-        before = []
-        for guidance in (1.0, 3.0):
-            figures, _, _ = evaluate.measure_concepts(
-                pipeline, judged_by, guidance=guidance, eta=1.0, every=QUICK_EVERY
-            )
-            print(f"before distillation: {figures}", flush=True)
-            before.append(figures)
-        model = denoiser.Denoiser(pipeline.text_encoder, pipeline.unet)
-        outcome = denoiser.distil_guidance(
-            model,
-            pipeline.tokenizer,
-            data,
-            latents,
-            vae.config.scaling_factor,
-            args.work,
-            args.distillation_minutes,
-            args.distillation_batch,
-            args.device,
+        vae = AutoencoderKL.from_pretrained(args.work / "vae").to(args.device)
+        outcome, psnr = autoencoder.sharpen_decoder(
+            vae, data["images"], latents, args.work, args.decoder_minutes, args.decoder_batch, args.device
         )
-        denoiser.export(vae, pipeline.tokenizer, model, args.work / "distilled")
-        return report(outcome, args.distillation_batch) | {"before": before}
+        model = denoiser.Denoiser(pipeline.text_encoder, pipeline.unet)
+        denoiser.export(vae, pipeline.tokenizer, model, args.work / "finished")
+        return report(outcome, args.decoder_batch) | {"psnr": psnr}
 
-    return cached(args.work / "distillation.json", make)
+    return cached(args.work / "decoder.json", make)
 
 
 def load_pipeline(folder: Path, device: str) -> StableDiffusionPipeline:
@@ -264,13 +246,10 @@ def main() -> None:
     judged_by, judge_report = stage_classifier(args, data)
     stages = {"autoencoder": autoencoder_report, "classifier": judge_report}
     stages["text encoder and U-Net"] = stage_denoiser(args, data, latents, vae)
-    source = args.work / "trained"
-    if args.distillation_minutes > 0:
-        stages["guidance distillation"] = stage_distillation(args, data, latents, vae, judged_by)
-        source = args.work / "distilled"
+    stages["decoder"] = stage_decoder(args, data, latents)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, args.out, dirs_exist_ok=True)
+    shutil.copytree(args.work / "finished", args.out, dirs_exist_ok=True)
     shutil.copytree(args.work / "classifier", args.classifier_out, dirs_exist_ok=True)
     card.write_license(args.out)
     card.write_lists(args.out)
@@ -287,19 +266,16 @@ def main() -> None:
         "judge": {
             key: value for key, value in judge_report.items() if key not in ("steps", "minutes", "losses", "batch")
         },
-        "psnr": autoencoder_report["psnr"],
+        "psnr": stages["decoder"]["psnr"],
         "reconstructed_top1": judge.top_k_accuracy(judge.logits_of(judged_by, decoded, "cpu"), held_out["concept"], 1),
-        "weakest": list(default["by_concept"])[:10],
+        "weakest": [name for name, share in default["by_concept"].items() if share < 1][:10],
     }
-    if "guidance distillation" in stages:
-        quality["before_distillation"] = stages["guidance distillation"]["before"]
     (args.out / "quality.json").write_text(json.dumps(quality, indent=2) + "\n", encoding="utf-8")
     training = {
         "stages": stages,
         "machine": args.machine,
         "renderings": len(data["images"]),
         "scaling_factor": vae.config.scaling_factor,
-        "distilled_guidance": denoiser.DISTILLED_GUIDANCE,
     }
     card.write_card(args.out, quality, training)
 

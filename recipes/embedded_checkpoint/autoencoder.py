@@ -115,6 +115,46 @@ def train_autoencoder(
     return model, outcome, peak_signal_to_noise(model, images[held_out], device)
 
 
+def sharpen_decoder(
+    model: AutoencoderKL,
+    images: np.ndarray,
+    latents: dict[str, np.ndarray],
+    work: Path,
+    minutes: float,
+    batch: int,
+    device: torch.device | str,
+) -> tuple[Outcome, float]:
+    """Train the decoder of ``model`` further, in place; latents keep their meaning, since the encoder is frozen.
+
+    Returns:
+        How training ended, and the held-out PSNR in dB.
+    """
+    model.to(memory_format=torch.channels_last)
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    training, held_out = split(len(images))
+    mean, std = (torch.from_numpy(latents[key]) for key in ("mean", "std"))
+
+    def losses(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((7, step))
+        rows = rng.choice(training, batch, replace=False)
+        noise = torch.randn((batch, *mean.shape[1:]), generator=torch.Generator().manual_seed(step))
+        z = (mean[rows] + std[rows] * noise).to(device)
+        return {"loss": reconstruction_loss(model.decode(z).sample, to_tensor(images[rows], device))}
+
+    outcome = train(
+        "decoder",
+        model,
+        losses,
+        minutes=minutes,
+        learning_rate=LEARNING_RATE,
+        weight_decay=1e-4,
+        checkpoint=work / "decoder.pt",
+        ema_decay=0.99,
+    )
+    return outcome, peak_signal_to_noise(model, images[held_out], device)
+
+
 @torch.no_grad()
 def encode_all(model: AutoencoderKL, images: np.ndarray, device: torch.device | str) -> dict[str, np.ndarray]:
     """Posterior ``mean`` and ``std`` of every picture, float32, ``(n, 4, 8, 8)``."""

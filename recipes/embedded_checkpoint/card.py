@@ -24,14 +24,6 @@ Version 2.0 (https://www.apache.org/licenses/LICENSE-2.0).
 
 """
 
-_DISTILLATION = """
-**Guidance is distilled into the model.** After ordinary training, the prediction for a caption was trained towards
-the model's own classifier-free guided prediction of scale {scale:g}; the prediction for the empty caption was kept. So
-`guidance_scale=1` draws about what `guidance_scale={scale:g}` drew before, with one network call a step; guidance 1
-gives sharper and less varied pictures than the training data, and a scale above 1 acts more strongly than usual.
-Before distillation, on {prompts} of the concepts: {before}.
-"""
-
 
 def write_license(folder: Path) -> None:
     """Write the font's licence from the Debian package's copyright file, unless the folder has it already.
@@ -92,13 +84,6 @@ def write_card(folder: Path, quality: dict, training: dict) -> None:
     sizes = component_sizes(folder)
     concepts, backgrounds, judge = quality["concepts"], quality["backgrounds"], quality["judge"]
     stages = training["stages"]
-    distillation = ""
-    if quality.get("before_distillation"):
-        before = quality["before_distillation"]
-        figures = "; ".join(f"guidance {entry['guidance']:g}, top-1 {entry['top1']:.1%}" for entry in before)
-        distillation = _DISTILLATION.format(
-            scale=training["distilled_guidance"], prompts=before[0]["prompts"], before=figures
-        )
     card = Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
         total_size=f"{sum(size for _, _, size in sizes):.1f}",
         concept_count=len(CONCEPTS),
@@ -114,7 +99,6 @@ def write_card(folder: Path, quality: dict, training: dict) -> None:
                 for name, stage in stages.items()
             ]
         ),
-        distillation=distillation,
         judge_pictures=f"{judge['pictures']:,}",
         judge_top1=f"{judge['classifier_top1']:.1%}",
         judge_disturbed=f"{judge['classifier_top1_disturbed']:.1%}",
@@ -134,6 +118,6 @@ def write_card(folder: Path, quality: dict, training: dict) -> None:
         ),
         psnr=f"{quality['psnr']:.1f}",
         reconstructed=f"{quality['reconstructed_top1']:.1%}",
-        weakest=", ".join(quality["weakest"]),
+        weakest=", ".join(quality["weakest"]) or "none",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

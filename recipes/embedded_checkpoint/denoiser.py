@@ -7,13 +7,10 @@ With :math:`x_t = \sqrt{\bar\alpha_t} x + \sqrt{1 - \bar\alpha_t} \epsilon` and 
 
 The minimum is min-SNR weighting. The constant :math:`c` raises the weight at the noisiest times, where the error of
 the predicted picture is :math:`1 / s` times the error of the predicted noise and the subject is decided.
-
-An optional last part distils classifier-free guidance into the finished model: the prediction for a caption is
-trained towards a frozen copy's guided prediction, so that guidance 1 (one network call a step) draws what a guidance
-of :data:`DISTILLED_GUIDANCE` drew before. The prediction for the empty caption stays where it is.
 """
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +25,11 @@ from recipes.embedded_checkpoint.training import ExponentialMovingAverage, Outco
 
 CHANNELS = (96, 160)
 LEARNING_RATE = 1.2e-3
-DISTILLATION_LEARNING_RATE = 4e-4
-DISTILLED_GUIDANCE = 2.0
 SNR_CLAMP = 5.0
 SNR_FLOOR = 0.15
 EMPTY_SHARE = 0.1
 """Share of captions replaced by the empty one, for classifier-free guidance."""
+ORIGIN_KEYS = ("_name_or_path", "is_local", "local_files_only")
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -189,10 +185,20 @@ def assemble(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: Denoiser) -> S
     return pipeline
 
 
+def forget_origin(folder: Path) -> None:
+    """Drop from saved configurations where the parts were loaded from, which means nothing on another machine."""
+    for path in folder.glob("*/*config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
+        if kept != config:
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def export(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: Denoiser, folder: Path) -> None:
     """Save float16 weights in diffusers' folder format; the modules given stay as they are."""
     half = copy.deepcopy(model).half().cpu().eval()
     assemble(copy.deepcopy(vae).half().cpu().eval(), tokenizer, half).save_pretrained(folder)
+    forget_origin(folder)
 
 
 def train_denoiser(
@@ -237,41 +243,3 @@ def train_denoiser(
         ema_decay=0.999,
     )
     return model, tokenizer, outcome
-
-
-def distil_guidance(
-    model: Denoiser,
-    tokenizer: CLIPTokenizer,
-    data: dict[str, np.ndarray],
-    latents: dict[str, np.ndarray],
-    scaling_factor: float,
-    work: Path,
-    minutes: float,
-    batch: int,
-    device: torch.device | str,
-) -> Outcome:
-    """Train ``model`` in place towards its own guided prediction (its prediction without a caption stays as it is)."""
-    teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    batches = Batches(latents["mean"], scaling_factor, Captions(tokenizer, data), batch, device, seed=6)
-    weights = loss_weights(batches.alphas_cumprod)
-    empty = torch.tensor([batches.captions.encode("")], device=device)
-
-    def losses(step: int) -> dict[str, Tensor]:
-        noisy, times, tokens, _ = batches.draw(step)
-        with torch.no_grad():
-            both = torch.cat([tokens, empty.expand_as(tokens)])
-            conditional, unconditional = teacher(noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
-            target = unconditional + DISTILLED_GUIDANCE * (conditional - unconditional)
-        error = (model(noisy, times, tokens) - target).square().mean(dim=(1, 2, 3))
-        return {"loss": (weights[times] * error).mean(), "mse": error.mean().detach()}
-
-    return train(
-        "distillation",
-        model,
-        losses,
-        minutes=minutes,
-        learning_rate=DISTILLATION_LEARNING_RATE,
-        weight_decay=0.0,
-        checkpoint=work / "distillation.pt",
-        ema_decay=0.995,
-    )

@@ -18,7 +18,7 @@ from recipes.embedded_checkpoint.judge import background_colors, logits_of, top_
 
 STEPS = 50
 SAMPLES_PER_CONCEPT = 4
-BACKGROUND_PROMPTS_PER_COLOR = 32
+BACKGROUND_PROMPTS_PER_COLOR = 20
 
 
 def sample(

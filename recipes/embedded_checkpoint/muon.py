@@ -18,7 +18,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 UPDATE_RMS = 0.2
 
 
-def orthogonalize(matrices: Tensor, iterations: int = 4) -> Tensor:
+def orthogonalize(matrices: Tensor, iterations: int = 3) -> Tensor:
     """Replace the singular values of each matrix by about 1.
 
     Args:
