@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -266,31 +267,46 @@ def load_pipeline(source: str, local: bool, device: str, dtype: torch.dtype) -> 
     Raises:
         CheckpointError: If it cannot be loaded.
     """
-    import diffusers
-    from transformers.utils import logging as transformers_logging
+    with _quiet(bars=local):
+        import diffusers
 
-    bars = transformers_logging.is_progress_bar_enabled()
-    if local:
-        diffusers.utils.logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
-    try:
-        pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=local,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        where = "folder" if local else "Hub id"
-        raise CheckpointError(f"{where} {source!r} could not be loaded: {type(error).__name__}: {reason}") from error
-    finally:
-        diffusers.utils.logging.enable_progress_bar()
-        if bars:
-            transformers_logging.enable_progress_bar()
+        try:
+            pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=local,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            where = "folder" if local else "Hub id"
+            raise CheckpointError(
+                f"{where} {source!r} could not be loaded: {type(error).__name__}: {reason}"
+            ) from error
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.eval().requires_grad_(False)
     return pipe.to(device)
+
+
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """Silence what loading says of image processors that are not used; with ``bars`` its progress bars, too."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if bars:
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            diffusers_logging.enable_progress_bar()
+            if had_bars:
+                transformers_logging.enable_progress_bar()
