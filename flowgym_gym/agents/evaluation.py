@@ -1,0 +1,217 @@
+r"""Evaluation: an agent and the base model on the same held-out seeds.
+
+The interval of a mean is the normal approximation
+
+.. math:: \bar x \pm 1.96 \, s / \sqrt{n},
+
+with :math:`s` the sample standard deviation (denominator :math:`n - 1`). The difference between agent and base model is
+paired: it is the mean of the differences of episodes with the same seed, that is, the same initial noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from flowgym_gym.agents.runs import load_agent, read_config, write_json
+from flowgym_gym.agents.settings import SEEDS, make_vector_env
+from flowgym_gym.errors import ModelError, OptionError
+
+EVALUATION = "evaluation.json"
+BATCH = 32
+CONFIDENCE = 0.95
+FORMULA = "mean +- 1.96 * s / sqrt(n), s with denominator n - 1 (normal approximation)"
+QUANTITIES = {
+    "terminal_reward": "terminal_rewards",
+    "control_cost": "control_costs",
+    "return": "returns",
+}
+
+Predict = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+@dataclass
+class Episodes:
+    """What came of whole episodes; arrays of shape ``(n,)``.
+
+    Attributes:
+        terminal_rewards: Unscaled.
+        control_costs: Sum over the episode, in nats.
+        returns: What the agent was paid.
+        valids: Whether each sample is valid.
+        pictures: The first finished samples, uint8 ``(H, W, 3)``; empty if they are no pictures.
+    """
+
+    terminal_rewards: np.ndarray
+    control_costs: np.ndarray
+    returns: np.ndarray
+    valids: np.ndarray
+    pictures: list[np.ndarray] = field(default_factory=list)
+
+    def means(self) -> dict[str, float | int]:
+        """Mean of each quantity, and the number of episodes."""
+        means: dict[str, float | int] = {name: float(getattr(self, a).mean()) for name, a in QUANTITIES.items()}
+        return {"episodes": len(self.returns), **means}
+
+
+def held_out_seeds(episodes: int, seed: int = 0) -> list[int]:
+    """Seeds of evaluation episodes: from ``2**32 + seed`` on, beyond every seed that training takes.
+
+    >>> held_out_seeds(2)
+    [4294967296, 4294967297]
+    """
+    return [SEEDS + seed + i for i in range(episodes)]
+
+
+def play(
+    env: VectorEnv[Any, Any, Any], seeds: list[int], predict: Predict | None = None, pictures: int = 0
+) -> Episodes:
+    """Play one episode for each seed.
+
+    Args:
+        env: A denoising vector environment with autoreset mode DISABLED; episodes are played in batches of its size.
+        seeds: One for each episode.
+        predict: Gives actions for a batch of observations; None for no correction, the base model.
+        pictures: How many of the finished samples to return as pictures.
+    """
+    n = env.num_envs
+    results: dict[str, list[np.ndarray]] = {name: [] for name in ("terminal_reward", "control_cost", "return", "valid")}
+    frames: list[np.ndarray] = []
+    still = np.zeros(env.action_space.shape or (), dtype=np.float32)
+    for start in range(0, len(seeds), n):
+        batch = seeds[start : start + n]
+        # The last batch is filled up with episodes that are not counted.
+        observations, _ = env.reset(seed=batch + [batch[-1]] * (n - len(batch)))  # type: ignore[arg-type]
+        costs, returns, done = np.zeros(n), np.zeros(n), False
+        while not done:
+            actions = still if predict is None else predict(observations)
+            observations, rewards, terminations, truncations, infos = env.step(actions)
+            costs += infos["control_cost"]
+            returns += rewards
+            done = bool((terminations | truncations).all())
+        values = (infos["terminal_reward"], costs, returns, infos["valid"])
+        for name, value in zip(results, values, strict=True):
+            results[name].append(value[: len(batch)])
+        if len(frames) < pictures:
+            frames.extend(_frames(env)[: min(len(batch), pictures - len(frames))])
+    joined = {name: np.concatenate(values) for name, values in results.items()}
+    return Episodes(joined["terminal_reward"], joined["control_cost"], joined["return"], joined["valid"], frames)
+
+
+def evaluate(
+    run_or_policy: Any, episodes: int = 256, seed: int = 0, *, vector_env: VectorEnv[Any, Any, Any] | None = None
+) -> dict[str, Any]:
+    """Compare an agent, acting deterministically, with the base model on the same held-out seeds.
+
+    Args:
+        run_or_policy: A run folder, what ``train`` returned, or anything with stable-baselines3's ``predict``.
+        episodes: Number of episodes of each, at least 2.
+        seed: Episode ``i`` starts from seed ``2**32 + seed + i``, which no training run uses.
+        vector_env: Where to play; needed for a policy that comes without a run folder. Its autoreset mode must be
+            DISABLED.
+
+    Returns:
+        For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and ``std`` of
+        ``terminal_reward``, ``control_cost`` and ``return``; also written to the run folder's ``evaluation.json``.
+
+    Raises:
+        OptionError: If a number is out of range, or there is nothing to evaluate.
+    """
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 2:
+        raise OptionError(f"episodes is {episodes!r}, expected a whole number, at least 2")
+    check_seed(seed)
+    out = getattr(run_or_policy, "out", run_or_policy)
+    folder = Path(out) if isinstance(out, str | Path) else None
+    agent = run_or_policy
+    if folder is not None:
+        config = read_config(folder)
+        agent = load_agent(folder)
+        vector_env = vector_env or evaluation_env(config, min(episodes, BATCH))
+    if not hasattr(agent, "predict"):
+        raise OptionError(f"run_or_policy is a {type(agent).__name__}, expected a run folder or a policy with predict")
+    if vector_env is None:
+        raise OptionError("a policy without a run folder needs vector_env, the environment to evaluate it in")
+    if vector_env.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
+        raise OptionError(
+            'vector_env resets by itself; make it with gymnasium.make_vec(..., autoreset_mode="Disabled")'
+        )
+
+    seeds = held_out_seeds(episodes, seed)
+    played = play(vector_env, seeds, predict=deterministic(agent))
+    base = play(vector_env, seeds)
+    report: dict[str, Any] = {
+        "episodes": episodes,
+        "seed": seed,
+        "seeds": [seeds[0], seeds[-1]],
+        "timesteps": getattr(agent, "num_timesteps", None),
+        "confidence": CONFIDENCE,
+        "interval": FORMULA,
+        "agent": {name: interval(getattr(played, a)) for name, a in QUANTITIES.items()},
+        "base": {name: interval(getattr(base, a)) for name, a in QUANTITIES.items()},
+        "difference": {name: interval(getattr(played, a) - getattr(base, a)) for name, a in QUANTITIES.items()},
+        "valid": {"agent": float(played.valids.mean()), "base": float(base.valids.mean())},
+    }
+    if folder is not None:
+        write_json(folder / EVALUATION, report)
+    return report
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Mean with its 95 % confidence interval, and the sample standard deviation.
+
+    >>> {k: round(v, 3) for k, v in interval(np.array([1.0, 2.0, 3.0, 4.0])).items()}
+    {'mean': 2.5, 'low': 1.235, 'high': 3.765, 'std': 1.291}
+    """
+    mean, std = float(values.mean()), float(values.std(ddof=1))
+    half = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * std / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "std": std}
+
+
+def deterministic(agent: Any) -> Predict:
+    """The mean action of a stable-baselines3 agent."""
+
+    def predict(observations: dict[str, np.ndarray]) -> np.ndarray:
+        actions: np.ndarray = agent.predict(observations, deterministic=True)[0]
+        return actions
+
+    return predict
+
+
+def evaluation_env(config: dict[str, Any], num_envs: int) -> VectorEnv[Any, Any, Any]:
+    """The environment of a run for whole episodes with given seeds."""
+    return make_vector_env(config["env_id"], config["settings"], num_envs, AutoresetMode.DISABLED, "rgb_array")
+
+
+def check_seed(seed: int, num_envs: int = 1) -> None:
+    """Raise an OptionError unless the seeds of all sub-environments are whole numbers below ``2**32``."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= SEEDS - num_envs:
+        raise OptionError(f"seed is {seed!r}, expected a whole number from 0 to {SEEDS - num_envs}")
+
+
+def table(report: dict[str, Any]) -> str:
+    """An evaluation as a small table, means with their intervals."""
+    lines = [f"{'':17}{'agent':>24}{'base model':>24}{'difference':>24}"]
+    for name in QUANTITIES:
+        cells = [_cell(report[who][name]) for who in ("agent", "base", "difference")]
+        lines.append(f"{name.replace('_', ' '):17}" + "".join(f"{cell:>24}" for cell in cells))
+    lines.append(f"means of {report['episodes']} episodes each on the same held-out seeds; 95 % confidence: {FORMULA}")
+    return "\n".join(lines)
+
+
+def _cell(values: dict[str, float]) -> str:
+    return f"{values['mean']:.4g} +- {values['high'] - values['mean']:.2g}"
+
+
+def _frames(env: VectorEnv[Any, Any, Any]) -> list[np.ndarray]:
+    try:
+        return list(env.render() or ())  # type: ignore[arg-type]
+    except ModelError:
+        # Samples that are no pictures have none to show.
+        return []

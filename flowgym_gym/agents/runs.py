@@ -1,0 +1,361 @@
+"""Run folders: configuration, checkpoints that hold every bit of state, and metrics.
+
+A checkpoint is a folder ``checkpoints/<timesteps>/`` that appears in one piece (it is written under another name and
+renamed):
+
+``model.zip``
+    The agent as stable-baselines3 saves it: networks and optimisers.
+``state.json``, ``state.npz``
+    Counters, random states (Python, numpy, torch, action space, one generator per sub-environment), the running
+    episodes, and the last observation.
+``replay_buffer.npz``
+    What is in SAC's replay buffer; only the newest checkpoint has it.
+
+Reading one back loads tensors, numbers and text only, never a pickle.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import random
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.save_util import load_from_zip_file
+
+from flowgym_gym.agents.settings import make_algorithm, make_vector_env
+from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.errors import CheckpointError, OptionError
+
+Config = dict[str, Any]
+Row = dict[str, float | int | None]
+
+CONFIG = "config.json"
+METRICS = "metrics.csv"
+KEPT_CHECKPOINTS = 3
+LIBRARIES = ("flowgym_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "diffusers", "transformers")
+# What reading a half-written or foreign checkpoint can raise.
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile)
+
+
+def check_new(out: Path) -> None:
+    """Raise an OptionError unless a new run can be written to the folder ``out``; creates nothing."""
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"{out} is a file, expected a folder for the run")
+    if out.is_dir() and any(out.iterdir()):
+        advice = (
+            "resume it (--resume), or choose another folder" if (out / CONFIG).is_file() else "choose another folder"
+        )
+        raise OptionError(f"{out} is not empty; {advice}")
+    check_writable(out)
+
+
+def check_writable(out: Path) -> None:
+    """Raise an OptionError if files cannot be made in ``out``, or ``out`` cannot be made."""
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OptionError(f"{out} cannot be written: no permission to make files in {existing}")
+
+
+def read_config(out: Path) -> Config:
+    """The configuration of a run.
+
+    Raises:
+        OptionError: If ``out`` holds no run.
+        CheckpointError: If its configuration is damaged.
+    """
+    path = out / CONFIG
+    if not path.is_file():
+        raise OptionError(f"{out} holds no run (there is no {CONFIG} in it); start one without resume")
+    try:
+        config: Config = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("env_id", "algo", "seed", "settings"):
+            config[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    return config
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one piece."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        json.dump(content, file, indent=2, default=_plain)
+        file.write("\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Checkpoints of a run, newest first."""
+    folder = out / "checkpoints"
+    found = [path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping[str, Any]) -> Path:
+    """Write a checkpoint, and delete what is older than the few that are kept.
+
+    Args:
+        out: The run folder.
+        model: The agent, between two rollouts.
+        env: Its environment.
+        progress: Further numbers and arrays of the training loop, returned by :func:`restore_checkpoint`.
+    """
+    target = out / "checkpoints" / f"{model.num_timesteps:09d}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix="writing-", dir=target.parent))
+    try:
+        model.save(temporary / "model.zip")
+        numbers, arrays = _capture(model, env)
+        numbers["progress"] = {k: v for k, v in progress.items() if not isinstance(v, np.ndarray)}
+        arrays |= {f"progress.{k}": v for k, v in progress.items() if isinstance(v, np.ndarray)}
+        write_json(temporary / "state.json", numbers)
+        np.savez(temporary / "state.npz", **arrays)  # type: ignore[arg-type]
+        buffer = getattr(model, "replay_buffer", None)
+        if isinstance(buffer, DictReplayBuffer):
+            np.savez(temporary / "replay_buffer.npz", **_buffer_arrays(buffer))  # type: ignore[arg-type]
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in checkpoints(out)[1:]:
+        (old / "replay_buffer.npz").unlink(missing_ok=True)
+    for old in checkpoints(out)[KEPT_CHECKPOINTS:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def restore_checkpoint(checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv) -> dict[str, Any]:
+    """Put agent, environment and random states back to where they were when the checkpoint was written.
+
+    Args:
+        checkpoint: Its folder.
+        model: A new agent with the same settings whose ``learn`` has been called once.
+        env: Its environment.
+
+    Returns:
+        The ``progress`` that was saved.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged.
+    """
+    try:
+        numbers = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        arrays = _load_arrays(checkpoint / "state.npz")
+        buffer = getattr(model, "replay_buffer", None)
+        if isinstance(buffer, DictReplayBuffer):
+            _restore_buffer(buffer, _load_arrays(checkpoint / "replay_buffer.npz"))
+        load_weights(checkpoint, model)
+        _restore(model, env, numbers, arrays)
+    except UNREADABLE as error:
+        raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
+    saved: dict[str, Any] = numbers["progress"]
+    return saved | {k.removeprefix("progress."): v for k, v in arrays.items() if k.startswith("progress.")}
+
+
+def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
+    """Load networks and optimisers into an agent with the same settings."""
+    _, parameters, variables = load_from_zip_file(checkpoint / "model.zip", device=model.device, load_data=False)
+    model.set_parameters(parameters, exact_match=True, device=model.device)
+    for name, value in (variables or {}).items():
+        if value is not None:
+            getattr(model, name).data = value.data
+
+
+def load_agent(run: str | Path) -> BaseAlgorithm:
+    """The trained agent of a run folder, at its newest checkpoint, with its environment (and an empty replay buffer).
+
+    Returns:
+        A stable-baselines3 algorithm; ``agent.predict(observation, deterministic=True)`` acts.
+
+    Raises:
+        OptionError: If the folder holds no run or no checkpoint.
+        CheckpointError: If the checkpoint is damaged.
+    """
+    out = Path(run)
+    config = read_config(out)
+    settings = {**config["settings"], "algo": dict(config["settings"]["algo"])}
+    if "buffer_size" in settings["algo"]:
+        settings["algo"]["buffer_size"] = settings["num_envs"]
+    env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
+    model = make_algorithm(config["algo"], env, settings, seed=None)
+    newest = newest_checkpoint(out)
+    try:
+        load_weights(newest, model)
+        model.num_timesteps = json.loads((newest / "state.json").read_text(encoding="utf-8"))["timesteps"]
+    except UNREADABLE as error:
+        raise CheckpointError(f"checkpoint {newest} cannot be read: {type(error).__name__}: {error}") from error
+    return model
+
+
+def newest_checkpoint(out: Path) -> Path:
+    """The newest checkpoint, or an OptionError if there is none."""
+    found = checkpoints(out)
+    if not found:
+        raise OptionError(f"{out} holds no checkpoint; start the run again in another folder")
+    return found[0]
+
+
+class Metrics:
+    """``metrics.csv``: one row per interval of training.
+
+    Args:
+        path: The file.
+        columns: Its columns; the first is ``timesteps``.
+    """
+
+    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+        self.path = path
+        self.columns = list(columns)
+
+    def start(self, timesteps: int = 0) -> None:
+        """Begin the file, or go on after the row of ``timesteps``: later rows belong to work that was lost."""
+        kept = [row for row in read_metrics(self.path) if (row["timesteps"] or 0) <= timesteps] if timesteps else []
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self.path.parent, suffix=".tmp", delete=False, encoding="utf-8", newline=""
+        ) as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, self.path)
+
+    def append(self, row: Row) -> None:
+        """Add a row."""
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Rows of a ``metrics.csv``; empty cells are None. A last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [{k: _number(v) for k, v in row.items()} for row in rows]
+
+
+def _number(text: str) -> float | int | None:
+    if not text:
+        return None
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def _capture(model: BaseAlgorithm, env: SB3VecEnv) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """State of agent, environment and random generators: numbers and text, and arrays."""
+    rollout = env.vector_env.unwrapped.rollout  # type: ignore[attr-defined]
+    numbers = {
+        "timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        "episode_num": model._episode_num,
+        "prompts": [info.get("prompt") for info in env.reset_infos],
+        "python_random": random.getstate(),
+        "numpy_random": np.random.get_state(legacy=False),
+        "action_space_random": model.action_space.np_random.bit_generator.state,
+    }
+    arrays = {
+        "torch_random": torch.get_rng_state().numpy(),
+        "generators": np.stack([generator.get_state().numpy() for generator in rollout.generators]),
+        "latents": rollout.latents.cpu().numpy(),
+        "index": rollout.index,
+        "episode_starts": model._last_episode_starts,
+        **{f"observation.{key}": value for key, value in model._last_obs.items()},  # type: ignore[union-attr]
+    }
+    if torch.cuda.is_available():
+        arrays |= {f"cuda_random.{i}": s.numpy() for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return numbers, arrays  # type: ignore[return-value]
+
+
+def _restore(
+    model: BaseAlgorithm, env: SB3VecEnv, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Undo :func:`_capture`. The random states come last: what is done before them draws numbers."""
+    vector_env = env.vector_env.unwrapped
+    rollout = vector_env.rollout  # type: ignore[attr-defined]
+    for prompt in set(numbers["prompts"]):
+        # An episode's prompt decides what the model is conditioned on; only a reset sets it.
+        mask = np.array([other == prompt for other in numbers["prompts"]])
+        vector_env.reset(options={"reset_mask": mask, **({} if prompt is None else {"prompt": prompt})})
+    env.reset_infos = [{} if prompt is None else {"prompt": prompt} for prompt in numbers["prompts"]]
+    rollout.latents = torch.from_numpy(arrays["latents"]).to(rollout.latents.device)
+    rollout.index[:] = arrays["index"]
+    for generator, state in zip(rollout.generators, arrays["generators"], strict=True):
+        generator.set_state(torch.from_numpy(state))
+
+    model.num_timesteps = numbers["timesteps"]
+    model._n_updates = numbers["n_updates"]
+    model._episode_num = numbers["episode_num"]
+    model._last_episode_starts = arrays["episode_starts"]
+    model._last_obs = {
+        key.removeprefix("observation."): value for key, value in arrays.items() if key.startswith("observation.")
+    }
+
+    model.action_space.np_random.bit_generator.state = numbers["action_space_random"]
+    version, words, gauss = numbers["python_random"]
+    random.setstate((version, tuple(words), gauss))
+    numpy_state = numbers["numpy_random"]
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(torch.from_numpy(arrays["torch_random"]))
+    cuda = [torch.from_numpy(arrays[key]) for key in sorted(arrays) if key.startswith("cuda_random.")]
+    if cuda and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _buffer_arrays(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:
+    """The filled part of a replay buffer."""
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+    arrays = {name: array[:filled] for name, array in buffer_views(buffer).items()}
+    return arrays | {"pos": np.array(buffer.pos), "full": np.array(buffer.full)}
+
+
+def _restore_buffer(buffer: DictReplayBuffer, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, view in buffer_views(buffer).items():
+        view[: len(arrays[name])] = arrays[name]
+    buffer.pos, buffer.full = int(arrays["pos"]), bool(arrays["full"])
+
+
+def buffer_views(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:
+    """The arrays of a replay buffer by name, not copied."""
+    views = {name: getattr(buffer, name) for name in ("actions", "rewards", "dones", "timeouts")}
+    for name in ("observations", "next_observations"):
+        views |= {f"{name}.{key}": array for key, array in getattr(buffer, name).items()}
+    return views
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not a plain value")

@@ -1,0 +1,321 @@
+"""Settings of a training run: presets (plain data, one file per environment and algorithm) and changes to them.
+
+A preset has these parts; each may be left out:
+
+``env``
+    Keyword arguments of the environment.
+``wrappers``
+    ``coarse_action`` (resolution), ``reward_scale`` (weight), ``time_grid`` (steps); null switches one off.
+``num_envs``, ``timesteps``
+    Sub-environments, and environment steps of all of them together.
+``checkpoint_every``
+    Timesteps between two checkpoints.
+``final_learning_rate``
+    The learning rate goes linearly from ``algo.learning_rate`` to this; null keeps it constant.
+``algo``
+    Hyper-parameters of stable-baselines3's algorithm.
+``policy``
+    Options of the policy: ``width``, ``blocks``, ``log_std_init``, ``value_scale``.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import gymnasium
+import yaml
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy
+from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.envs import environment
+from flowgym_gym.envs.rollout import DEFAULTS
+from flowgym_gym.errors import FlowGymError, OptionError, UnknownIdError, UnknownOptionError, did_you_mean
+from flowgym_gym.registration import DENOISING
+from flowgym_gym.registry import base_model_registry
+from flowgym_gym.wrappers import vector as vector_wrappers
+
+Settings = dict[str, Any]
+
+ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
+    "ppo": (PPO, LatentActorCriticPolicy),
+    "sac": (SAC, LatentSACPolicy),
+}
+WRAPPERS = {
+    "coarse_action": vector_wrappers.CoarseAction,
+    "reward_scale": vector_wrappers.RewardScale,
+    "time_grid": vector_wrappers.TimeGrid,
+}
+SECTIONS = ("env", "wrappers", "algo", "policy")
+TOP_LEVEL: Settings = {
+    "num_envs": 16,
+    "timesteps": 20_000,
+    "checkpoint_every": 10_000,
+    "final_learning_rate": None,
+}
+# Arguments of the algorithms that training itself decides, or that the latent policies do not support.
+NOT_SETTABLE = {
+    "self", "policy", "env", "policy_kwargs", "seed", "verbose", "tensorboard_log", "_init_setup_model", "use_sde",
+    "sde_sample_freq", "use_sde_at_warmup", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class",
+    "replay_buffer_kwargs", "optimize_memory_usage", "action_noise", "stats_window_size",
+}  # fmt: skip
+AT_LEAST_ONE = {"num_envs", "timesteps", "checkpoint_every", "n_steps", "batch_size", "n_epochs", "buffer_size",
+                "train_freq", "width"}  # fmt: skip
+POSITIVE = {"learning_rate", "value_scale"}
+# numpy's and Python's global generators, which stable-baselines3 seeds too, take no larger seed.
+SEEDS = 2**32
+
+
+def full_id(env_id: str) -> str:
+    """``"flowgym/StableDiffusion-Red-v0"`` from that or from ``"StableDiffusion-Red-v0"``.
+
+    Raises:
+        UnknownIdError: If no environment is registered under this id.
+    """
+    known = [
+        id for id, spec in gymnasium.registry.items() if id.startswith("flowgym/") or spec.entry_point == DENOISING
+    ]
+    for id in (env_id, f"flowgym/{env_id}"):
+        if id in known:
+            return id
+    short = [id.removeprefix("flowgym/") for id in known]
+    hint = did_you_mean(env_id, known) or did_you_mean(env_id, short)
+    raise UnknownIdError(f"no environment is registered as {env_id!r}{hint} (registered: {', '.join(sorted(known))})")
+
+
+def check_algorithm(algo: str) -> str:
+    """The name of the algorithm, or an OptionError if there is none of this name."""
+    if algo not in ALGORITHMS:
+        raise OptionError(f"algo is {algo!r}, expected one of {tuple(ALGORITHMS)}{did_you_mean(str(algo), ALGORITHMS)}")
+    return algo
+
+
+def load_preset(env_id: str, algo: str = "ppo") -> Settings:
+    """The preset of an environment and an algorithm.
+
+    It is the first of ``StableDiffusion-Red-v0.ppo.yaml``, ``StableDiffusion.ppo.yaml`` (the whole family) and
+    ``default.ppo.yaml`` that exists in ``agents/presets``.
+
+    Args:
+        env_id: With or without ``flowgym/``.
+        algo: ``"ppo"`` or ``"sac"``.
+
+    Returns:
+        Settings with every part of the module's description.
+
+    Raises:
+        UnknownIdError: If the environment does not exist.
+        OptionError: If the algorithm does not exist.
+
+    >>> load_preset("StableDiffusion-Red-v0", "ppo")["wrappers"]
+    {'coarse_action': 1}
+    """
+    name = full_id(env_id).rpartition("/")[2]
+    check_algorithm(algo)
+    folder = resources.files("flowgym_gym.agents") / "presets"
+    candidates = [folder / f"{stem}.{algo}.yaml" for stem in (name, name.partition("-")[0], "default")]
+    file = next(file for file in candidates if file.is_file())
+    return complete(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, file.name)
+
+
+def complete(preset: Mapping[str, Any], name: str = "preset") -> Settings:
+    """A preset with its missing parts filled in.
+
+    Raises:
+        UnknownOptionError: If it has a part that does not exist.
+    """
+    parts = [*SECTIONS, *TOP_LEVEL]
+    for key in preset:
+        if key not in parts:
+            raise UnknownOptionError(
+                f"{name} has a part {key!r}{did_you_mean(str(key), parts)} (parts: {', '.join(parts)})"
+            )
+    settings: Settings = {**{section: {} for section in SECTIONS}, **TOP_LEVEL, **copy.deepcopy(dict(preset))}
+    for section in SECTIONS:
+        settings[section] = dict(settings[section] or {})
+    return settings
+
+
+def options(env_id: str, algo: str, base_model: str | None = None) -> dict[str, set[str] | None]:
+    """Names that each section knows; None where any name goes. The empty section holds the top-level names.
+
+    Args:
+        env_id: The environment's id.
+        algo: The algorithm.
+        base_model: Whose options the environment passes on; by default those of its own base model.
+    """
+    algorithm, policy = ALGORITHMS[algo]
+    return {
+        "": set(TOP_LEVEL),
+        "env": _env_options(env_id, base_model),
+        "wrappers": set(WRAPPERS),
+        "algo": set(inspect.signature(algorithm.__init__).parameters) - NOT_SETTABLE,
+        "policy": {p.name for p in inspect.signature(policy).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        - {"use_sde", "optimizer_class", "optimizer_kwargs"},
+    }
+
+
+def override(settings: Settings, changes: Mapping[str, Any], env_id: str, algo: str) -> Settings:
+    """Settings with some values changed.
+
+    Args:
+        settings: From :func:`load_preset`; not changed itself.
+        changes: By dotted name, ``{"env.noise_level": 0.5}``, or by bare name where only one section has it.
+        env_id: The environment's id.
+        algo: The algorithm.
+
+    Raises:
+        UnknownOptionError: If there is no option of this name, or more than one.
+        OptionError: If a value is of the wrong type or out of range.
+    """
+    changed = copy.deepcopy(settings)
+    base_model = changes.get("env.base_model", changes.get("base_model", settings["env"].get("base_model")))
+    known = options(env_id, algo, base_model)
+    for key, value in changes.items():
+        section, name = _locate(key, known)
+        (changed[section] if section else changed)[name] = value
+    check(changed, algo)
+    return changed
+
+
+def check(settings: Settings, algo: str) -> None:
+    """Raise an OptionError where a number has the wrong type or is out of range; the environment checks its own."""
+    algorithm, policy = ALGORITHMS[algo]
+    groups = (
+        ("", TOP_LEVEL, {name: settings[name] for name in TOP_LEVEL}),
+        ("algo.", _defaults(algorithm.__init__), settings["algo"]),
+        ("policy.", _defaults(policy), settings["policy"]),
+    )
+    for prefix, defaults, values in groups:
+        for name, value in values.items():
+            _check_value(prefix + name, name, value, defaults.get(name))
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """``["env.noise_level=0.5"]`` to ``{"env.noise_level": 0.5}``; values are JSON or YAML, anything else is text.
+
+    Raises:
+        OptionError: If one is not of the form ``name=value``.
+
+    >>> parse_assignments(["algo.learning_rate=1e-4", "prompts=a red car", "coarse_action=null"])
+    {'algo.learning_rate': 0.0001, 'prompts': 'a red car', 'coarse_action': None}
+    """
+    changes = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise OptionError(f"--set got {assignment!r}, expected name=value, such as env.noise_level=0.5")
+        changes[key.strip()] = _parse(text.strip())
+    return changes
+
+
+def describe(settings: Settings, indent: str = "  ") -> str:
+    """Settings as lines of text, one part a line."""
+    lines = [f"{name}: {settings[name]}" for name in TOP_LEVEL if settings[name] is not None]
+    for section in SECTIONS:
+        values = ", ".join(f"{name}={value}" for name, value in settings[section].items()) or "-"
+        lines.append(f"{section}: {values}")
+    return "\n".join(indent + line for line in lines)
+
+
+def make_vector_env(
+    env_id: str,
+    settings: Settings,
+    num_envs: int,
+    autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+    render_mode: str | None = None,
+) -> VectorEnv[Any, Any, Any]:
+    """The vector environment that settings describe, wrapped.
+
+    Raises:
+        FlowGymError: If the environment or a wrapper does not take its arguments.
+    """
+    env = gymnasium.make_vec(
+        full_id(env_id), num_envs=num_envs, autoreset_mode=autoreset_mode, render_mode=render_mode, **settings["env"]
+    )
+    for name, argument in settings["wrappers"].items():
+        if name not in WRAPPERS:
+            raise UnknownOptionError(f"there is no wrapper {name!r}{did_you_mean(name, WRAPPERS)}")
+        if argument is not None:
+            env = WRAPPERS[name](env, argument)
+    return env
+
+
+def make_algorithm(algo: str, env: SB3VecEnv, settings: Settings, seed: int | None) -> BaseAlgorithm:
+    """The untrained agent that settings describe; with a seed, every global random generator is seeded too.
+
+    Raises:
+        OptionError: If stable-baselines3 does not accept the hyper-parameters.
+    """
+    algorithm, policy = ALGORITHMS[algo]
+    try:
+        return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **settings["algo"])
+    except FlowGymError:
+        raise
+    except (AssertionError, TypeError, ValueError) as error:
+        raise OptionError(f"stable-baselines3's {algo.upper()} does not accept these settings: {error}") from error
+
+
+def _env_options(env_id: str, base_model: str | None) -> set[str] | None:
+    names = set(inspect.signature(environment.make).parameters) | set(
+        inspect.signature(environment.Environment.__init__).parameters
+    )
+    own = gymnasium.spec(full_id(env_id)).kwargs.get("base_model", DEFAULTS["base_model"])
+    model_options = base_model_registry.get(base_model or own).options()
+    return None if model_options is None else (names | model_options) - {"self", "options"}
+
+
+def _locate(key: str, known: dict[str, set[str] | None]) -> tuple[str, str]:
+    section, dot, name = key.partition(".")
+    if not dot:
+        section, name = "", key
+        holders = [s for s, names in known.items() if names is not None and name in names]
+        if len(holders) > 1:
+            dotted = " or ".join(f"{s}.{name}" if s else name for s in holders)
+            raise UnknownOptionError(f"{key!r} could be {dotted}; give the whole name")
+        if holders:
+            return holders[0], name
+    elif section in known and section and (known[section] is None or name in known[section]):  # type: ignore[operator]
+        return section, name
+    every = [f"{s}.{n}" if s else n for s, names in known.items() for n in names or ()]
+    bare = [n for names in known.values() for n in names or ()]
+    raise UnknownOptionError(f"there is no setting {key!r}{did_you_mean(key, every) or did_you_mean(key, bare)}")
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    return {p.name: p.default for p in inspect.signature(function).parameters.values()}
+
+
+def _check_value(label: str, name: str, value: Any, default: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in POSITIVE and value is not None and not (number and value > 0):
+        raise OptionError(f"{label} is {value!r}, expected a positive number")
+    if name == "final_learning_rate" and value is not None and not (number and value >= 0):
+        raise OptionError(f"{label} is {value!r}, expected a number, at least 0, or null")
+    if name in AT_LEAST_ONE and not (isinstance(value, int) and number and value >= 1):
+        raise OptionError(f"{label} is {value!r}, expected a whole number, at least 1")
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise OptionError(f"{label} is {value!r}, expected true or false")
+    elif isinstance(default, int) and not (number and isinstance(value, int)):
+        raise OptionError(f"{label} is {value!r}, expected a whole number")
+    elif isinstance(default, float) and not number:
+        raise OptionError(f"{label} is {value!r}, expected a number")
+
+
+def _parse(text: str) -> Any:
+    try:
+        # YAML 1.1 reads 1e-4 as text, JSON as the number that is meant.
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text

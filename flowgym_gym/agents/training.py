@@ -1,0 +1,505 @@
+"""Training runs: prepared (checked before any long work), run, interrupted and resumed.
+
+Training goes in intervals: one rollout and one update for PPO, one episode of every sub-environment for SAC. Between
+two intervals the whole state is known, so this is where checkpoints are written and where a run stops; a resumed run
+does what the uninterrupted one would have done, bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
+
+from flowgym_gym.agents.evaluation import Episodes, check_seed, deterministic, evaluation_env, held_out_seeds, play
+from flowgym_gym.agents.pictures import learning_curve, picture_grid
+from flowgym_gym.agents.runs import (
+    CONFIG,
+    METRICS,
+    Config,
+    Metrics,
+    Row,
+    buffer_views,
+    check_new,
+    check_writable,
+    checkpoints,
+    load_agent,
+    newest_checkpoint,
+    read_config,
+    read_metrics,
+    restore_checkpoint,
+    save_checkpoint,
+    versions,
+    write_json,
+)
+from flowgym_gym.agents.settings import (
+    check,
+    check_algorithm,
+    full_id,
+    load_preset,
+    make_algorithm,
+    make_vector_env,
+    override,
+)
+from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.errors import CheckpointError, OptionError
+
+__all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
+
+PICTURES = 16
+PLAIN_LINE_SECONDS = 10.0
+COLUMNS = (
+    "timesteps", "episodes", "seconds", "steps_per_second",
+    "terminal_reward", "terminal_reward_std", "control_cost", "return", "valid",
+)  # fmt: skip
+# What the algorithms report of their updates, under stable-baselines3's names.
+ALGORITHM_COLUMNS = {
+    "ppo": ("approx_kl", "clip_fraction", "explained_variance", "value_loss", "std", "learning_rate"),
+    "sac": ("actor_loss", "critic_loss", "ent_coef", "learning_rate"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been checked and can start.
+
+    Attributes:
+        out: Its folder.
+        config: What ``config.json`` holds.
+        resume: Whether it goes on from the newest checkpoint.
+        notes: What the user should know, one line each.
+    """
+
+    out: Path
+    config: Config
+    resume: bool
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        out: The run folder.
+        timesteps: Environment steps so far.
+        target: Environment steps of the whole run.
+        signal: The signal that interrupted it; None if it reached its target.
+    """
+
+    out: Path
+    timesteps: int
+    target: int
+    signal: int | None = None
+
+
+def train(
+    env_id: str,
+    algo: str = "ppo",
+    *,
+    out: str | Path,
+    timesteps: int | None = None,
+    num_envs: int | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Train an agent with the preset of its environment, into a run folder.
+
+    Args:
+        env_id: The environment, with or without ``flowgym/``.
+        algo: ``"ppo"`` or ``"sac"``.
+        out: The run folder: new or empty, or with ``resume`` that of the run to go on with.
+        timesteps: Environment steps of all sub-environments together; the preset's if None. PPO takes whole rollouts.
+        num_envs: Number of sub-environments; the preset's if None.
+        seed: Sub-environment ``i`` starts from ``seed + i``; 0 if None.
+        resume: Go on from the newest checkpoint of ``out``, with the settings of that run; only ``timesteps`` can
+            change.
+        overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5, "algo.learning_rate": 1e-4}``.
+        progress: Show a progress bar where standard error is a terminal; else an occasional line.
+
+    Returns:
+        Where the run is and how far it came. On SIGINT or SIGTERM the run saves a checkpoint and returns.
+
+    Raises:
+        FlowGymError: If an argument cannot be used, before any long work.
+    """
+    prepared = prepare(
+        env_id, algo, out=out, timesteps=timesteps, num_envs=num_envs, seed=seed, resume=resume, overrides=overrides
+    )
+    return run(prepared, progress)
+
+
+def prepare(
+    env_id: str,
+    algo: str = "ppo",
+    *,
+    out: str | Path,
+    timesteps: int | None = None,
+    num_envs: int | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> Run:
+    """Check the arguments of :func:`train` without writing or loading anything large.
+
+    Raises:
+        FlowGymError: If an argument cannot be used.
+    """
+    env_id, algo, out = full_id(env_id), check_algorithm(algo), Path(out)
+    if resume:
+        return _prepare_resumed(env_id, algo, out, timesteps, num_envs, seed, overrides)
+    check_new(out)
+    changes = dict(overrides or {})
+    for name, value in (("timesteps", timesteps), ("num_envs", num_envs)):
+        if value is not None:
+            changes[name] = value
+    settings = override(load_preset(env_id, algo), changes, env_id, algo)
+    check_seed(0 if seed is None else seed, settings["num_envs"])
+    try:
+        json.dumps(settings)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"a setting is no plain value: {error}") from error
+    notes = _round_up(settings, algo)
+    if algo == "sac":
+        hyper = settings["algo"]
+        largest = min(hyper.get("buffer_size", settings["timesteps"]), settings["timesteps"])
+        hyper["buffer_size"] = max(settings["num_envs"], largest)
+    config = {
+        "env_id": env_id,
+        "algo": algo,
+        "seed": 0 if seed is None else seed,
+        "settings": settings,
+        "versions": versions(),
+    }
+    return Run(out, config, resume=False, notes=notes)
+
+
+def run(prepared: Run, progress: bool = True) -> RunResult:
+    """Do what :func:`prepare` has checked; see :func:`train`."""
+    for note in prepared.notes:
+        _say(note)
+    out, config = prepared.out, dict(prepared.config)
+    settings, algo = config["settings"], config["algo"]
+    env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
+    model = make_algorithm(algo, env, settings, config["seed"])
+    if isinstance(model, SAC) and isinstance(model.replay_buffer, DictReplayBuffer):
+        size = sum(array.nbytes for array in buffer_views(model.replay_buffer).values())
+        _say(f"replay buffer: {settings['algo']['buffer_size']} transitions, {size / 1e6:.0f} MB")
+    # Learning for no time resets the environment and makes what the algorithm needs for the first interval.
+    model.learn(total_timesteps=0)
+    metrics = Metrics(out / METRICS, COLUMNS + ALGORITHM_COLUMNS[algo])
+    statistics = Statistics(settings["num_envs"])
+    with Interruption() as interruption:
+        if prepared.resume:
+            _restore(out, model, env, statistics)
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            before = _play_pictures(config)
+            config["base_model"] = before.means()
+            _save_pictures(out / "before.png", [("before: base model", before)])
+        write_json(out / CONFIG, config)
+        metrics.start(model.num_timesteps)
+        save_checkpoint(out, model, env, statistics.state())
+        _learn(model, env, config, out, metrics, statistics, interruption, progress)
+        save_curve(out)
+        result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal)
+        if result.signal is None:
+            before, after = _play_pictures(config), _play_pictures(config, model)
+            _save_pictures(out / "after.png", [("after: trained agent", after)])
+            _save_pictures(
+                out / "comparison.png",
+                [("base model", before), (f"agent after {model.num_timesteps:,} steps, same seeds", after)],
+            )
+        elif result.timesteps < result.target:
+            _say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
+    env.close()
+    return result
+
+
+def save_curve(out: Path) -> None:
+    """Draw ``learning_curve.png`` of a run from its metrics, and its evaluation if there is one."""
+    config = read_config(out)
+    base = config.get("base_model")
+    evaluation = out / "evaluation.json"
+    if evaluation.is_file():
+        report = json.loads(evaluation.read_text(encoding="utf-8"))
+        base = {"episodes": report["episodes"], **{name: v["mean"] for name, v in report["base"].items()}}
+    title = f"{config['env_id']}, {config['algo'].upper()}, seed {config['seed']}"
+    learning_curve(out / "learning_curve.png", read_metrics(out / METRICS), title, base)
+
+
+class Statistics(BaseCallback):
+    """Sums up control costs and returns of running episodes, and keeps those of the episodes that ended.
+
+    Args:
+        num_envs: Number of sub-environments.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__()
+        self.episodes = 0
+        self.seconds = 0.0
+        self._costs = np.zeros(num_envs)
+        self._returns = np.zeros(num_envs)
+        self._ended: list[tuple[float, float, float, bool]] = []
+
+    def _on_step(self) -> bool:
+        infos, dones = self.locals["infos"], self.locals["dones"]
+        self._costs += [info["control_cost"] for info in infos]
+        self._returns += self.locals["rewards"]
+        for i in np.flatnonzero(dones):
+            self._ended.append(
+                (infos[i]["terminal_reward"], self._costs[i], self._returns[i], infos[i].get("valid", True))
+            )
+        self._costs[dones] = self._returns[dones] = 0.0
+        return True
+
+    def take(self) -> Row:
+        """Means of the episodes that ended since the last call; None where none did."""
+        ended = np.array(self._ended, dtype=float)
+        self.episodes += len(ended)
+        self._ended = []
+        names = ("terminal_reward", "control_cost", "return", "valid")
+        means = [float(mean) for mean in ended.mean(axis=0)] if len(ended) else [None] * len(names)
+        row: Row = dict(zip(names, means, strict=True))
+        return {**row, "terminal_reward_std": float(ended[:, 0].std()) if len(ended) else None}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"episodes": self.episodes, "seconds": self.seconds, "costs": self._costs, "returns": self._returns}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.episodes, self.seconds = state["episodes"], state["seconds"]
+        self._costs, self._returns = state["costs"].copy(), state["returns"].copy()
+
+
+class Interruption:
+    """Remembers SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once.
+
+    Signals can only be caught in the main thread; in another one this does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class Progress:
+    """A progress bar on standard error where that is a terminal, else a line every ten seconds.
+
+    Args:
+        target: Timesteps of the whole run.
+        done: Timesteps so far.
+        bar: Whether a bar is wanted.
+    """
+
+    def __init__(self, target: int, done: int, bar: bool) -> None:
+        self.target = target
+        self._bar = tqdm(total=target, initial=done, unit="step", file=sys.stderr) if bar and _is_terminal() else None
+        self._last_line = time.monotonic()
+
+    def update(self, steps: int, row: Row) -> None:
+        """Show how far the run is."""
+        shown = {"reward": row["terminal_reward"], "cost": row["control_cost"], "return": row["return"]}
+        text = {name: f"{value:.4g}" for name, value in shown.items() if value is not None}
+        if self._bar is not None:
+            self._bar.set_postfix(text, refresh=False)
+            self._bar.update(steps)
+        elif time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
+            self._last_line = time.monotonic()
+            values = " ".join(f"{name} {value}" for name, value in text.items())
+            _say(f"{row['timesteps']}/{self.target} timesteps, {row['steps_per_second']:.0f} a second: {values}")
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _learn(
+    model: BaseAlgorithm,
+    env: SB3VecEnv,
+    config: Config,
+    out: Path,
+    metrics: Metrics,
+    statistics: Statistics,
+    interruption: Interruption,
+    progress: bool,
+) -> None:
+    """Train interval by interval until the target is reached or a signal has come."""
+    settings, algo = config["settings"], config["algo"]
+    target = settings["timesteps"]
+    size = _interval(settings, algo, env.get_attr("discretization_steps")[0])
+    shown = Progress(target, model.num_timesteps, progress)
+    while model.num_timesteps < target and interruption.signal is None:
+        done, started = model.num_timesteps, time.monotonic()
+        rate = _learning_rate(settings, model, done / target)
+        model.lr_schedule = lambda _, rate=rate: rate  # type: ignore[misc]
+        model.learn(
+            min(size, target - done),
+            callback=statistics,
+            log_interval=None,  # type: ignore[arg-type]
+            reset_num_timesteps=False,
+        )
+        seconds = time.monotonic() - started
+        statistics.seconds += seconds
+        steps = model.num_timesteps - done
+        means = statistics.take()
+        row: Row = {
+            "timesteps": model.num_timesteps,
+            "episodes": statistics.episodes,
+            "seconds": round(statistics.seconds, 3),
+            "steps_per_second": round(steps / seconds, 1),
+            **means,
+            **_algorithm_values(model, algo),
+        }
+        metrics.append(row)
+        shown.update(steps, row)
+        every = settings["checkpoint_every"]
+        if model.num_timesteps // every > done // every:
+            save_checkpoint(out, model, env, statistics.state())
+    save_checkpoint(out, model, env, statistics.state())
+    shown.close()
+
+
+def _prepare_resumed(
+    env_id: str,
+    algo: str,
+    out: Path,
+    timesteps: int | None,
+    num_envs: int | None,
+    seed: int | None,
+    overrides: Mapping[str, Any] | None,
+) -> Run:
+    config = read_config(out)
+    newest_checkpoint(out)
+    check_writable(out)
+    settings = config["settings"]
+    given = {"env": env_id, "algo": algo, "seed": seed, "num_envs": num_envs}
+    own = {"env": config["env_id"], "algo": config["algo"], "seed": config["seed"], "num_envs": settings["num_envs"]}
+    for name, value in given.items():
+        if value is not None and value != own[name]:
+            raise OptionError(f"{name} is {value!r}, but the run in {out} has {own[name]!r} and resumes with that")
+    if overrides:
+        changed = override(settings, overrides, env_id, algo)
+        names = [name for name in changed if changed[name] != settings[name] and name != "timesteps"]
+        if names:
+            raise OptionError(f"{', '.join(sorted(overrides))} cannot change when a run is resumed, only timesteps can")
+        timesteps = timesteps if timesteps is not None else changed["timesteps"]
+    notes = []
+    if timesteps is not None:
+        settings = {**settings, "timesteps": timesteps}
+        check(settings, algo)
+        notes = _round_up(settings, algo)
+        done = int(newest_checkpoint(out).name)
+        if settings["timesteps"] < done:
+            raise OptionError(f"timesteps is {timesteps}, but the run in {out} has already done {done}; give more")
+    return Run(out, {**config, "settings": settings}, resume=True, notes=notes)
+
+
+def _round_up(settings: dict[str, Any], algo: str) -> list[str]:
+    """Round the timesteps up to whole rollouts, in place; returns what to tell the user."""
+    unit, asked = _unit(settings, algo), settings["timesteps"]
+    settings["timesteps"] = math.ceil(asked / unit) * unit
+    if settings["timesteps"] == asked:
+        return []
+    return [f"{asked} timesteps are rounded up to {settings['timesteps']}, whole rollouts of {unit}"]
+
+
+def _unit(settings: dict[str, Any], algo: str) -> int:
+    """Timesteps of a rollout, the smallest piece that the algorithm collects."""
+    name, default = ("n_steps", 2048) if algo == "ppo" else ("train_freq", 1)
+    return int(settings["algo"].get(name, default)) * int(settings["num_envs"])
+
+
+def _interval(settings: dict[str, Any], algo: str, episode_steps: int) -> int:
+    unit = _unit(settings, algo)
+    return unit if algo == "ppo" else unit * math.ceil(episode_steps * settings["num_envs"] / unit)
+
+
+def _learning_rate(settings: dict[str, Any], model: BaseAlgorithm, done: float) -> float:
+    first, final = float(model.learning_rate), settings["final_learning_rate"]  # type: ignore[arg-type]
+    return first if final is None else first + (float(final) - first) * done
+
+
+def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statistics) -> None:
+    """Go on from the newest checkpoint that can be read."""
+    failures: dict[Path, str] = {}
+    for checkpoint in checkpoints(out):
+        try:
+            statistics.restore(restore_checkpoint(checkpoint, model, env))
+        except CheckpointError as error:
+            failures[checkpoint] = str(error)
+            continue
+        for damaged, failure in failures.items():
+            damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
+            _say(f"{failure}; going on from {checkpoint} instead")
+        _say(f"resuming at {model.num_timesteps} timesteps")
+        return
+    raise CheckpointError(next(iter(failures.values())))
+
+
+def _algorithm_values(model: BaseAlgorithm, algo: str) -> Row:
+    values = model.logger.name_to_value
+    return {name: float(values[f"train/{name}"]) for name in ALGORITHM_COLUMNS[algo] if f"train/{name}" in values}
+
+
+def _play_pictures(config: Config, model: BaseAlgorithm | None = None) -> Episodes:
+    env = evaluation_env(config, PICTURES)
+    predict = None if model is None else deterministic(model)
+    episodes = play(env, held_out_seeds(PICTURES), predict, pictures=PICTURES)
+    env.close()
+    return episodes
+
+
+def _save_pictures(path: Path, parts: list[tuple[str, Episodes]]) -> None:
+    if all(episodes.pictures for _, episodes in parts):
+        picture_grid(
+            path,
+            [
+                (f"{title}, mean reward {e.terminal_rewards.mean():.4g}", e.pictures, e.terminal_rewards)
+                for title, e in parts
+            ],
+        )
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

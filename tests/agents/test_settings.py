@@ -1,0 +1,111 @@
+import gymnasium
+import pytest
+
+from flowgym_gym.agents import load_preset
+from flowgym_gym.agents.settings import ALGORITHMS, check, full_id, override, parse_assignments
+from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError
+from tests.conftest import FLOWGYM_IDS, RED
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("env_id", FLOWGYM_IDS)
+def test_every_environment_has_a_valid_preset(env_id, algo):
+    settings = load_preset(env_id, algo)
+    check(settings, algo)
+    same = {f"{section}.{name}": value for section in ("env", "wrappers", "algo", "policy")
+            for name, value in settings[section].items()}  # fmt: skip
+    assert override(settings, same, env_id, algo) == settings
+
+
+def test_ids_are_known_with_and_without_their_namespace():
+    assert full_id("StableDiffusion-Red-v0") == full_id(RED) == RED
+    with pytest.raises(UnknownIdError, match=r"did you mean 'flowgym/StableDiffusion-Red-v0'"):
+        full_id("StableDifusion-Red-v0")
+    with pytest.raises(UnknownIdError, match="CartPole"):
+        full_id("CartPole-v1")
+
+
+def test_overrides_reach_every_section_by_dotted_and_by_bare_name():
+    changes = {"env.noise_level": 0.5, "learning_rate": 1e-4, "wrappers.coarse_action": 2, "width": 16, "timesteps": 7}
+    changed = override(load_preset(RED), changes, RED, "ppo")
+    assert changed["env"]["noise_level"] == 0.5
+    assert changed["algo"]["learning_rate"] == 1e-4
+    assert changed["wrappers"]["coarse_action"] == 2
+    assert changed["policy"]["width"] == 16
+    assert changed["timesteps"] == 7
+    assert load_preset(RED)["wrappers"]["coarse_action"] == 1
+
+
+def test_options_of_the_base_model_are_settings():
+    changed = override(load_preset(RED), {"guidance_scale": 2.0, "prompts": "a red heart"}, RED, "ppo")
+    assert changed["env"]["guidance_scale"] == 2.0
+
+
+def test_ambiguous_bare_names_are_refused():
+    with pytest.raises(UnknownOptionError, match=r"wrappers\.reward_scale") as error:
+        override(load_preset(RED), {"reward_scale": 1.0}, RED, "ppo")
+    assert "env.reward_scale" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [
+        ("env.noise_levl", "env.noise_level"),
+        ("algo.lerning_rate", "algo.learning_rate"),
+        ("lerning_rate", "algo.learning_rate"),
+        ("wrapers.coarse_action", "wrappers.coarse_action"),
+        ("polcy.width", "policy.width"),
+    ],
+)
+def test_typos_get_a_suggestion(key, suggestion):
+    with pytest.raises(UnknownOptionError, match=f"no setting '{key}'; did you mean '{suggestion}'"):
+        override(load_preset(RED), {key: 1}, RED, "ppo")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("timesteps", 0),
+        ("num_envs", 0),
+        ("num_envs", 2.5),
+        ("algo.n_steps", "many"),
+        ("algo.learning_rate", -1.0),
+        ("algo.gamma", "x"),
+        ("algo.batch_size", True),
+        ("final_learning_rate", -1.0),
+    ],
+)
+def test_values_out_of_range_are_refused(key, value):
+    with pytest.raises(OptionError, match=f"{key} is {value!r}"):
+        override(load_preset(RED), {key: value}, RED, "ppo")
+
+
+def test_assignments_are_parsed_as_plain_values():
+    texts = ["a=1", "b=1e-4", "c=null", "d=true", "e=a red car", "f=[1, 2]", "g=x=y", 'h="5"', "i=: {"]
+    expected = {
+        "a": 1, "b": 1e-4, "c": None, "d": True, "e": "a red car", "f": [1, 2], "g": "x=y", "h": "5", "i": ": {"
+    }  # fmt: skip
+    assert parse_assignments(texts) == expected
+    for bad in ("novalue", "=3"):
+        with pytest.raises(OptionError, match="expected name=value"):
+            parse_assignments([bad])
+
+
+def test_unknown_algorithm_is_refused():
+    with pytest.raises(OptionError, match="algo is 'pp0'"):
+        load_preset(RED, "pp0")
+
+
+def test_a_family_of_environments_shares_a_preset():
+    presets = [load_preset(id) for id in FLOWGYM_IDS if "GaussianMixture" in id]
+    assert presets[0]["wrappers"] == {}
+    assert presets == presets[:1] * len(presets)
+
+
+def test_an_environment_without_a_preset_gets_the_default():
+    gymnasium.register("flowgym/NoPreset-v0", entry_point="flowgym_gym.envs.denoising:DenoisingEnv")
+    try:
+        assert load_preset("NoPreset-v0") == load_preset("Denoising-v0")
+        assert load_preset("NoPreset-v0") != load_preset(RED)
+    finally:
+        del gymnasium.registry["flowgym/NoPreset-v0"]

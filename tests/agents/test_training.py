@@ -1,0 +1,302 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stable_baselines3 import PPO, SAC
+
+from flowgym_gym.agents import evaluate, load_agent, train
+from flowgym_gym.agents.runs import Metrics, checkpoints, read_metrics
+from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, UnknownIdError, UnknownOptionError
+from tests.agents.conftest import TINY
+from tests.conftest import RED
+
+ALGORITHMS = {"ppo": PPO, "sac": SAC}
+# Columns that hold wall-clock time.
+TIMED = {"seconds", "steps_per_second"}
+
+
+def tiny(out, algo="ppo", timesteps=16, overrides=(), **kwargs):
+    changes = {**TINY[algo], **dict(overrides)}
+    return train(RED, algo, out=out, timesteps=timesteps, num_envs=2, overrides=changes, progress=False, **kwargs)
+
+
+def resume(out, algo="ppo", **kwargs):
+    return train(RED, algo, out=out, resume=True, progress=False, **kwargs)
+
+
+def untimed(path):
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(path)]
+
+
+def same_weights(first, second):
+    states = [load_agent(out).policy.state_dict() for out in (first, second)]
+    return all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_run_writes_everything_and_evaluates(algo, tmp_path):
+    out = tmp_path / "deep" / "run"
+    result = tiny(out, algo)
+    assert (result.timesteps, result.target, result.signal) == (16, 16, None)
+
+    config = json.loads((out / "config.json").read_text())
+    assert config["env_id"] == RED
+    assert config["algo"] == algo
+    assert config["seed"] == 0
+    assert config["settings"]["env"]["discretization_steps"] == 2
+    assert config["settings"]["wrappers"] == {"coarse_action": 1}
+    assert config["settings"]["num_envs"] == 2
+    assert {"torch", "stable_baselines3", "python"} <= set(config["versions"])
+    assert config["base_model"]["control_cost"] == 0
+
+    for name in ("before", "after", "comparison", "learning_curve"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.width > 100
+
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["timesteps"]) for row in rows] == ([8, 16] if algo == "ppo" else [4, 8, 12, 16])
+    assert int(rows[-1]["episodes"]) == 8
+    assert all(0 <= float(row["terminal_reward"]) <= 1 for row in rows)
+    assert all(float(row["control_cost"]) > 0 for row in rows)
+    for row in rows:
+        paid = 100 * float(row["terminal_reward"]) - 0.05 * float(row["control_cost"])
+        assert float(row["return"]) == pytest.approx(paid, rel=1e-4)
+
+    newest = checkpoints(out)[0]
+    assert newest.name == "000000016"
+    files = {"model.zip", "state.json", "state.npz"} | ({"replay_buffer.npz"} if algo == "sac" else set())
+    assert {path.name for path in newest.iterdir()} == files
+    # Nothing that was written under a temporary name is left.
+    assert not [path for path in out.rglob("*") if "tmp" in path.name or path.name.startswith("writing")]
+    assert ALGORITHMS[algo].load(newest / "model.zip", device="cpu").num_timesteps == 16
+
+    report = evaluate(result, episodes=3)
+    assert json.loads((out / "evaluation.json").read_text()) == report
+    assert report["timesteps"] == 16
+    assert report["base"]["control_cost"]["mean"] == 0
+    assert report["agent"]["control_cost"]["mean"] > 0
+
+
+@pytest.fixture
+def terminate_at(monkeypatch):
+    """Send the process SIGTERM as soon as a run has done this many timesteps."""
+
+    def install(timesteps):
+        def append(self, row, append=Metrics.append):
+            append(self, row)
+            if row["timesteps"] == timesteps:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(Metrics, "append", append)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("algo", "changes"),
+    [
+        ("ppo", {"env.prompts": ["a photo of a cat", "a red heart"], "final_learning_rate": 0}),
+        # Stops within an episode.
+        ("ppo", {"env.discretization_steps": 3}),
+        # Random actions of the warm-up come after the first checkpoint too.
+        ("sac", {"env.prompts": ["a photo of a cat", "a red heart"], "algo.learning_starts": 12}),
+    ],
+)
+def test_a_terminated_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(algo, changes, tmp_path, terminate_at):
+    tiny(tmp_path / "whole", algo, 24, changes, seed=3)
+    terminate_at(8)
+    first = tiny(tmp_path / "parts", algo, 24, changes, seed=3)
+    assert (first.timesteps, first.signal) == (8, signal.SIGTERM)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    terminate_at(16)
+    assert resume(tmp_path / "parts", algo).timesteps == 16
+    terminate_at(None)
+    assert resume(tmp_path / "parts", algo).timesteps == 24
+    assert untimed(tmp_path / "whole" / "metrics.csv") == untimed(tmp_path / "parts" / "metrics.csv")
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_runs_with_the_same_seed_are_equal_and_others_are_not(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        tiny(tmp_path / name, timesteps=8, seed=seed)
+    rows = {name: untimed(tmp_path / name / "metrics.csv") for name in "abc"}
+    assert rows["a"] == rows["b"] != rows["c"]
+
+
+def test_rows_after_the_checkpoint_are_not_doubled(tmp_path):
+    tiny(tmp_path, timesteps=16)
+    newest, older = checkpoints(tmp_path)[:2]
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    resume(tmp_path, timesteps=24)
+    assert older.name == "000000008"
+    assert [row["timesteps"] for row in read_metrics(tmp_path / "metrics.csv")] == [8, 16, 24]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    tiny(tmp_path, timesteps=16)
+    (checkpoints(tmp_path)[0] / "model.zip").write_bytes(b"PK\x03\x04 half")
+    assert resume(tmp_path, timesteps=16).timesteps == 16
+    assert "000000016 cannot be read" in capsys.readouterr().err
+    assert evaluate(tmp_path, episodes=2)["timesteps"] == 16
+    (checkpoints(tmp_path)[0] / "model.zip").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        evaluate(tmp_path, episodes=2)
+
+
+def test_resuming_a_finished_run_ends_at_once(tmp_path):
+    tiny(tmp_path, timesteps=8)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert resume(tmp_path).timesteps == 8
+    assert read_metrics(tmp_path / "metrics.csv") == rows
+
+
+def test_only_a_few_checkpoints_are_kept_and_one_replay_buffer(tmp_path):
+    tiny(tmp_path, "sac", timesteps=40)
+    assert [path.name for path in checkpoints(tmp_path)] == ["000000040", "000000032", "000000024"]
+    assert len(list(tmp_path.rglob("replay_buffer.npz"))) == 1
+
+
+def test_ppo_timesteps_are_rounded_up_to_whole_rollouts_and_it_says_so(tmp_path, capsys):
+    assert tiny(tmp_path, timesteps=9).timesteps == 16
+    assert "9 timesteps are rounded up to 16, whole rollouts of 8" in capsys.readouterr().err
+
+
+def test_the_replay_buffer_is_no_larger_than_the_run_and_its_memory_is_said(tmp_path, capsys):
+    tiny(tmp_path, "sac", timesteps=16)
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["algo"]["buffer_size"] == 16
+    assert "replay buffer: 16 transitions, 0 MB" in capsys.readouterr().err
+
+
+def test_the_learning_rate_goes_linearly_to_its_final_value(tmp_path):
+    changes = {"algo.learning_rate": 1e-3, "final_learning_rate": 2e-4}
+    tiny(tmp_path, timesteps=32, overrides=changes)
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path / "metrics.csv")]
+    assert rates == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"env_id": "flowgym/Nothing-v0"}, UnknownIdError, "no environment"),
+        ({"algo": "pp0"}, OptionError, "algo is 'pp0'"),
+        ({"timesteps": 0}, OptionError, "timesteps is 0"),
+        ({"num_envs": 0}, OptionError, "num_envs is 0"),
+        ({"seed": -1}, OptionError, "seed is -1"),
+        ({"overrides": {"env.noise_levl": 1}}, UnknownOptionError, "did you mean"),
+        ({"overrides": {"policy.depth": 1}}, UnknownOptionError, "no setting"),
+        ({"overrides": {"env.device": object()}}, OptionError, "no plain value"),
+        ({"out": "full"}, OptionError, "is not empty"),
+        ({"out": "file"}, OptionError, "is a file"),
+        ({"resume": True}, OptionError, "holds no run"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(kwargs, error, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("flowgym_gym.agents.training.make_vector_env", lambda *a, **k: pytest.fail("work began"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    (tmp_path / "file").touch()
+    kwargs = {"env_id": RED, **kwargs, "out": tmp_path / kwargs.get("out", "new")}
+    with pytest.raises(error, match=message):
+        train(**kwargs)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OptionError, match="cannot be written"):
+        train(RED, out=tmp_path / "a" / "run")
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="cannot be written"):
+        train(RED, out=tmp_path / "file" / "run")
+
+
+def test_bad_environment_options_leave_no_folder(tmp_path):
+    with pytest.raises(FlowGymError, match="noise_level"):
+        tiny(tmp_path / "run", overrides={"env.noise_level": 7})
+    with pytest.raises(FlowGymError, match="does not accept"):
+        tiny(tmp_path / "run", overrides={"algo.clip_range_vf": -1.0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path):
+    tiny(tmp_path, timesteps=8)
+    for change in ({"num_envs": 3}, {"seed": 1}, {"overrides": {"algo.gamma": 0.5}}):
+        with pytest.raises(OptionError, match=r"resumes with that|cannot change"):
+            resume(tmp_path, **change)
+    with pytest.raises(OptionError, match="algo is 'sac'"):
+        resume(tmp_path, "sac")
+    with pytest.raises(OptionError, match="not empty; resume it"):
+        tiny(tmp_path)
+    resume(tmp_path, timesteps=16)
+    with pytest.raises(OptionError, match="has already done 16"):
+        resume(tmp_path, timesteps=8)
+    for checkpoint in checkpoints(tmp_path):
+        checkpoint.rename(tmp_path / checkpoint.name)
+    with pytest.raises(OptionError, match="no checkpoint"):
+        resume(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        resume(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_can_be_resumed(number, code, tmp_path):
+    out = tmp_path / "run"
+    settings = [f"--set={key}={value}" for key, value in TINY["ppo"].items()]
+    command = [sys.executable, "-m", "flowgym_gym", "train", RED, "--out", str(out), "--num-envs", "2"]
+    process = subprocess.Popen(
+        [*command, "--timesteps", "1000000", *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while process.poll() is None and len(read_metrics(out / "metrics.csv")) < 2:
+            time.sleep(0.05)
+        process.send_signal(number)
+        printed, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, errors
+    assert f"--out {out} --resume" in printed
+    assert "Traceback" not in errors
+    assert (out / "learning_curve.png").is_file()
+    done = int(checkpoints(out)[0].name)
+    rows = read_metrics(out / "metrics.csv")
+    assert rows[-1]["timesteps"] == done
+    result = resume(out, timesteps=done + 8)
+    assert result.timesteps == done + 8
+    assert [row["timesteps"] for row in read_metrics(out / "metrics.csv")] == list(range(8, done + 9, 8))
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_samples_that_are_no_pictures_train_without_pictures(algo, tmp_path):
+    changes = {key: value for key, value in TINY[algo].items() if key != "algo.n_steps"}
+    train(
+        "GaussianMixture-Gaussian2D-v0", algo, out=tmp_path, timesteps=40, num_envs=2, overrides=changes, progress=False
+    )
+    assert (tmp_path / "learning_curve.png").is_file()
+    assert not (tmp_path / "before.png").exists()
+    assert evaluate(tmp_path, episodes=3)["timesteps"] == 40
+
+
+def test_the_untrained_agent_is_the_base_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("flowgym_gym.agents.training._learn", lambda *a: None)
+    tiny(tmp_path)
+    report = evaluate(tmp_path, episodes=2)
+    assert report["timesteps"] == 0
+    assert report["agent"] == report["base"]
