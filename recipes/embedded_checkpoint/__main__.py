@@ -38,7 +38,7 @@ DEFAULTS = {
     },
 }
 """Minutes and batch size of each stage, by kind of device."""
-MEASURED = ((1.0, 1.0), (3.0, 1.0), (1.0, 0.0), (3.0, 0.0))
+MEASURED = ((1.0, 1.0), (3.0, 1.0))
 """Guidance and eta of each measurement."""
 SHOWN = (
     "cat dog fox panda frog penguin tree rose apple banana pizza hamburger|"

@@ -68,9 +68,10 @@ def component_sizes(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def weakest_colors(by_color: dict[str, float], count: int = 3) -> str:
-    """The colours that are right least often, with their figures."""
-    ordered = sorted(by_color.items(), key=lambda entry: entry[1])[:count]
-    return ", ".join(f"{name} {value:.0%}" for name, value in ordered)
+    """The colours that are right least often, with their figures; those that are always right are left out."""
+    wrong = [(name, value) for name, value in by_color.items() if value < 1]
+    ordered = sorted(wrong, key=lambda entry: entry[1])[:count]
+    return ", ".join(f"{name} {value:.0%}" for name, value in ordered) or "none below 100%"
 
 
 def write_card(folder: Path, quality: dict, training: dict) -> None:
