@@ -185,11 +185,17 @@ def assemble(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: Denoiser) -> S
     return pipeline
 
 
-def forget_origin(folder: Path) -> None:
-    """Drop from saved configurations where the parts were loaded from, which means nothing on another machine."""
+def tidy_configurations(folder: Path) -> None:
+    """Make saved configurations mean the same on every machine and in both libraries.
+
+    Where the parts were loaded from is dropped. transformers opens a model in the type its configuration names and
+    diffusers in float32, so the text encoder is asked for in float32 as well; its file stays float16.
+    """
     for path in folder.glob("*/*config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         kept = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
+        if "dtype" in kept:
+            kept["dtype"] = "float32"
         if kept != config:
             path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -198,7 +204,7 @@ def export(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: Denoiser, folder
     """Save float16 weights in diffusers' folder format; the modules given stay as they are."""
     half = copy.deepcopy(model).half().cpu().eval()
     assemble(copy.deepcopy(vae).half().cpu().eval(), tokenizer, half).save_pretrained(folder)
-    forget_origin(folder)
+    tidy_configurations(folder)
 
 
 def train_denoiser(
