@@ -35,7 +35,12 @@ class Scheduler(ABC, Generic[D]):
     Each coefficient is called with times, ``scheduler.alpha(t)``, and returns a tensor like ``t``; or with a batch
     first, ``scheduler.alpha(x, t)``, and returns a ``FlowTensor`` that broadcasts over ``x``. A subclass defines
     ``_alpha`` and ``_alpha_dot``, and ``_beta`` and ``_beta_dot`` unless ``beta = 1 - alpha``.
+
+    Attributes:
+        first_time: Where grids begin; above 0 for a schedule that stands still at 0, where nothing can be steered.
     """
+
+    first_time: float = 0.0
 
     @abstractmethod
     def _alpha(self, t: Tensor) -> Tensor: ...
@@ -143,7 +148,7 @@ class Scheduler(ABC, Generic[D]):
             OptionError: If ``steps`` or ``spacing`` cannot be used.
         """
         check_steps(steps, spacing, spacings=("linspace",))
-        times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        times = torch.linspace(self.first_time, 1, steps + 1, dtype=torch.float64)
         return Grid(
             times=times,
             timesteps=None,

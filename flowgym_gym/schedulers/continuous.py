@@ -29,6 +29,9 @@ class CosineScheduler(Scheduler[FlowTensor]):
         nu: Exponent of the time; above 0.
     """
 
+    # alpha and its derivative are both 0 at time 0.
+    first_time = 0.01
+
     def __init__(self, nu: float = 1.0) -> None:
         if not (math.isfinite(nu) and nu > 0):
             raise OptionError(f"nu is {nu!r}, expected a finite number above 0")

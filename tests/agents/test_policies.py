@@ -77,7 +77,7 @@ def test_initial_standard_deviation_is_the_one_asked_for(policy):
 def test_a_change_in_a_corner_of_the_latent_moves_the_action_there_only():
     observation_space, action_space = spaces((4, 32, 32), (4, 8, 8))
     agent = LatentActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, width=8)
-    torch.nn.init.normal_(agent.action_net[0].weight)
+    torch.nn.init.normal_(agent.action_net[0].weight, std=0.05)  # small, so that no action is clipped
     observations = observe(observation_space, n=1)
     before, _ = agent.predict(observations, deterministic=True)
     observations["latent"][:, :, :4, :4] += 1
@@ -93,7 +93,7 @@ def test_the_action_depends_on_every_part_of_the_observation(policy, key):
     observation_space, action_space = spaces((4, 8, 8), (4, 2, 2), prompt=5)
     agent = policy(observation_space, action_space, lambda _: 1e-3, width=8)
     head = agent.action_net if policy is LatentActorCriticPolicy else agent.actor.mu
-    torch.nn.init.normal_(head[0].weight)
+    torch.nn.init.normal_(head[0].weight, std=0.05)  # small, so that no action is clipped
     first, second = observe(observation_space), observe(observation_space)
     second[key] = observe(observation_space, seed=1)[key]
     actions = [agent.predict(o, deterministic=True)[0] for o in (first, second)]

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from stable_baselines3 import PPO, SAC
 
+from flowgym_gym import BaseModel
 from flowgym_gym.agents import evaluate, load_agent, train
 from flowgym_gym.agents.runs import Metrics, checkpoints, read_metrics
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, UnknownIdError, UnknownOptionError
+from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
 from tests.agents.conftest import TINY
 from tests.conftest import RED
 
@@ -284,7 +286,8 @@ def test_an_interrupted_run_can_be_resumed(number, code, tmp_path):
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_samples_that_are_no_pictures_train_without_pictures(algo, tmp_path):
+def test_samples_that_are_no_pictures_train_without_pictures(algo, tmp_path, monkeypatch):
+    monkeypatch.setattr(GaussianMixtureBaseModel, "picture", BaseModel.picture)
     changes = {key: value for key, value in TINY[algo].items() if key != "algo.n_steps"}
     train(
         "GaussianMixture-Gaussian2D-v0", algo, out=tmp_path, timesteps=40, num_envs=2, overrides=changes, progress=False
