@@ -9,12 +9,13 @@ grid, transitions, action set, costs and reward. With the mean :math:`\mu_i(x)` 
     V_i(x) = \max_{a} \left\{ E_z[V_{i+1}(\mu_i(x) + b_i a + \tau_i z)]
              - \tfrac{\lambda}{2} (b_i a / \tau_i)^2 \right\},
 
-and the optimal value is :math:`E[V_0(x_0)]`. Without the bound on actions the optimum is the free energy
+and the optimal value is :math:`E[V_0(x_0)]`. No policy passes the free energy
 
 .. math:: F = E_{x_0}\left[ \lambda \log E[\exp(\text{scale} \cdot r / \lambda) \mid x_0] \right],
 
-the expectation inside being over the free process; no policy passes it (Todorov, Efficient computation of optimal
-actions, PNAS 2009). Expectations over :math:`z` are convolutions on a uniform grid of cells.
+the expectation inside being over the free process (Todorov, Efficient computation of optimal actions, PNAS 2009);
+actions without bounds reach it in the limit of small steps. Expectations over :math:`z` are convolutions on a uniform
+grid of cells.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def optimal_value(env: Any, cells: int = 2001, actions: int = 201) -> OptimalCon
     transitions, weight = environment.transitions, environment.control_cost_weight
     value = grid.terminal(environment, scale)
     choices = torch.linspace(-1, 1, actions, dtype=torch.float64)
-    values, best = [value], []
+    values: list[Tensor] = [value]
+    best: list[Tensor] = []
     for i in reversed(range(environment.discretization_steps)):
         shift = float(transitions.gain[i]) * environment.action_scale
         std, cost_std = float(transitions.std[i]), float(transitions.cost_std[i])
@@ -207,7 +209,7 @@ class _Cells:
     def initial(self) -> Tensor:
         """Probability of each cell under the standard normal initial noise."""
         edges = torch.cat([self.centres - self.width / 2, self.centres[-1:] + self.width / 2])
-        mass = torch.special.ndtr(edges).diff()
+        mass: Tensor = torch.special.ndtr(edges).diff()
         mass = mass / mass.sum()
         return mass if self.dimensions == 1 else mass[:, None] * mass[None, :]
 

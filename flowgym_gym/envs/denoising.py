@@ -73,7 +73,7 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         self.render_mode = check_render_mode(render_mode)
         self.rollout = Rollout.make(1, **options)
-        self.observation_space = self.rollout.observation_space
+        self.observation_space: gymnasium.Space[Any] = self.rollout.observation_space
         self.action_space = self.rollout.action_space
         self._closed = False
 

@@ -168,7 +168,7 @@ class Environment(Generic[D]):
         Raises:
             ModelError: If the output has another shape than ``x``.
         """
-        output = self.base_model(x, self.times[index], **kwargs).data
+        output: Tensor = self.base_model(x, self.times[index], **kwargs).data
         if output.shape != x.data.shape:
             raise ModelError(
                 f"{type(self.base_model).__name__}.forward returned shape {tuple(output.shape)}, "

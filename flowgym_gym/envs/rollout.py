@@ -127,7 +127,7 @@ class Rollout:
     @property
     def finished(self) -> np.ndarray:
         """Which sub-environments are at the end of their episode, bool, shape ``(n,)``."""
-        return self.index == self.environment.discretization_steps
+        return np.equal(self.index, self.environment.discretization_steps)
 
     def seed(self, indices: Sequence[int], seeds: Sequence[int | None]) -> None:
         """Seed the generators of some sub-environments; None leaves one as it is."""
@@ -276,7 +276,7 @@ class Rollout:
                 f"action{where} is {array[at]} at index {at}, expected finite numbers; "
                 "an agent that returns NaN has usually diverged (lower its learning rate)"
             )
-        clipped = np.clip(array, -1, 1).astype(np.float32, copy=False)
+        clipped: np.ndarray = np.clip(array, -1, 1).astype(np.float32, copy=False)
         return clipped if batched else clipped[None]
 
     def _predict(self, x: torch.Tensor, index: torch.Tensor, kwargs: dict[str, Any], where: list[int]) -> torch.Tensor:

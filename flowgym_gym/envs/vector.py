@@ -102,7 +102,7 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         mask = self._reset_mask(options.pop("reset_mask", None))
         seeds = self._seeds(seed)
         super().reset(seed=seeds[0])
-        for i in np.flatnonzero(mask & ~self.rollout.seeded):
+        for i in np.flatnonzero(mask & ~self.rollout.seeded).tolist():
             if seeds[i] is None:
                 seeds[i] = int(self.np_random.integers(2**62))
         indices = np.flatnonzero(mask).tolist()
