@@ -9,7 +9,7 @@ from torch.distributions import Normal
 import flowgym_gym
 
 HERE = Path(__file__).parent
-SAMPLES = 200_000
+SAMPLES = 50_000
 
 
 def terminal_error(steps: int, sampler: str, noise_level: float) -> float:
