@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -5,6 +6,7 @@ import pytest
 from PIL import Image
 
 import flowgym_gym
+from flowgym_gym.agents.runs import Metrics
 from flowgym_gym.cli import main
 from tests.agents.conftest import TINY
 from tests.conftest import FLOWGYM_IDS, RED
@@ -100,6 +102,22 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on(number, code, capsys, tmp_path, monkeypatch):
+    def append(self, row, append=Metrics.append):
+        append(self, row)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(Metrics, "append", append)
+    handler = signal.getsignal(number)
+    out = tmp_path / "run"
+    assert main(["train", SHORT, "--timesteps", "100", "--num-envs", "2", "--out", str(out), *settings()]) == code
+    captured = capsys.readouterr()
+    assert "interrupted at 8 of 104 timesteps" in captured.err
+    assert captured.out.endswith(f"to go on: flowgym-gym train {SHORT} --algo ppo --out {out} --resume\n")
+    assert signal.getsignal(number) is handler
 
 
 def test_a_missing_extra_is_named_with_its_cure(tmp_path):

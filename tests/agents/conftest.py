@@ -22,6 +22,14 @@ TINY = {
 }
 
 
+@pytest.fixture
+def drawing():
+    """For tests that look at the files of pictures; the others do not draw, which takes half of a tiny run's time."""
+
+
 @pytest.fixture(autouse=True)
-def _tiny_pictures(monkeypatch):
+def _few_pictures(monkeypatch, request):
     monkeypatch.setattr("flowgym_gym.agents.training.PICTURES", 2)
+    if "drawing" not in request.fixturenames:
+        for name in ("picture_grid", "learning_curve"):
+            monkeypatch.setattr(f"flowgym_gym.agents.training.{name}", lambda *args: None)
