@@ -22,8 +22,8 @@ Sampler ``"euler"`` is Euler-Maruyama on :math:`dx = b\, dt + \sigma\, dB`, with
 
 The control cost of a step is the divergence of the steered transition from the free one,
 :math:`\tfrac12 \lVert g_t c / \tau \rVert^2`; over an episode it sums to the divergence of the two path measures.
-Where :math:`\tau = 0` because :math:`e = 0`, the memoryless :math:`\tau` (of ``"ddim"`` with :math:`e = 1`) takes its
-place and the cost is a control energy. Where even that is 0 the correction has no effect and costs nothing.
+Where an episode draws no noise at all (:math:`e = 0`), the memoryless :math:`\tau` (of ``"ddim"`` with :math:`e = 1`)
+takes its place and the cost is a control energy. Where even that is 0 the correction has no effect and costs nothing.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_number
 from flowgym_gym.errors import OptionError
 from flowgym_gym.time_grid import Grid
 from flowgym_gym.types import append_dims
 
 SAMPLERS = ("ddim", "euler")
 ACTION_TYPES = ("velocity", "noise")
+# Control costs grow with 1 / noise_level^2; below this they would leave float32's range.
+LEAST_NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Transitions:
             output_type: What the network predicts, a key of ``OUTPUTS``.
             action_type: What a correction is added to, ``"velocity"`` or ``"noise"``.
             sampler: ``"ddim"`` or ``"euler"``.
-            noise_level: 0 (deterministic) to 1 (memoryless).
+            noise_level: 0 (deterministic), or 1e-6 to 1 (memoryless).
             device: Where the coefficients are kept.
 
         Raises:
@@ -133,8 +136,11 @@ class Transitions:
         _check("output_type", output_type, tuple(OUTPUTS))
         _check("action_type", action_type, ACTION_TYPES)
         _check("sampler", sampler, SAMPLERS)
-        if not (isinstance(noise_level, int | float) and 0 <= noise_level <= 1):
-            raise OptionError(f"noise_level is {noise_level!r}, expected a number from 0 (ODE) to 1 (memoryless)")
+        check_number("noise_level", noise_level, minimum=0)
+        if noise_level > 1 or 0 < noise_level < LEAST_NOISE:
+            raise OptionError(
+                f"noise_level is {noise_level!r}, expected 0 (ODE) or a number from {LEAST_NOISE} to 1 (memoryless)"
+            )
 
         start = Schedule(grid.alpha[:-1], grid.beta[:-1], grid.alpha_dot[:-1], grid.beta_dot[:-1])
         (p, q), (r, s) = OUTPUTS[output_type](start)
@@ -142,7 +148,7 @@ class Transitions:
 
         weights = _ddim_weights if sampler == "ddim" else _euler_weights
         from_x, from_endpoint, from_noise, std = weights(grid, start, noise_level)
-        cost_std = std if noise_level > 0 else _ddim_weights(grid, start, 1.0)[3]
+        cost_std = std if (std > 0).any() else _ddim_weights(grid, start, 1.0)[3]
         gain = from_endpoint * shift_endpoint + from_noise * shift_noise
         coefficients = cls(
             endpoint_x=p,
@@ -159,7 +165,8 @@ class Transitions:
                 raise OptionError(
                     f"{output_type!r} predictions with {action_type!r} corrections and the {sampler!r} sampler are "
                     f"singular at time {grid.times[:-1][bad][0]:.4g} of this grid (alpha = {start.alpha[bad][0]:.4g}); "
-                    "take velocity corrections, the 'ddim' sampler, or a model that predicts the velocity"
+                    "take velocity corrections, the 'ddim' sampler, a model that predicts the velocity, or a grid that "
+                    "starts later"
                 )
         return cls(**{f.name: getattr(coefficients, f.name).to(device, torch.float32) for f in fields(cls)})
 
@@ -246,11 +253,11 @@ def _euler_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Ten
     from_x, along_velocity, sigma = torch.ones_like(dt), dt, torch.zeros_like(dt)
     if noise_level > 0:
         sigma = noise_level * grid.sigma[:-1]
-        kappa = start.alpha_dot / start.alpha
-        eta = start.beta * (kappa * start.beta - start.beta_dot)
-        langevin = dt * sigma**2 / (2 * eta)
-        from_x = 1 - langevin * kappa
-        along_velocity = dt + langevin
+        # 1 / eta and kappa / eta, written so that they are finite where alpha is 0.
+        inverse_eta = start.alpha / (start.beta * start.wronskian)
+        kappa_over_eta = start.alpha_dot / (start.beta * start.wronskian)
+        from_x = 1 - dt * sigma**2 / 2 * kappa_over_eta
+        along_velocity = dt + dt * sigma**2 / 2 * inverse_eta
     return from_x, along_velocity * start.alpha_dot, along_velocity * start.beta_dot, sigma * dt.sqrt()
 
 

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flowgym_gym.errors import OptionError
 
+# A number of steps, or the visited times themselves.
+Steps = int | Sequence[float]
 SPACINGS = ("leading", "trailing", "linspace")
 
 
@@ -40,18 +43,72 @@ class Grid:
     beta_dot: Tensor
     sigma: Tensor
 
+    def __post_init__(self) -> None:
+        # The last transition may take no time: on a discrete schedule time step 0 lies at time 1, before the final one.
+        wrong = self.times[:-1].diff() <= 0
+        if len(self.times) < 2 or bool(wrong.any()) or not 0 <= self.times[0] <= self.times[-2] <= self.times[-1] == 1:
+            at = int(wrong.int().argmax())
+            raise OptionError(
+                f"times go from {self.times[at].item():.6g} to {self.times[at + 1].item():.6g} at step {at} of the "
+                "grid, expected times that increase from 0 (noise) to 1 (data)"
+                if wrong.any()
+                else f"times are {self.times.tolist()}, expected two or more that lie in [0, 1] and end with 1"
+            )
+        for name in ("alpha", "beta", "alpha_dot", "beta_dot", "sigma"):
+            values = getattr(self, name)
+            if values.shape != self.times.shape:
+                raise OptionError(
+                    f"{name} of the grid has shape {tuple(values.shape)}, expected {tuple(self.times.shape)}"
+                )
+
     @property
     def steps(self) -> int:
         """Number of transitions."""
         return len(self.times) - 1
 
 
-def check_steps(steps: int, spacing: str | None, spacings: Sequence[str]) -> None:
-    """Raise an OptionError unless ``steps`` is a positive integer and ``spacing`` is None or known."""
+def check_steps(steps: Steps, spacing: str | None, spacings: Sequence[str]) -> list[float] | None:
+    """Check the number of steps, or the visited times themselves, and the spacing.
+
+    Returns:
+        The visited times if ``steps`` lists them, else None.
+
+    Raises:
+        OptionError: Unless ``steps`` is a positive integer or a sequence of finite numbers, and ``spacing`` is None or
+            known; a sequence leaves nothing to be spaced.
+    """
+    if isinstance(steps, Sequence | np.ndarray | Tensor) and not isinstance(steps, str):
+        times = torch.as_tensor(steps, dtype=torch.float64)
+        if times.ndim != 1 or len(times) == 0 or not bool(torch.isfinite(times).all()):
+            raise OptionError(f"discretization_steps is {steps!r}, expected a number of steps or a list of times")
+        if spacing is not None:
+            raise OptionError(
+                f"spacing is {spacing!r}, but discretization_steps lists the times; leave one of them out"
+            )
+        return times.tolist()
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise OptionError(f"discretization_steps is {steps!r}, expected a whole number, at least 1")
     if spacing is not None and spacing not in spacings:
         raise OptionError(f"spacing is {spacing!r}, expected one of {tuple(spacings)} for this schedule")
+    return None
+
+
+def check_timesteps(size: int, timesteps: Sequence[float]) -> np.ndarray:
+    """Time steps that a user lists, from noise to data, as int64.
+
+    Raises:
+        OptionError: Unless they are decreasing whole numbers from ``size - 1`` to 0.
+    """
+    k = np.asarray(timesteps)
+    if (k != np.round(k)).any() or k.max() >= size or k.min() < 0:
+        raise OptionError(
+            f"discretization_steps is {list(timesteps)}, expected time steps of the model: whole numbers from "
+            f"{size - 1} (noise) to 0 (data)"
+        )
+    k = k.astype(np.int64)
+    for i in np.flatnonzero(np.diff(k) >= 0)[:1]:
+        raise OptionError(f"time step {k[i]} is followed by {k[i + 1]}; listed time steps must decrease, noise first")
+    return k
 
 
 def visited_timesteps(size: int, steps: int, spacing: str, steps_offset: int) -> np.ndarray:

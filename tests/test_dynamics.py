@@ -138,6 +138,25 @@ def test_costs_are_finite_on_every_grid(noise_level, spacing, set_alpha_to_one, 
         assert torch.isfinite(cost).all()
 
 
+@given(
+    timesteps=st.lists(st.integers(0, 999), min_size=1, max_size=12, unique=True),
+    noise_level=st.just(0.0) | st.floats(1e-6, 1),
+    sampler=st.sampled_from(["ddim", "euler"]),
+    action_type=st.sampled_from(["velocity", "noise"]),
+    set_alpha_to_one=st.booleans(),
+)
+def test_costs_are_finite_whatever_time_steps_are_visited(
+    timesteps, noise_level, sampler, action_type, set_alpha_to_one
+):
+    ddim = DDIMScheduler(**SD, set_alpha_to_one=set_alpha_to_one)
+    grid = DiffusionScheduler.from_diffusers(ddim).time_grid(sorted(timesteps, reverse=True))
+    transitions = Transitions.build(grid, "epsilon", action_type, sampler, noise_level)
+    x = torch.ones(len(timesteps), 3)
+    following, cost = transitions.at(torch.arange(len(timesteps)), 2).step(x, x, x, x)
+    assert torch.isfinite(following).all()
+    assert torch.isfinite(cost).all()
+
+
 def test_variance_is_preserved_whatever_the_noise_level():
     grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD)).time_grid(25)
     for noise_level in (0.0, 0.4, 1.0):
@@ -194,6 +213,8 @@ def test_control_cost_by_hand():
         ({"sampler": "heun"}, "sampler is 'heun'"),
         ({"noise_level": 1.5}, "noise_level is 1.5"),
         ({"noise_level": math.nan}, "noise_level is nan"),
+        ({"noise_level": 1e-30}, "noise_level is 1e-30"),
+        ({"noise_level": "1"}, "noise_level is '1'"),
     ],
 )
 def test_bad_options_are_named(change, message):

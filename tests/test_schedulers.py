@@ -38,6 +38,18 @@ def test_optimal_transport_closed_forms(t):
     torch.testing.assert_close(scheduler.sigma(t) ** 2, 2 * (1 - t) / t)
 
 
+@given(st.floats(0.05, 0.95), st.floats(0.5, 3))
+def test_cosine_closed_forms(t, nu):
+    scheduler, time = CosineScheduler(nu), torch.tensor([t], dtype=torch.float64)
+    angle, speed = 0.5 * math.pi * t**nu, 0.5 * math.pi * nu * t ** (nu - 1)
+    assert scheduler.alpha(time).item() == pytest.approx(1 - math.cos(angle) ** 2)
+    assert scheduler.beta(time).item() == pytest.approx(math.cos(angle) ** 2)
+    assert scheduler.kappa(time).item() == pytest.approx(2 * speed / math.tan(angle))
+    eta = 2 * speed * math.cos(angle) ** 2 / math.tan(angle)
+    assert scheduler.eta(time).item() == pytest.approx(eta)
+    assert scheduler.sigma(time).item() == pytest.approx(math.sqrt(2 * eta))
+
+
 def test_diffusion_schedule_closed_forms():
     abar = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod.double()
     scheduler = DiffusionScheduler(abar)
@@ -49,8 +61,10 @@ def test_diffusion_schedule_closed_forms():
     torch.testing.assert_close(scheduler.beta(t), (1 - abar[k]).sqrt())
     torch.testing.assert_close(scheduler.alpha_dot(t), speed / (2 * abar[k].sqrt()))
     torch.testing.assert_close(scheduler.beta_dot(t), -speed / (2 * (1 - abar[k]).sqrt()))
-    # On a variance-preserving schedule eta equals kappa.
-    torch.testing.assert_close(scheduler.eta(t), scheduler.kappa(t))
+    # On a variance-preserving schedule eta equals kappa, half the derivative of log abar.
+    torch.testing.assert_close(scheduler.kappa(t), speed / (2 * abar[k]))
+    torch.testing.assert_close(scheduler.eta(t), speed / (2 * abar[k]))
+    torch.testing.assert_close(scheduler.sigma(t), (speed / abar[k]).sqrt())
 
 
 def test_coefficients_broadcast_over_a_batch():
@@ -64,6 +78,8 @@ def test_noise_schedule_can_be_replaced():
     scheduler = OptimalTransportScheduler()
     scheduler.noise_schedule = ConstantNoiseSchedule(0.3)
     assert scheduler.sigma(torch.tensor([0.2, 0.4])).tolist() == pytest.approx([0.3, 0.3])
+    with pytest.raises(OptionError, match=r"sigma is -0\.3"):
+        ConstantNoiseSchedule(-0.3)
 
 
 @pytest.mark.parametrize(

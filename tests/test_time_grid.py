@@ -1,5 +1,6 @@
 """The visited time steps are those of diffusers."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from flowgym_gym import DiffusionScheduler, OptimalTransportScheduler
 from flowgym_gym.errors import OptionError
+from flowgym_gym.time_grid import Grid
 
 SD = {
     "beta_start": 0.00085,
@@ -77,3 +79,56 @@ def test_more_steps_than_the_model_has_are_an_error():
         scheduler.time_grid(1000)  # offset 1: diffusers fails on time step 1000, too
     with pytest.raises(OptionError, match="spacing"):
         scheduler.time_grid(10, "karras")
+
+
+def test_a_grid_may_list_its_times():
+    scheduler = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD))
+    spaced = scheduler.time_grid(20)
+    listed = scheduler.time_grid(spaced.timesteps.tolist())
+    for name in ("times", "timesteps", "alpha", "beta", "sigma"):
+        assert torch.equal(getattr(listed, name), getattr(spaced, name))
+    uneven = scheduler.time_grid(np.array([999, 850, 736, 645, 545, 455, 343, 233, 124, 24]))
+    assert uneven.timesteps.tolist() == [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
+    grid = OptimalTransportScheduler().time_grid([0.0, 0.1, 0.5])
+    assert grid.times.tolist() == [0, 0.1, 0.5, 1]
+    assert grid.alpha.tolist() == [0, 0.1, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "listed", "message"),
+    [
+        ("diffusion", [500, 500, 1], "time step 500 is followed by 500"),
+        ("diffusion", [1, 500], "time step 1 is followed by 500"),
+        ("diffusion", [1000, 500], r"whole numbers from 999 \(noise\) to 0"),
+        ("diffusion", [500, -1], "whole numbers from 999"),
+        ("diffusion", [0.5, 0.25], "whole numbers from 999"),
+        ("continuous", [0.5, 0.5], "times go from 0.5 to 0.5 at step 0"),
+        ("continuous", [0.0, 0.6, 0.5], "times go from 0.6 to 0.5 at step 1"),
+        ("continuous", [0.0, 1.0], "no step starts at time 1"),
+        ("continuous", [-0.5, 0.5], r"lie in \[0, 1\]"),
+        ("continuous", [0.0, 1.5], "times go|lie in"),
+        ("continuous", [], "discretization_steps is"),
+        ("continuous", [0.0, float("nan")], "discretization_steps is"),
+    ],
+)
+def test_listed_times_that_are_repeated_unordered_or_outside_are_named(scheduler, listed, message):
+    scheduler = (
+        DiffusionScheduler.from_diffusers(DDIMScheduler(**SD))
+        if scheduler == "diffusion"
+        else OptimalTransportScheduler()
+    )
+    with pytest.raises(OptionError, match=message):
+        scheduler.time_grid(listed)
+
+
+def test_listed_times_leave_nothing_to_space():
+    with pytest.raises(OptionError, match="leave one of them out"):
+        OptimalTransportScheduler().time_grid([0.0, 0.5], "linspace")
+
+
+def test_a_grid_of_ones_own_scheduler_is_checked():
+    numbers = torch.tensor([0.0, 0.5, 0.4, 1.0], dtype=torch.float64)
+    with pytest.raises(OptionError, match=r"times go from 0\.5 to 0\.4 at step 1"):
+        Grid(numbers, None, numbers, 1 - numbers, numbers, numbers, numbers)
+    with pytest.raises(OptionError, match=r"beta of the grid has shape \(3,\), expected \(4,\)"):
+        Grid(numbers.sort().values, None, numbers, numbers[:3], numbers, numbers, numbers)

@@ -9,6 +9,7 @@ import numpy as np
 
 from flowgym_gym.envs.rollout import Observation, Rollout
 from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
+from flowgym_gym.time_grid import Steps
 
 
 class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -43,11 +44,13 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
             the latent's size so that a uniformly random agent's control cost over an episode is 10 nats on average, a
             tenth of the default reward scale: for the embedded Stable Diffusion with 50 steps 0.321 (velocity) and
             0.103 (noise).
-        discretization_steps: Number of steps of an episode.
+        discretization_steps: Number of steps of an episode; or the times they start from: for Stable Diffusion a
+            decreasing list of time steps, as the ``timesteps=`` of diffusers' pipelines.
         sampler: ``"ddim"``, or ``"euler"`` (Euler-Maruyama).
         noise_level: 0 (deterministic, ODE) to 1 (ancestral, memoryless).
         spacing: Which time steps are visited, ``"leading"``, ``"trailing"`` or ``"linspace"``; by default the
             checkpoint's own.
+        noise_schedule: For ``"euler"``: a constant diffusion coefficient instead of the memoryless one.
         reward_scale: Weight of the terminal reward.
         control_cost_weight: Weight of the control costs.
         device: Where the model runs.
@@ -92,7 +95,7 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
         """Number of steps of an episode."""
         return self.rollout.environment.discretization_steps
 
-    def set_time_grid(self, steps: int, spacing: str | None = None) -> None:
+    def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; the next call must be ``reset``."""
         self.rollout.set_time_grid(steps, spacing)
 

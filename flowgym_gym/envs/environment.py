@@ -21,6 +21,7 @@ from flowgym_gym.models.base import BaseModel
 from flowgym_gym.models.loading import load_base_model, load_reward
 from flowgym_gym.registry import base_model_registry
 from flowgym_gym.rewards import Reward
+from flowgym_gym.time_grid import Steps
 from flowgym_gym.types import D, FlowTensor
 
 Policy = Callable[..., Any]
@@ -75,7 +76,8 @@ class Environment(Generic[D]):
     Args:
         base_model: The model that is steered.
         reward: Scores the finished samples.
-        discretization_steps: Number of transitions of an episode.
+        discretization_steps: Number of transitions of an episode; or the times they start from, as
+            :meth:`flowgym_gym.schedulers.Scheduler.time_grid` takes them.
         reward_scale: Weight of the terminal reward.
         control_cost_weight: Weight of the control costs.
         action_scale: The correction is ``action_scale * action``. None takes the scale at which uniformly random
@@ -84,6 +86,8 @@ class Environment(Generic[D]):
         sampler: ``"ddim"`` or ``"euler"``.
         noise_level: 0 (deterministic) to 1 (memoryless).
         spacing: Which time steps are visited; by default as the checkpoint's own scheduler says.
+        noise_schedule: For the ``"euler"`` sampler, a constant diffusion coefficient ``sigma``; None for the
+            scheduler's own noise schedule, which is memoryless unless it was changed.
 
     Raises:
         OptionError: If an argument is out of range.
@@ -95,7 +99,7 @@ class Environment(Generic[D]):
         self,
         base_model: BaseModel[D],
         reward: Reward[D],
-        discretization_steps: int = 50,
+        discretization_steps: Steps = 50,
         reward_scale: float = 1.0,
         *,
         control_cost_weight: float = 1.0,
@@ -103,17 +107,26 @@ class Environment(Generic[D]):
         sampler: str = "ddim",
         noise_level: float = 1.0,
         spacing: str | None = None,
+        noise_schedule: float | None = None,
     ) -> None:
         check_number("reward_scale", reward_scale)
         check_number("control_cost_weight", control_cost_weight, minimum=0)
         if action_scale is not None:
             check_number("action_scale", action_scale, minimum=0)
+        if noise_schedule is not None:
+            check_number("noise_schedule", noise_schedule, minimum=0)
+            if sampler != "euler":
+                raise OptionError(
+                    f"noise_schedule is {noise_schedule}, but only sampler 'euler' has one; {sampler!r} takes a "
+                    "noise_level"
+                )
         self.base_model = base_model
         self.reward = reward
         self.reward_scale = float(reward_scale)
         self.control_cost_weight = float(control_cost_weight)
         self.sampler = sampler
         self.noise_level = noise_level
+        self.noise_schedule = noise_schedule
         self._action_scale = action_scale
         with seeded(0), torch.no_grad():
             probe, _ = base_model.sample_p0(1)
@@ -130,17 +143,19 @@ class Environment(Generic[D]):
         """Number of transitions of an episode."""
         return self.grid.steps
 
-    def set_time_grid(self, steps: int, spacing: str | None = None) -> None:
+    def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid from the next episode on.
 
         Args:
-            steps: Number of transitions.
+            steps: Number of transitions, or the times they start from.
             spacing: Which time steps are visited; None for the checkpoint's own way.
 
         Raises:
             OptionError: If the model's schedule has no such grid.
         """
         grid = self.base_model.scheduler.time_grid(steps, spacing)
+        if self.noise_schedule is not None:
+            grid = replace(grid, sigma=torch.full_like(grid.sigma, self.noise_schedule))
         self.transitions = Transitions.build(
             grid, self.base_model.output_type, self.action_type, self.sampler, self.noise_level, self.device
         )
@@ -261,7 +276,7 @@ ENVIRONMENTS: dict[str, type[Environment[Any]]] = {"velocity": VelocityEnvironme
 def make(
     base_model: str,
     reward: str,
-    discretization_steps: int = 50,
+    discretization_steps: Steps = 50,
     reward_scale: float = 1.0,
     device: torch.device | str | None = None,
     base_model_kwargs: dict[str, Any] | None = None,

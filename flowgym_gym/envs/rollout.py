@@ -16,6 +16,7 @@ import torch
 
 from flowgym_gym.envs.environment import Environment, make, merge_kwargs, seeded
 from flowgym_gym.errors import ActionError, ModelError, OptionError
+from flowgym_gym.time_grid import Steps
 from flowgym_gym.types import FlowTensor
 
 Observation = dict[str, np.ndarray]
@@ -136,7 +137,7 @@ class Rollout:
                 self.generators[i].manual_seed(int(seed))
                 self.seeded[i] = True
 
-    def set_time_grid(self, steps: int, spacing: str | None = None) -> None:
+    def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; every episode must be reset before its next step."""
         self.environment.set_time_grid(steps, spacing)
         self.index[:] = 0

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
 from flowgym_gym.envs.rollout import Observation, Outcome, Rollout
 from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
+from flowgym_gym.time_grid import Steps
 
 
 class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
@@ -76,7 +77,7 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         """Number of steps of an episode."""
         return self.rollout.environment.discretization_steps
 
-    def set_time_grid(self, steps: int, spacing: str | None = None) -> None:
+    def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; the next call must be ``reset``."""
         self.rollout.set_time_grid(steps, spacing)
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Generic, overload
 import torch
 from torch import Tensor
 
-from flowgym_gym.time_grid import Grid, check_steps
+from flowgym_gym.errors import OptionError
+from flowgym_gym.time_grid import Grid, Steps, check_steps
 from flowgym_gym.types import D, append_dims
 
 if TYPE_CHECKING:
@@ -137,18 +138,23 @@ class Scheduler(ABC, Generic[D]):
         """What the network takes as time; ``t`` itself unless the network was trained on integer time steps."""
         return t
 
-    def time_grid(self, steps: int, spacing: str | None = None) -> Grid:
+    def time_grid(self, steps: Steps, spacing: str | None = None) -> Grid:
         """The times that an episode visits, with the schedule's coefficients there.
 
         Args:
-            steps: Number of transitions, at least 1.
+            steps: Number of transitions, at least 1; or the times they start from, increasing, in [0, 1).
             spacing: Must be None or ``"linspace"``: continuous time is divided evenly.
 
         Raises:
             OptionError: If ``steps`` or ``spacing`` cannot be used.
         """
-        check_steps(steps, spacing, spacings=("linspace",))
-        times = torch.linspace(self.first_time, 1, steps + 1, dtype=torch.float64)
+        listed = check_steps(steps, spacing, spacings=("linspace",))
+        if listed is None:
+            times = torch.linspace(self.first_time, 1, int(steps) + 1, dtype=torch.float64)  # type: ignore[arg-type]
+        else:
+            if listed[-1] == 1:
+                raise OptionError(f"discretization_steps is {listed}, but no step starts at time 1; leave it out")
+            times = torch.tensor([*listed, 1.0], dtype=torch.float64)
         return Grid(
             times=times,
             timesteps=None,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flowgym_gym.errors import OptionError
 from flowgym_gym.schedulers.base import Scheduler
-from flowgym_gym.time_grid import SPACINGS, Grid, check_steps, visited_timesteps
+from flowgym_gym.time_grid import SPACINGS, Grid, Steps, check_steps, check_timesteps, visited_timesteps
 from flowgym_gym.types import FlowTensor
 
 # T (1 - t) is a whole number at every visited time; float32 misses it by less than this for T up to 10,000.
@@ -113,19 +113,23 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
     def _beta_dot(self, t: Tensor) -> Tensor:
         return self._lookup(-self._abar_dot / (2 * (1 - self.alphas_cumprod).sqrt()), t)
 
-    def time_grid(self, steps: int, spacing: str | None = None) -> Grid:
+    def time_grid(self, steps: Steps, spacing: str | None = None) -> Grid:
         """The time steps that an episode visits, then the end at ``final_alpha_cumprod``.
 
         Args:
-            steps: Number of transitions.
+            steps: Number of transitions; or the time steps they start from, decreasing whole numbers, as in the
+                ``timesteps=`` of diffusers' pipelines.
             spacing: ``"leading"``, ``"trailing"`` or ``"linspace"``; by default the scheduler's own.
 
         Raises:
             OptionError: If there are more steps than the model was trained on, or the spacing is unknown.
         """
-        check_steps(steps, spacing, spacings=SPACINGS)
-        size = len(self)
-        k = torch.from_numpy(visited_timesteps(size, steps, spacing or self.spacing, self.steps_offset))
+        listed, size = check_steps(steps, spacing, spacings=SPACINGS), len(self)
+        k = torch.from_numpy(
+            visited_timesteps(size, int(steps), spacing or self.spacing, self.steps_offset)  # type: ignore[arg-type]
+            if listed is None
+            else check_timesteps(size, listed)
+        )
         final = self.final_alpha_cumprod
         alpha = torch.cat([self.alphas_cumprod[k].sqrt(), torch.tensor([math.sqrt(final)], dtype=torch.float64)])
         beta = torch.cat(

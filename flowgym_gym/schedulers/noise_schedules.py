@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_number
+
 if TYPE_CHECKING:
     from flowgym_gym.schedulers.base import Scheduler
 
@@ -36,10 +38,15 @@ class MemorylessNoiseSchedule(NoiseSchedule):
 
 
 class ConstantNoiseSchedule(NoiseSchedule):
-    """The same ``sigma`` at every time."""
+    """The same ``sigma`` at every time; at least 0.
+
+    Raises:
+        OptionError: If ``sigma`` is not a finite number of at least 0.
+    """
 
     def __init__(self, sigma: float) -> None:
-        self.sigma = sigma
+        check_number("sigma", sigma, minimum=0)
+        self.sigma = float(sigma)
 
     def __call__(self, t: Tensor) -> Tensor:
         """``sigma`` at times ``t`` of shape ``(n,)``."""

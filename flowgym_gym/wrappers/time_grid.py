@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
+
+if TYPE_CHECKING:
+    from flowgym_gym.time_grid import Steps
 
 
 class TimeGrid(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -14,7 +17,7 @@ class TimeGrid(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordCons
 
     Args:
         env: A denoising environment, wrapped or not.
-        steps: Number of steps of an episode.
+        steps: Number of steps of an episode, or the times they start from.
         spacing: ``"leading"``, ``"trailing"`` or ``"linspace"``; None for the checkpoint's own.
 
     Raises:
@@ -26,7 +29,7 @@ class TimeGrid(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordCons
     5
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], steps: int, spacing: str | None = None) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], steps: Steps, spacing: str | None = None) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(self, steps=steps, spacing=spacing)
         gymnasium.Wrapper.__init__(self, env)
         env.unwrapped.set_time_grid(steps, spacing)  # type: ignore[attr-defined]

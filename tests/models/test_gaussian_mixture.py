@@ -49,30 +49,81 @@ def test_every_output_describes_the_same_sample_and_noise(t, x, output_type):
     assert loss.item() == pytest.approx(0, abs=1e-10)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+@pytest.mark.parametrize("noise_level", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_descriptions_of_one_model_give_the_same_trajectory(schedule):
-    start = torch.randn(64, 2)
-    finals = {}
+def test_descriptions_of_one_model_give_the_same_trajectory(schedule, noise_level, sampler):
     # At time 0 of a flow model the sample cannot be read off the noise or the score.
-    names = ["velocity", "endpoint", "v_prediction"] + (["epsilon", "score"] if schedule == "diffusion" else [])
-    for output_type in names:
+    grid = 25 if schedule == "diffusion" else torch.linspace(0.02, 1, 26)[:-1].tolist()
+    start = torch.randn(64, 2)
+    trajectories = {}
+    for output_type in OUTPUTS:
         kwargs = {**TWO, "schedule": schedule, "output_type": output_type}
-        env = flowgym_gym.make("2d/gaussian_mixture", "2d/gaussian", 25, base_model_kwargs=kwargs)
-        x = start
+        env = flowgym_gym.make(
+            "2d/gaussian_mixture",
+            "2d/gaussian",
+            grid,
+            noise_level=noise_level,
+            sampler=sampler,
+            base_model_kwargs=kwargs,
+        )
+        x, visited = start, []
         torch.manual_seed(3)
         for i in range(25):
             index = torch.full((64,), i)
             x, _ = env.advance(x, env.predict(FlowTensor(x), index), torch.zeros(64, 2), torch.randn(64, 2), index)
-        finals[output_type] = x
-    for x in finals.values():
-        torch.testing.assert_close(x, finals["velocity"], rtol=1e-4, atol=3e-5)
+            visited.append(x)
+        trajectories[output_type] = torch.stack(visited)
+    for trajectory in trajectories.values():
+        torch.testing.assert_close(trajectory, trajectories["velocity"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("noise_level", "sampler"), [(0.0, "ddim"), (0.5, "ddim"), (1.0, "ddim"), (0.0, "euler")])
-def test_many_steps_reach_the_mixture(noise_level, sampler):
+@pytest.mark.parametrize("noise_schedule", [None, 0.7, 0.0])
+@pytest.mark.parametrize("noise_level", [0.6, 1.0])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_an_euler_step_follows_the_gradient_of_the_log_density(schedule, noise_level, noise_schedule):
+    r"""dx = (v + sigma^2 / 2 grad log p) dt + sigma dB with v = kappa x + eta grad log p; the gradient is torch's."""
+    grid = 40 if schedule == "diffusion" else torch.linspace(0.02, 1, 41)[:-1].tolist()
+    env = flowgym_gym.make(
+        "2d/gaussian_mixture",
+        "2d/gaussian",
+        grid,
+        sampler="euler",
+        noise_level=noise_level,
+        noise_schedule=noise_schedule,
+        base_model_kwargs={**TWO, "schedule": schedule},
+    )
+    model, times = env.base_model, env.grid.times
+    for i in (0, 13, 38):
+        x = torch.randn(20, 2, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(state_law(model, times[i].item()).log_prob(x).sum(), x)
+        t, dt = times[i : i + 1], (times[i + 1] - times[i]).item()
+        kappa, eta = model.scheduler.kappa(t), model.scheduler.eta(t)
+        sigma = noise_level * ((2 * eta).sqrt() if noise_schedule is None else noise_schedule)
+        expected = x.detach() + (kappa * x.detach() + (eta + sigma**2 / 2) * gradient) * dt
+        state, zero, index = x.detach().float(), torch.zeros(20, 2), torch.full((20,), i)
+        output = env.predict(FlowTensor(state), index)
+        torch.testing.assert_close(
+            env.advance(state, output, zero, zero, index)[0].double(), expected, rtol=1e-4, atol=1e-5
+        )
+        assert env.transitions.std[i].item() == pytest.approx(float(sigma) * math.sqrt(dt), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"noise_level": 0.0},
+        {"noise_level": 0.5},
+        {"noise_level": 1.0},
+        {"noise_level": 0.0, "sampler": "euler"},
+        {"noise_schedule": 0.5, "sampler": "euler"},
+        {"discretization_steps": (torch.arange(200) / 200).pow(1.5).tolist()},
+    ],
+)
+def test_many_steps_reach_the_mixture(options):
     """Kolmogorov-Smirnov distance of the samples from the law they should have."""
     n = 20_000
-    env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", 200, noise_level=noise_level, sampler=sampler)
+    env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", **{"discretization_steps": 200, **options})
     x = env.sample(n).latents.data.flatten().double().sort().values
     expected = 0.5 * Normal(0.0, 1.0).cdf(x) + 0.5 * Normal(3.0, 0.4).cdf(x)
     distance = (expected - (torch.arange(n) + 0.5) / n).abs().max().item()

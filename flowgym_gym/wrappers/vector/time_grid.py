@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gymnasium.vector import VectorEnv, VectorWrapper
+
+if TYPE_CHECKING:
+    from flowgym_gym.time_grid import Steps
 
 
 class TimeGrid(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -12,10 +15,10 @@ class TimeGrid(VectorWrapper[Any, Any, Any, Any, Any]):
 
     Args:
         env: A denoising vector environment, wrapped or not.
-        steps: Number of steps of an episode.
+        steps: Number of steps of an episode, or the times they start from.
         spacing: ``"leading"``, ``"trailing"`` or ``"linspace"``; None for the checkpoint's own.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], steps: int, spacing: str | None = None) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], steps: Steps, spacing: str | None = None) -> None:
         super().__init__(env)
         env.unwrapped.set_time_grid(steps, spacing)  # type: ignore[attr-defined]
