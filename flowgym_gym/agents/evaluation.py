@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from flowgym_gym.agents.runs import load_agent, read_config, write_json
 from flowgym_gym.agents.settings import SEEDS, make_vector_env
-from flowgym_gym.errors import ModelError, OptionError
+from flowgym_gym.errors import CheckpointError, ModelError, OptionError
 
 EVALUATION = "evaluation.json"
 BATCH = 32
@@ -123,6 +123,7 @@ def evaluate(
 
     Raises:
         OptionError: If a number is out of range, or there is nothing to evaluate.
+        CheckpointError: If the checkpoint is damaged, or the run folder cannot be written.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 2:
         raise OptionError(f"episodes is {episodes!r}, expected a whole number, at least 2")
@@ -159,7 +160,10 @@ def evaluate(
         "valid": {"agent": float(played.valids.mean()), "base": float(base.valids.mean())},
     }
     if folder is not None:
-        write_json(folder / EVALUATION, report)
+        try:
+            write_json(folder / EVALUATION, report)
+        except OSError as error:
+            raise CheckpointError(f"{folder / EVALUATION} cannot be written: {error.strerror or error}") from error
     return report
 
 

@@ -1,7 +1,8 @@
 """Run folders: configuration, checkpoints that hold every bit of state, and metrics.
 
-A checkpoint is a folder ``checkpoints/<timesteps>/`` that appears in one piece (it is written under another name and
-renamed):
+A checkpoint is a folder ``checkpoints/<timesteps>/`` that appears in one piece: it is written under another name
+(``writing-...``), brought to the disk, and renamed. The same goes for single files, so that neither a killed process
+nor a power cut leaves half of one under its name.
 
 ``model.zip``
     The agent as stable-baselines3 saves it: networks and optimisers.
@@ -11,23 +12,26 @@ renamed):
 ``replay_buffer.npz``
     What is in SAC's replay buffer; only the newest checkpoint has it.
 
-Reading one back loads tensors, numbers and text only, never a pickle.
+Reading one back loads tensors, numbers and text only; a pickle that would make anything else is refused.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import pickle
 import platform
 import random
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -44,17 +48,24 @@ Row = dict[str, float | int | None]
 
 CONFIG = "config.json"
 METRICS = "metrics.csv"
+# Names under which files and folders are written before they get their own.
+WRITING = "writing-"
 KEPT_CHECKPOINTS = 3
+# What a run writes besides its checkpoints: pictures, metrics, configuration.
+OTHER_BYTES = 10_000_000
 LIBRARIES = ("flowgym_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "diffusers", "transformers")
 # What reading a half-written or foreign checkpoint can raise.
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile)
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def check_new(out: Path) -> None:
     """Raise an OptionError unless a new run can be written to the folder ``out``; creates nothing."""
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file, expected a folder for the run")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(not path.name.startswith(WRITING) for path in out.iterdir()):
         advice = (
             "resume it (--resume), or choose another folder" if (out / CONFIG).is_file() else "choose another folder"
         )
@@ -90,11 +101,103 @@ def read_config(out: Path) -> Config:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one piece."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+    with whole_file(path) as file:
         json.dump(content, file, indent=2, default=_plain)
         file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A text file to write to that gets its name when all of it is on the disk, or never."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=WRITING, delete=False, encoding="utf-8", newline=""
+        ) as file:
+            temporary = Path(file.name)
+            yield file
+        sync(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder says of its entries, is on the disk."""
+    if path.is_dir():
+        with suppress(OSError):  # Not every system can do this for a folder.
+            _fsync(path, os.O_RDONLY)
+    else:
+        _fsync(path, os.O_RDWR)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Delete what a killed process was writing."""
+    for folder in (out, out / "checkpoints"):
+        for path in folder.glob(f"{WRITING}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a run folder to this process; the lock ends with the process, however that ends.
+
+    Raises:
+        OptionError: If another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OptionError(f"another process is training in {out}; wait for it, or choose another folder") from error
+        except OSError:  # A file system without locks.
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def needed_space(model: BaseAlgorithm, env: SB3VecEnv) -> int:
+    """Bytes that a run takes on the disk at most.
+
+    While a checkpoint is written, the older ones are still there: one more than are kept, and two replay buffers.
+
+    Args:
+        model: The agent, after its ``learn`` has been called once.
+        env: Its environment.
+    """
+    weights = sum(int(tensor.nbytes) for tensor in model.policy.state_dict().values())
+    states = sum(int(np.asarray(array).nbytes) for array in _capture(model, env)[1].values())
+    # Adam keeps two numbers for each weight.
+    checkpoint = 3 * weights + states + 100_000
+    return (KEPT_CHECKPOINTS + 1) * checkpoint + 2 * buffer_bytes(model) + OTHER_BYTES
+
+
+def check_space(out: Path, model: BaseAlgorithm, env: SB3VecEnv) -> None:
+    """Raise an OptionError if the disk has no room for what the run will write to ``out``; see :func:`needed_space`."""
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    needed, free = needed_space(model, env) - written, shutil.disk_usage(existing).free
+    if needed > free:
+        buffer = buffer_bytes(model)
+        cause = f", of which twice {_size(buffer)} for the replay buffer (algo.buffer_size)" if buffer else ""
+        raise OptionError(
+            f"the run in {out} needs about {_size(needed)} of disk space{cause}, but {_size(free)} are free; "
+            "make room, or choose another folder"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -128,7 +231,7 @@ def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: M
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix="writing-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=target.parent))
     try:
         model.save(temporary / "model.zip")
         numbers, arrays = _capture(model, env)
@@ -139,10 +242,13 @@ def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: M
         buffer = getattr(model, "replay_buffer", None)
         if isinstance(buffer, DictReplayBuffer):
             np.savez(temporary / "replay_buffer.npz", **_buffer_arrays(buffer))  # type: ignore[arg-type]
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, target)
+        temporary.chmod(0o755)
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
+        temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    sync(target.parent)
     for old in checkpoints(out)[1:]:
         (old / "replay_buffer.npz").unlink(missing_ok=True)
     for old in checkpoints(out)[KEPT_CHECKPOINTS:]:
@@ -236,28 +342,41 @@ class Metrics:
     def start(self, timesteps: int = 0) -> None:
         """Begin the file, or go on after the row of ``timesteps``: later rows belong to work that was lost."""
         kept = [row for row in read_metrics(self.path) if (row["timesteps"] or 0) <= timesteps] if timesteps else []
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self.path.parent, suffix=".tmp", delete=False, encoding="utf-8", newline=""
-        ) as file:
+        with whole_file(self.path) as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, self.path)
 
     def append(self, row: Row) -> None:
         """Add a row."""
         with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
 
+    def sync(self) -> None:
+        """Wait until the rows are on the disk."""
+        sync(self.path)
+
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a ``metrics.csv``; empty cells are None. A last line that was cut off is left out."""
+    """Rows of a ``metrics.csv``; empty cells are None. A last line that was cut off is left out.
+
+    Raises:
+        CheckpointError: If another line is damaged.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [{k: _number(v) for k, v in row.items()} for row in rows]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+        lines = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+        rows = list(csv.DictReader(lines, strict=True))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a line has not as many cells as there are columns")
+        return [{k: _number(v) for k, v in row.items()} for row in rows]
+    except (ValueError, csv.Error) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {type(error).__name__}: {error}; repair it, or move it away to go on without its rows"
+        ) from error
 
 
 def _number(text: str) -> float | int | None:
@@ -346,6 +465,24 @@ def buffer_views(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:
     for name in ("observations", "next_observations"):
         views |= {f"{name}.{key}": array for key, array in getattr(buffer, name).items()}
     return views
+
+
+def buffer_bytes(model: BaseAlgorithm) -> int:
+    """Size of an agent's replay buffer; 0 if it has none."""
+    buffer = getattr(model, "replay_buffer", None)
+    return sum(array.nbytes for array in buffer_views(buffer).values()) if isinstance(buffer, DictReplayBuffer) else 0
+
+
+def _fsync(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -20,9 +20,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
@@ -34,14 +32,17 @@ from flowgym_gym.agents.runs import (
     Config,
     Metrics,
     Row,
-    buffer_views,
+    buffer_bytes,
     check_new,
+    check_space,
     check_writable,
     checkpoints,
     load_agent,
+    locked,
     newest_checkpoint,
     read_config,
     read_metrics,
+    remove_leftovers,
     restore_checkpoint,
     save_checkpoint,
     versions,
@@ -57,7 +58,7 @@ from flowgym_gym.agents.settings import (
     override,
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
-from flowgym_gym.errors import CheckpointError, OptionError
+from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError
 
 __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
 
@@ -199,18 +200,38 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
     settings, algo = config["settings"], config["algo"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
     model = make_algorithm(algo, env, settings, config["seed"])
-    if isinstance(model, SAC) and isinstance(model.replay_buffer, DictReplayBuffer):
-        size = sum(array.nbytes for array in buffer_views(model.replay_buffer).values())
-        _say(f"replay buffer: {settings['algo']['buffer_size']} transitions, {size / 1e6:.0f} MB")
+    if buffer_bytes(model):
+        _say(f"replay buffer: {settings['algo']['buffer_size']} transitions, {buffer_bytes(model) / 1e6:.0f} MB")
     # Learning for no time resets the environment and makes what the algorithm needs for the first interval.
     model.learn(total_timesteps=0)
+    check_space(out, model, env)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            result = _run(prepared, config, model, env, progress)
+    except FlowGymError:
+        raise
+    except (OSError, RuntimeError) as error:
+        if not _is_disk_error(error):
+            raise
+        raise CheckpointError(_advice(out, error)) from error
+    finally:
+        env.close()
+    return result
+
+
+def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, progress: bool) -> RunResult:
+    """Train in a folder that exists and is locked."""
+    out, settings, algo = prepared.out, config["settings"], config["algo"]
     metrics = Metrics(out / METRICS, COLUMNS + ALGORITHM_COLUMNS[algo])
     statistics = Statistics(settings["num_envs"])
+    remove_leftovers(out)
     with Interruption() as interruption:
         if prepared.resume:
             _restore(out, model, env, statistics)
         else:
-            out.mkdir(parents=True, exist_ok=True)
+            # From here on the run can be resumed.
+            write_json(out / CONFIG, config)
             before = _play_pictures(config)
             config["base_model"] = before.means()
             _save_pictures(out / "before.png", [("before: base model", before)])
@@ -229,7 +250,6 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
             )
         elif result.timesteps < result.target:
             _say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
-    env.close()
     return result
 
 
@@ -391,7 +411,9 @@ def _learn(
         shown.update(steps, row)
         every = settings["checkpoint_every"]
         if model.num_timesteps // every > done // every:
+            metrics.sync()
             save_checkpoint(out, model, env, statistics.state())
+    metrics.sync()
     save_checkpoint(out, model, env, statistics.state())
     shown.close()
 
@@ -406,8 +428,8 @@ def _prepare_resumed(
     overrides: Mapping[str, Any] | None,
 ) -> Run:
     config = read_config(out)
-    newest_checkpoint(out)
     check_writable(out)
+    done = _done(out)
     settings = config["settings"]
     given = {"env": env_id, "algo": algo, "seed": seed, "num_envs": num_envs}
     own = {"env": config["env_id"], "algo": config["algo"], "seed": config["seed"], "num_envs": settings["num_envs"]}
@@ -421,14 +443,26 @@ def _prepare_resumed(
             raise OptionError(f"{', '.join(sorted(overrides))} cannot change when a run is resumed, only timesteps can")
         timesteps = timesteps if timesteps is not None else changed["timesteps"]
     notes = []
+    if done is None:
+        notes.append(f"the run in {out} ended before its first checkpoint; starting from the beginning")
     if timesteps is not None:
         settings = {**settings, "timesteps": timesteps}
         check(settings, algo)
-        notes = _round_up(settings, algo)
-        done = int(newest_checkpoint(out).name)
-        if settings["timesteps"] < done:
+        notes += _round_up(settings, algo)
+        if done is not None and settings["timesteps"] < done:
             raise OptionError(f"timesteps is {timesteps}, but the run in {out} has already done {done}; give more")
-    return Run(out, {**config, "settings": settings}, resume=True, notes=notes)
+    return Run(out, {**config, "settings": settings}, resume=done is not None, notes=notes)
+
+
+def _done(out: Path) -> int | None:
+    """Timesteps of the newest checkpoint; None if the run ended before its first, which comes before any work.
+
+    Raises:
+        OptionError: If there has been work, but there is no checkpoint.
+    """
+    if not checkpoints(out) and not read_metrics(out / METRICS):
+        return None
+    return int(newest_checkpoint(out).name)
 
 
 def _round_up(settings: dict[str, Any], algo: str) -> list[str]:
@@ -495,6 +529,21 @@ def _save_pictures(path: Path, parts: list[tuple[str, Episodes]]) -> None:
                 for title, e in parts
             ],
         )
+
+
+def _is_disk_error(error: BaseException | None) -> bool:
+    """Whether an error is, or comes from, one of the operating system; torch hides a full disk behind its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _advice(out: Path, error: BaseException) -> str:
+    """What stopped a run, what is left of it, and what to do."""
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    found = checkpoints(out)
+    left = f"is saved up to {int(found[0].name)} timesteps" if found else "has no checkpoint yet"
+    return f"writing to {out} failed: {reason}; the run {left}: remove the cause, then go on with --resume"
 
 
 def _is_terminal() -> bool:

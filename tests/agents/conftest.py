@@ -1,6 +1,11 @@
 """Settings so small that a run takes seconds."""
 
 import pytest
+import torch
+
+from flowgym_gym.agents import load_agent, train
+from flowgym_gym.agents.runs import read_metrics
+from tests.conftest import RED
 
 TINY = {
     "ppo": {
@@ -20,6 +25,28 @@ TINY = {
         "checkpoint_every": 8,
     },
 }
+# Columns that hold wall-clock time.
+TIMED = {"seconds", "steps_per_second"}
+
+
+def tiny(out, algo="ppo", timesteps=16, overrides=(), **kwargs):
+    """Train for a moment."""
+    changes = {**TINY[algo], **dict(overrides)}
+    return train(RED, algo, out=out, timesteps=timesteps, num_envs=2, overrides=changes, progress=False, **kwargs)
+
+
+def resume(out, algo="ppo", **kwargs):
+    return train(RED, algo, out=out, resume=True, progress=False, **kwargs)
+
+
+def untimed(out):
+    """The learning curve of a run, without wall-clock times."""
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(out / "metrics.csv")]
+
+
+def same_weights(first, second):
+    states = [load_agent(out).policy.state_dict() for out in (first, second)]
+    return all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @pytest.fixture
@@ -27,9 +54,13 @@ def drawing():
     """For tests that look at the files of pictures; the others do not draw, which takes half of a tiny run's time."""
 
 
-@pytest.fixture(autouse=True)
-def _few_pictures(monkeypatch, request):
+def draw_little(monkeypatch, drawing=False):
     monkeypatch.setattr("flowgym_gym.agents.training.PICTURES", 2)
-    if "drawing" not in request.fixturenames:
+    if not drawing:
         for name in ("picture_grid", "learning_curve"):
             monkeypatch.setattr(f"flowgym_gym.agents.training.{name}", lambda *args: None)
+
+
+@pytest.fixture(autouse=True)
+def _few_pictures(monkeypatch, request):
+    draw_little(monkeypatch, "drawing" in request.fixturenames)
