@@ -44,7 +44,24 @@ class ModelError(FlowGymError, RuntimeError):
 
 
 class RewardError(FlowGymError, RuntimeError):
-    """A reward function returned something of the wrong shape, or NaN."""
+    """A reward function raised, or returned something of the wrong shape, or NaN.
+
+    Args:
+        message: What is wrong.
+        sample: Which sample of the batch it concerns; None where it is not one of them.
+    """
+
+    def __init__(self, message: str, sample: int | None = None) -> None:
+        super().__init__(message)
+        self.sample = sample
+
+
+class StateError(FlowGymError, ValueError):
+    """A state given to ``set_state`` is damaged, or belongs to another environment."""
+
+
+class VectorEnvError(FlowGymError, AssertionError):
+    """A vector environment does not do what ``check_vector_env`` expects of it."""
 
 
 class ResetNeededError(FlowGymError, gymnasium.error.ResetNeeded):

@@ -1,5 +1,6 @@
 """Environments: torch-native and batched, Gymnasium's single one, and Gymnasium's vector one."""
 
+from flowgym_gym.envs.checker import check_vector_env
 from flowgym_gym.envs.denoising import DenoisingEnv
 from flowgym_gym.envs.environment import (
     Environment,
@@ -17,5 +18,6 @@ __all__ = [
     "NoiseEnvironment",
     "Sample",
     "VelocityEnvironment",
+    "check_vector_env",
     "make",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from flowgym_gym.envs.rollout import Observation, Rollout
+from flowgym_gym.envs.state import State, pack_random, restore
 from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
 from flowgym_gym.time_grid import Steps
 
@@ -98,6 +100,36 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
     def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; the next call must be ``reset``."""
         self.rollout.set_time_grid(steps, spacing)
+
+    def get_state(self) -> State:
+        """The running episode and the random state as a dictionary of arrays, which ``numpy.savez`` can write.
+
+        With :meth:`set_state` an episode can be branched in the middle, or gone on with in another process.
+
+        >>> import gymnasium, flowgym_gym
+        >>> env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0").unwrapped
+        >>> _ = env.reset(seed=0)
+        >>> state = env.get_state()
+        >>> first = env.step(env.action_space.sample() * 0)
+        >>> env.set_state(state)
+        >>> bool(first[0]["latent"] == env.step(env.action_space.sample() * 0)[0]["latent"])
+        True
+        """
+        return {**self.rollout.get_state(), "random": pack_random(self.np_random)}
+
+    def set_state(self, state: Mapping[str, np.ndarray], *, seed: int | None = None) -> None:
+        """Go on from a state: the same actions then give the same observations and rewards, bit by bit.
+
+        Args:
+            state: What :meth:`get_state` returned, in this environment or one made with the same arguments.
+            seed: Draw fresh noise from here on; None goes on with the state's own.
+
+        Raises:
+            StateError: If the state is damaged or belongs to another environment; nothing has changed then.
+        """
+        self._check_open()
+        restore(self, state)
+        self.rollout.seed([0], [seed])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic
 
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_number
-from flowgym_gym.dynamics import Transitions, default_action_scale
-from flowgym_gym.errors import ModelError, OptionError, RewardError, UnknownOptionError, did_you_mean
+from flowgym_gym.dynamics import OUTPUTS, Transitions, default_action_scale
+from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, UnknownOptionError, did_you_mean
 from flowgym_gym.models.base import BaseModel
 from flowgym_gym.models.loading import load_base_model, load_reward
 from flowgym_gym.registry import base_model_registry
@@ -94,6 +95,8 @@ class Environment(Generic[D]):
     """
 
     action_type: ClassVar[str]
+    # How `make` loads the base model and the reward; copies share them, and a pickle holds this instead of weights.
+    _parts: dict[str, dict[str, Any]] | None = None
 
     def __init__(
         self,
@@ -128,10 +131,30 @@ class Environment(Generic[D]):
         self.noise_level = noise_level
         self.noise_schedule = noise_schedule
         self._action_scale = action_scale
+        if getattr(base_model, "output_type", None) not in OUTPUTS:
+            raise OptionError(
+                f"output_type of {type(base_model).__name__} is {getattr(base_model, 'output_type', None)!r}, expected "
+                f"one of {tuple(OUTPUTS)}"
+            )
         with seeded(0), torch.no_grad():
-            probe, _ = base_model.sample_p0(1)
+            probe, _ = self._draw(1)
         self.state_shape: tuple[int, ...] = tuple(probe.data.shape[1:])
         self.set_time_grid(discretization_steps, spacing)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Environment[D]:
+        return copy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self._parts is not None:
+            del state["base_model"], state["reward"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._parts is not None:
+            self.base_model = load_base_model(**self._parts["base_model"])
+            self.reward = load_reward(**self._parts["reward"])
 
     @property
     def device(self) -> torch.device:
@@ -169,8 +192,18 @@ class Environment(Generic[D]):
 
     def start(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         """Initial states, shape ``(n, *)``, and the keyword arguments for the model, from torch's global generator."""
-        x, kwargs = self.base_model.sample_p0(n, **kwargs)
+        x, kwargs = self._draw(n, **kwargs)
         return self.base_model.preprocess(x, **kwargs)
+
+    def _draw(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+        result = self.base_model.sample_p0(n, **kwargs)
+        name = f"{type(self.base_model).__name__}.sample_p0"
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            raise ModelError(f"{name} returned {type(result).__name__}, expected the noise and a dict of arguments")
+        if not isinstance(result[0], FlowTensor) or len(result[0]) != n:
+            got = f"{len(result[0])} states" if isinstance(result[0], FlowTensor) else type(result[0]).__name__
+            raise ModelError(f"{name} returned {got}, expected a FlowTensor of {n} states")
+        return result
 
     def predict(self, x: D, index: Tensor, **kwargs: Any) -> Tensor:
         """The network's output.
@@ -183,7 +216,12 @@ class Environment(Generic[D]):
         Raises:
             ModelError: If the output has another shape than ``x``.
         """
-        output: Tensor = self.base_model(x, self.times[index], **kwargs).data
+        prediction = self.base_model(x, self.times[index], **kwargs)
+        output: Tensor | None = prediction.data if isinstance(prediction, FlowTensor) else None
+        if output is None:
+            raise ModelError(
+                f"{type(self.base_model).__name__}.forward returned {type(prediction).__name__}, expected a FlowTensor"
+            )
         if output.shape != x.data.shape:
             raise ModelError(
                 f"{type(self.base_model).__name__}.forward returned shape {tuple(output.shape)}, "
@@ -240,22 +278,36 @@ class Environment(Generic[D]):
 
         Raises:
             OptionError: If ``n`` is not a positive whole number.
+            ActionError: If the policy returns something else.
+            ModelError: If a state becomes NaN or infinite.
         """
-        if not isinstance(n, int) or n < 1:
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise OptionError(f"n is {n!r}, expected a whole number, at least 1")
         x, kwargs = self.start(n, **kwargs)
         trajectory, costs = [x], []
         for i in range(self.discretization_steps):
             index = torch.full((n,), i, device=self.device)
-            action = x.data.new_zeros(()) if policy is None else policy(x, self.times[index], **kwargs)
-            action = action.data if isinstance(action, FlowTensor) else action
+            action = torch.zeros_like(x.data) if policy is None else self._act(policy, x, index, kwargs)
             output = self.predict(x, index, **kwargs)
-            following, cost = self.advance(x.data, output, action.expand_as(x.data), torch.randn_like(x.data), index)
+            following, cost = self.advance(x.data, output, action, torch.randn_like(x.data), index)
             x = type(x)(following)
             trajectory.append(x)
             costs.append(cost)
+        if not bool(torch.isfinite(x.data).all()):
+            raise ModelError(
+                f"{type(self.base_model).__name__}{'' if policy is None else ' or the policy'} returned NaN or infinity"
+            )
         sample, rewards, valids = self.score(x, **kwargs)
         return Sample(sample, x, trajectory, torch.stack(costs), rewards, valids, kwargs)
+
+    def _act(self, policy: Policy, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        action = policy(x, self.times[index], **kwargs)
+        try:
+            tensor: Tensor = action.data if isinstance(action, FlowTensor) else torch.as_tensor(action)
+            return tensor.to(x.data).expand_as(x.data)
+        except (TypeError, ValueError, RuntimeError) as error:
+            got = f"shape {tuple(action.shape)}" if hasattr(action, "shape") else type(action).__name__
+            raise ActionError(f"the policy returned {got}, expected a tensor of shape {tuple(x.data.shape)}") from error
 
 
 class VelocityEnvironment(Environment[D]):
@@ -338,13 +390,19 @@ def make(
             raise UnknownOptionError(
                 f"there is no option {name!r}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
             )
-    return ENVIRONMENTS[action_type](
-        load_base_model(base_model, device, dtype, **model_kwargs),
-        load_reward(reward, **(reward_kwargs or {})),
+    parts: dict[str, dict[str, Any]] = {
+        "base_model": {"id": base_model, "device": device, "dtype": dtype, **model_kwargs},
+        "reward": {"id": reward, **(reward_kwargs or {})},
+    }
+    environment = ENVIRONMENTS[action_type](
+        load_base_model(**parts["base_model"]),
+        load_reward(**parts["reward"]),
         discretization_steps,
         reward_scale,
         **env_options,
     )
+    environment._parts = parts
+    return environment
 
 
 @contextmanager

@@ -6,7 +6,7 @@ the noise of every step, so a seed means the same episode on every device, in ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from flowgym_gym.envs.environment import Environment, make, merge_kwargs, seeded
-from flowgym_gym.errors import ActionError, ModelError, OptionError
+from flowgym_gym.envs.state import State, check_array, pack, row, unpack
+from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, StateError
 from flowgym_gym.time_grid import Steps
 from flowgym_gym.types import FlowTensor
 
@@ -217,7 +218,7 @@ class Rollout:
         ended = [i for i in where if self.index[i] == environment.discretization_steps]
         if ended:
             outcome.finished[ended] = True
-            _, rewards, valids = environment.score(FlowTensor(self.latents[ended]), **self._batch_kwargs(ended))
+            rewards, valids = self._score(ended)
             outcome.terminal_rewards[ended] = rewards.double().cpu().numpy()
             outcome.valids[ended] = valids.cpu().numpy()
             outcome.rewards[ended] += environment.reward_scale * outcome.terminal_rewards[ended]
@@ -254,6 +255,68 @@ class Rollout:
         pictures = (model.picture(model.postprocess(FlowTensor(states))) * 255).round().to(torch.uint8)
         return list(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).cpu().numpy()))
 
+    def get_state(self) -> State:
+        """The running episodes as plain arrays, one row per sub-environment, and the times that they visit.
+
+        Raises:
+            StateError: If the model's keyword arguments cannot be kept as arrays.
+        """
+        state: State = {
+            "latents": self.latents.cpu().numpy().copy(),
+            "index": self.index.copy(),
+            "started": self.started.copy(),
+            "seeded": self.seeded.copy(),
+            "generators": np.stack([generator.get_state().numpy() for generator in self.generators]),
+            "times": self.environment.grid.times.numpy().copy(),
+        }
+        if self._embeddings is not None:
+            state["embeddings"] = self._embeddings.copy()
+        if not self.started.any():
+            return {**state, **pack({})}
+        # Where no episode runs there are no arguments; those of another sub-environment hold their place.
+        filler = self._kwargs[int(np.flatnonzero(self.started)[0])]
+        kwargs = [self._kwargs[i] if self.started[i] else filler for i in range(self.num_envs)]
+        return {**state, **pack(merge_kwargs(kwargs))}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what :meth:`get_state` returned.
+
+        Raises:
+            StateError: If the state is damaged, or of an environment with other sub-environments, latents or times;
+                nothing has changed then.
+        """
+        try:
+            current = self.get_state()
+            arrays = {
+                name: check_array(state, name, like) for name, like in current.items() if like.ndim and "/" not in name
+            }
+            if not np.array_equal(arrays["times"], current["times"]):
+                raise StateError("times of the state are not those that this environment visits; give it the same grid")
+            for name, array in state.items():
+                if name.startswith("kwargs/") and array.ndim and len(array) != self.num_envs:
+                    raise StateError(f"{name} of the state has {len(array)} rows, expected {self.num_envs}")
+            outside = (arrays["index"] < 0) | (arrays["index"] > self.environment.discretization_steps)
+            if outside.any():
+                raise StateError(
+                    f"index of the state is {arrays['index'][outside][0]}, expected 0 to "
+                    f"{self.environment.discretization_steps}"
+                )
+            generators = [torch.Generator().set_state(torch.from_numpy(bits.copy())) for bits in arrays["generators"]]
+            kwargs = unpack(state, self.latents.device)
+            each = [row(kwargs, i) if arrays["started"][i] else {} for i in range(self.num_envs)]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, StateError):
+                raise
+            raise StateError(f"part of the state is damaged: {type(error).__name__}: {error}") from error
+        self.latents = torch.from_numpy(arrays["latents"].copy()).to(self.latents.device)
+        for name in ("index", "started", "seeded"):
+            getattr(self, name)[:] = arrays[name]
+        self.generators = generators
+        if self._embeddings is not None:
+            self._embeddings[:] = arrays["embeddings"]
+        self._kwargs = each
+        self._merged = self._output = None
+
     def check_actions(self, actions: Any, batched: bool = True) -> np.ndarray:
         """Actions as a float32 array of shape ``(n, *)``; without the batch dimension if not ``batched``.
 
@@ -285,6 +348,20 @@ class Rollout:
             return self._output[where]
         return self.environment.predict(FlowTensor(x), index, **kwargs)
 
+    def _score(self, ended: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            _, rewards, valids = self.environment.score(FlowTensor(self.latents[ended]), **self._batch_kwargs(ended))
+        except RewardError as error:
+            wrong = ended if error.sample is None else [ended[error.sample]]
+            raise RewardError(f"{error}{self._named(wrong)}; reset to go on") from error.__cause__
+        return rewards, valids
+
+    def _named(self, indices: Sequence[int]) -> str:
+        """Which sub-environments, for an error message; nothing where there is only one."""
+        if self.num_envs == 1:
+            return ""
+        return f" in sub-environment{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+
     def _batch_kwargs(self, where: list[int]) -> dict[str, Any]:
         if len(where) < self.num_envs:
             return merge_kwargs([self._kwargs[i] for i in where])
@@ -299,7 +376,7 @@ class Rollout:
         if bad:
             name = type(self.environment.base_model).__name__
             raise ModelError(
-                f"{name} returned NaN or infinity in sub-environment {bad[0]} at step {self.index[bad[0]]}; "
+                f"{name} returned NaN or infinity{self._named(bad)} at step {self.index[bad[0]]}; "
                 "reset to go on (a float16 network often overflows: try dtype='float32')"
             )
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
 from flowgym_gym.envs.rollout import Observation, Outcome, Rollout
+from flowgym_gym.envs.state import State, check_array, pack_random, restore
 from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
 from flowgym_gym.time_grid import Steps
 
@@ -61,6 +63,19 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._needs_reset = np.zeros(self.num_envs, dtype=np.bool_)
+        self._spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """The specification this was made from."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        # make_vec keeps the arguments it was given; an enum among them would keep the specification from JSON.
+        if spec is not None and "autoreset_mode" in spec.kwargs:
+            spec.kwargs["autoreset_mode"] = self.autoreset_mode.value
+        self._spec = spec
 
     @property
     def reward_scale(self) -> float:
@@ -80,6 +95,28 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; the next call must be ``reset``."""
         self.rollout.set_time_grid(steps, spacing)
+
+    def get_state(self) -> State:
+        """The running episodes and random states as a dictionary of arrays; see :meth:`DenoisingEnv.get_state`."""
+        state = {**self.rollout.get_state(), "random": pack_random(self.np_random)}
+        return {**state, "needs_reset": self._needs_reset.copy()}
+
+    def set_state(self, state: Mapping[str, np.ndarray], *, seed: int | Sequence[int | None] | None = None) -> None:
+        """Go on from a state; see :meth:`DenoisingEnv.set_state`.
+
+        Args:
+            state: What :meth:`get_state` returned.
+            seed: Draw fresh noise from here on, from ``seed + i`` in sub-environment ``i``, or from a list of seeds.
+
+        Raises:
+            StateError: If the state is damaged or belongs to another environment; nothing has changed then.
+        """
+        self._check_open()
+        seeds = self._seeds(seed)
+        needs_reset = check_array(state, "needs_reset", self._needs_reset)
+        restore(self, state)
+        self._needs_reset[:] = needs_reset
+        self.rollout.seed(range(self.num_envs), seeds)
 
     def reset(  # type: ignore[override]
         self,

@@ -50,5 +50,7 @@ class Reward(ABC, Generic[D]):
         rewards, valids = result
         bad = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
         if bad:
-            raise RewardError(f"{name}.forward returned {rewards[bad[0]].item()} for sample {bad[0]} of {len(x)}")
+            raise RewardError(
+                f"{name}.forward returned {rewards[bad[0]].item()} for sample {bad[0]} of {len(x)}", sample=bad[0]
+            )
         return rewards, valids.to(torch.bool)

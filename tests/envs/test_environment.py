@@ -16,7 +16,7 @@ from flowgym_gym import (
     base_model_registry,
     reward_registry,
 )
-from flowgym_gym.errors import ModelError, OptionError, RewardError, UnknownOptionError
+from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, UnknownOptionError
 from tests.conftest import RED
 
 
@@ -194,6 +194,42 @@ def test_a_reward_that_raises_and_a_model_of_the_wrong_shape_are_named():
         VelocityEnvironment(Straight(), Raises(), 2).sample(3)
     with pytest.raises(ModelError, match=r"shape \(3, 4\), expected that of the states, \(3, 1, 2, 2\)"):
         VelocityEnvironment(Flat(), Mean(), 2).sample(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sample_p0": lambda self, n, **kwargs: FlowTensor(torch.zeros(n, 1, 2, 2))}, "sample_p0 returned FlowTensor"),
+        (
+            {"sample_p0": lambda self, n, **kwargs: (torch.zeros(n, 1), {})},
+            "sample_p0 returned Tensor, expected a Flow",
+        ),
+        ({"sample_p0": lambda self, n, **kwargs: (FlowTensor(torch.zeros(1, 4)), {})}, "1 states, .* of 3 states"),
+        ({"forward": lambda self, x, t, **kwargs: None}, "forward returned NoneType, expected a FlowTensor"),
+        ({"forward": lambda self, x, t, **kwargs: x * torch.nan}, "Toy returned NaN or infinity"),
+        ({"output_type": "velocities"}, "output_type of Toy is 'velocities', expected one of"),
+        ({"output_type": None}, "output_type of Toy is None"),
+    ],
+)
+def test_a_model_that_returns_something_else_is_named(change, message):
+    toy = type("Toy", (Straight,), change)()
+    with pytest.raises((ModelError, OptionError), match=message):
+        VelocityEnvironment(toy, Mean(), 2).sample(3)
+
+
+def test_policies_return_what_broadcasts_to_the_states():
+    env = VelocityEnvironment(Straight(), Mean(), 2)
+    torch.manual_seed(0)
+    expected = env.sample(3, lambda x, t: torch.full_like(x.data, 0.5)).latents.data
+    for action in (0.5, np.full((1, 2, 2), 0.5), FlowTensor(torch.full((3, 1, 2, 2), 0.5))):
+        torch.manual_seed(0)
+        assert torch.equal(env.sample(3, lambda x, t, a=action: a).latents.data, expected)
+    with pytest.raises(ActionError, match=r"policy returned shape \(5,\), expected a tensor of shape \(3, 1, 2, 2\)"):
+        env.sample(3, lambda x, t: torch.zeros(5))
+    with pytest.raises(ActionError, match="policy returned str"):
+        env.sample(3, lambda x, t: "left")
+    with pytest.raises(ModelError, match="or the policy returned NaN"):
+        env.sample(3, lambda x, t: float("nan"))
 
 
 def test_bad_calls_are_named(torch_env):
