@@ -29,8 +29,10 @@ takes its place and the cost is a control energy. Where even that is 0 the corre
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -159,15 +161,18 @@ class Transitions:
             std=std,
             cost_std=cost_std,
         )
+        bad = torch.zeros_like(std, dtype=torch.bool)
         for field in fields(cls):
-            bad = ~torch.isfinite(getattr(coefficients, field.name))
-            if bad.any():
-                raise OptionError(
-                    f"{output_type!r} predictions with {action_type!r} corrections and the {sampler!r} sampler are "
-                    f"singular at time {grid.times[:-1][bad][0]:.4g} of this grid (alpha = {start.alpha[bad][0]:.4g}); "
-                    "take velocity corrections, the 'ddim' sampler, a model that predicts the velocity, or a grid that "
-                    "starts later"
-                )
+            bad |= ~torch.isfinite(getattr(coefficients, field.name))
+        if bad.any():
+            _raise_singular(float(grid.times[:-1][bad][0]), start, bad, output_type, action_type, sampler)
+        if (from_x < -1).any():
+            warnings.warn(
+                f"Euler-Maruyama is unstable on this grid: it weighs the state at time "
+                f"{grid.times[:-1][from_x < -1][0]:.3g} by {from_x.min():.3g}; take more steps, a grid that starts "
+                "later, or the 'ddim' sampler",
+                stacklevel=2,
+            )
         return cls(**{f.name: getattr(coefficients, f.name).to(device, torch.float32) for f in fields(cls)})
 
     def at(self, index: Tensor, ndim: int) -> Transitions:
@@ -259,6 +264,29 @@ def _euler_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Ten
         from_x = 1 - dt * sigma**2 / 2 * kappa_over_eta
         along_velocity = dt + dt * sigma**2 / 2 * inverse_eta
     return from_x, along_velocity * start.alpha_dot, along_velocity * start.beta_dot, sigma * dt.sqrt()
+
+
+def _raise_singular(
+    time: float, start: Schedule, bad: Tensor, output_type: str, action_type: str, sampler: str
+) -> NoReturn:
+    alpha, beta = float(start.alpha[bad][0]), float(start.beta[bad][0])
+    advice = []
+    if beta == 0:
+        advice.append("leave that time out of the grid, where no noise is left to predict")
+    elif alpha == 0:
+        if output_type in ("epsilon", "score"):
+            advice.append("take a model that predicts the velocity or the endpoint")
+        if action_type == "noise":
+            advice.append("take velocity corrections")
+        if sampler == "euler":
+            advice.append("take the 'ddim' sampler or a constant noise_schedule")
+        advice.append("list the times of a grid that starts later")
+    else:
+        advice.append("check the schedule's derivatives there")
+    raise OptionError(
+        f"{output_type!r} predictions with {action_type!r} corrections and the {sampler!r} sampler are singular at "
+        f"time {time:.4g} of this grid (alpha = {alpha:.4g}, beta = {beta:.4g}); {', or '.join(advice)}"
+    )
 
 
 def _check(name: str, value: object, choices: tuple[str, ...]) -> None:

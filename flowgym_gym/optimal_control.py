@@ -15,7 +15,7 @@ and the optimal value is :math:`E[V_0(x_0)]`. No policy passes the free energy
 
 the expectation inside being over the free process (Todorov, Efficient computation of optimal actions, PNAS 2009);
 actions without bounds reach it in the limit of small steps. Expectations over :math:`z` are convolutions on a uniform
-grid of cells.
+grid of cells that covers every state an agent can steer to; the exponentials stay logarithms throughout.
 """
 
 from __future__ import annotations
@@ -30,13 +30,32 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from flowgym_gym.envs.environment import Environment
+from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.errors import OptionError
 from flowgym_gym.types import FlowTensor
+from flowgym_gym.wrappers import RewardScale, TimeGrid
+from flowgym_gym.wrappers.vector import RewardScale as VectorRewardScale
+from flowgym_gym.wrappers.vector import TimeGrid as VectorTimeGrid
 
-# States beyond this many standard deviations of the noise, or of the data's spread, are not visited.
+# States beyond this many standard deviations of the initial noise are not visited.
 REACH = 6.0
 SUBCELLS = 16
+# Interpolating between cells blurs the state a little at every step; this many cells per unit keep the optimum of 20
+# steps right to about a ten-thousandth, and more steps take more.
+CELLS_PER_UNIT = {1: 150, 2: 15}
+# What may stand around a denoising environment without changing its decision problem.
+NEUTRAL = (
+    RewardScale,
+    TimeGrid,
+    VectorRewardScale,
+    VectorTimeGrid,
+    gymnasium.wrappers.OrderEnforcing,
+    gymnasium.wrappers.PassiveEnvChecker,
+    gymnasium.wrappers.RecordEpisodeStatistics,
+    gymnasium.wrappers.RecordVideo,
+    gymnasium.wrappers.vector.RecordEpisodeStatistics,
+    gymnasium.wrappers.vector.RecordVideo,
+)
 
 
 @dataclass(frozen=True)
@@ -66,17 +85,19 @@ class OptimalControl:
 
 
 @torch.no_grad()
-def optimal_value(env: Any, cells: int = 2001, actions: int = 201) -> OptimalControl:
-    """Solve an environment with one-dimensional states by dynamic programming.
+def optimal_value(env: Any, cells: int | None = None, actions: int = 201) -> OptimalControl:
+    """Solve an environment with one-dimensional states by dynamic programming, with actions in [-1, 1].
 
     Args:
         env: A Gymnasium environment, single or vector, wrapped by ``RewardScale`` or ``TimeGrid`` or not, or the torch
-            environment.
-        cells: Number of cells that the states are divided into.
+            environment (which does not clip actions itself).
+        cells: Number of cells that the states are divided into; by default 150 for each unit of length, and more for
+            more than 20 steps.
         actions: Number of actions tried per state, before a parabola through the best refines it.
 
     Raises:
-        OptionError: If the states have more than one dimension, or the network's predictions need keyword arguments.
+        OptionError: If the states have more than one dimension, the initial states are not standard normal, the
+            network's predictions need keyword arguments, or another wrapper changes the problem.
     """
     environment, scale = _problem(env)
     if environment.state_shape != (1,):
@@ -102,8 +123,7 @@ def optimal_value(env: Any, cells: int = 2001, actions: int = 201) -> OptimalCon
         table = torch.stack([pay(a) for a in choices])
         at = table.argmax(dim=0)
         action = choices[at]
-        if shift != 0:
-            action = _refine(pay, action, float(choices[1] - choices[0]))
+        action = _refine(pay, action, float(choices[1] - choices[0])) if shift != 0 else torch.zeros_like(action)
         value = torch.maximum(pay(action), table.amax(dim=0))
         values.insert(0, value)
         best.insert(0, action)
@@ -133,24 +153,24 @@ def free_energy(env: Any, cells: int | None = None) -> float:
 
     Args:
         env: As for :func:`optimal_value`.
-        cells: Number of cells per dimension; 2001 in one dimension and 201 in two unless given.
+        cells: Number of cells per dimension; by default 150 for each unit of length in one dimension and 15 in two,
+            and more for more than 20 steps.
 
     Raises:
-        OptionError: If the states have more dimensions, the environment draws no noise, or control costs nothing.
+        OptionError: If the states have more dimensions, a step that can be steered draws no noise, control costs
+            nothing, or the problem cannot be solved for the reasons that :func:`optimal_value` names.
     """
     environment, scale = _problem(env)
-    weight = environment.control_cost_weight
-    if weight == 0 or environment.noise_level == 0:
+    weight, transitions = environment.control_cost_weight, environment.transitions
+    if weight == 0 or bool((transitions.std == 0)[transitions.gain != 0].any()):
         raise OptionError(
-            f"control_cost_weight is {weight} and noise_level {environment.noise_level}; the bound needs both above 0"
+            f"control_cost_weight is {weight} and the steps' noise {transitions.std.min().item():.3g} to "
+            f"{transitions.std.max().item():.3g}; the bound needs a weight above 0, and noise wherever an action acts"
         )
     grid = _Cells.of(environment, cells)
     energy = grid.terminal(environment, scale) / weight
     for i in reversed(range(environment.discretization_steps)):
-        # exp underflows for large rewards unless the maximum is taken out.
-        top = energy.max()
-        std = float(environment.transitions.std[i])
-        energy = grid.interpolate((grid.smooth((energy - top).exp(), std)).log() + top, grid.means(environment, i))
+        energy = grid.interpolate(grid.smooth_exp(energy, float(transitions.std[i])), grid.means(environment, i))
     return float(weight * (energy * grid.initial()).sum())
 
 
@@ -167,20 +187,28 @@ class _Cells:
 
     @classmethod
     def of(cls, environment: Environment[Any], cells: int | None) -> _Cells:
-        """Cells that cover the noise and the free process's final states."""
+        """Cells that cover the initial noise and every state that actions in [-1, 1] lead to."""
         shape = environment.state_shape
         if len(shape) != 1 or shape[0] > 2:
             raise OptionError(f"states have shape {shape}, expected (1,) or (2,)")
-        cells = cells or (2001 if shape == (1,) else 201)
+        dimensions = shape[0]
+        directions = [0.0, -1.0, 1.0]
+        reached = []
+        with seeded(0):
+            for push in torch.cartesian_prod(*[torch.tensor(directions)] * dimensions).reshape(-1, dimensions):
+                action = push.to(environment.device)
+                sample = environment.sample(512, lambda x, t, a=action: a.expand_as(x.data))
+                reached.append(torch.stack([x.data.cpu() for x in sample.trajectory]))
+        states = torch.stack(reached).double()
+        margin = 2 * float(states[0, -1].std())
+        low = min(-REACH, float(states.min()) - margin)
+        high = max(REACH, float(states.max()) + margin)
+        if cells is None:
+            refinement = max(1.0, environment.discretization_steps / 20) ** 0.5
+            cells = math.ceil((high - low) * CELLS_PER_UNIT[dimensions] * refinement)
         if cells < 3:
             raise OptionError(f"cells is {cells}, expected at least 3")
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            final = environment.sample(512).latents.data
-        spread = float(final.std())
-        low = min(-REACH, float(final.min()) - 2 * spread)
-        high = max(REACH, float(final.max()) + 2 * spread)
-        return cls(low, high, cells, shape[0])
+        return cls(low, high, cells, dimensions)
 
     def shaped(self, values: Tensor) -> Tensor:
         return values.reshape((self.cells,) * self.dimensions)
@@ -228,6 +256,27 @@ class _Cells:
             values = self.shaped(torch.nn.functional.conv1d(rows, kernel)).movedim(-1, 0)
         return values
 
+    def smooth_exp(self, values: Tensor, std: float) -> Tensor:
+        """``log E[exp(values(y + std z))]`` at every cell, as :meth:`smooth`."""
+        if std == 0:
+            return values
+        slope = float(values.diff(dim=0).abs().max()) / self.width
+        if self.dimensions > 1:
+            slope = max(slope, float(values.diff(dim=1).abs().max()) / self.width)
+        # The weight exp(values) moves the mass of the kernel by as much as slope * std standard deviations.
+        reach = min(self.cells, max(1, math.ceil((8 + slope * std) * std / self.width)))
+        offsets = -torch.arange(-reach, reach + 1, dtype=torch.float64).abs() * self.width / std
+        half = 0.5 * self.width / std
+        upper, lower = torch.special.log_ndtr(offsets + half), torch.special.log_ndtr(offsets - half)
+        kernel = upper + torch.log1p(-(lower - upper).exp())
+        kernel = kernel - kernel.logsumexp(0)
+        for _ in range(self.dimensions):
+            rows = values.reshape(-1, 1, self.cells)
+            rows = torch.nn.functional.pad(rows, (reach, reach), mode="replicate")[:, 0]
+            blocks = [(part + kernel).logsumexp(-1) for part in rows.unfold(1, len(kernel), 1).split(64, dim=1)]
+            values = self.shaped(torch.cat(blocks, dim=1)).movedim(-1, 0)
+        return values
+
     def interpolate(self, values: Tensor, at: Tensor) -> Tensor:
         """Linear interpolation at points ``(points, d)``, in the shape of a function on the cells."""
         first, last = float(self.centres[0]), float(self.centres[-1])
@@ -255,13 +304,26 @@ def _refine(pay: Any, action: Tensor, h: float) -> Tensor:
 def _problem(env: Any) -> tuple[Environment[Any], float]:
     """The torch environment behind any of its interfaces, and the weight of the terminal reward."""
     if isinstance(env, Environment):
-        return env, env.reward_scale
-    if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
-        raise OptionError(f"env is a {type(env).__name__}, expected a flowgym environment")
-    rollout = getattr(env.unwrapped, "rollout", None)
-    if rollout is None:
-        raise OptionError(f"env is {env}, expected a flowgym environment")
-    inner: Any = env
-    while not hasattr(inner, "reward_scale"):
-        inner = inner.env
-    return rollout.environment, float(inner.reward_scale)
+        environment, scale = env, env.reward_scale
+    else:
+        if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
+            raise OptionError(f"env is a {type(env).__name__}, expected a flowgym environment")
+        rollout = getattr(env.unwrapped, "rollout", None)
+        if rollout is None:
+            raise OptionError(f"env is {env}, expected a flowgym environment")
+        inner: Any = env
+        scales = []
+        while inner is not env.unwrapped:
+            if not isinstance(inner, NEUTRAL):
+                raise OptionError(f"the wrapper {type(inner).__name__} may change the problem; take it off")
+            scales += [inner.reward_scale] if isinstance(inner, RewardScale | VectorRewardScale) else []
+            inner = inner.env
+        environment, scale = rollout.environment, float([*scales, inner.reward_scale][0])
+    with seeded(0), torch.no_grad():
+        x, kwargs = environment.start(4096)
+    if kwargs:
+        raise OptionError(f"the model's predictions depend on {sorted(kwargs)}, which this solver does not know of")
+    mean, std = x.data.double().mean().item(), x.data.double().std().item()
+    if abs(mean) > 0.1 or abs(std - 1) > 0.1:
+        raise OptionError(f"initial states have mean {mean:.3g} and std {std:.3g}, expected standard normal noise")
+    return environment, scale

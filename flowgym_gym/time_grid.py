@@ -60,6 +60,12 @@ class Grid:
                 raise OptionError(
                     f"{name} of the grid has shape {tuple(values.shape)}, expected {tuple(self.times.shape)}"
                 )
+        for name, values, rises in (("alpha", self.alpha, self.alpha.diff()), ("beta", self.beta, -self.beta.diff())):
+            if not bool(torch.isfinite(values).all() and (values >= 0).all() and (rises >= -1e-12).all()):
+                raise OptionError(
+                    f"{name} goes from {values[0].item():.4g} to {values[-1].item():.4g} along the grid; time runs "
+                    "from noise (0) to data (1), so alpha must not fall, beta must not rise, and neither be negative"
+                )
 
     @property
     def steps(self) -> int:

@@ -1,6 +1,7 @@
 """The transition against diffusers' schedulers, torch's divergences, and closed forms."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -51,6 +52,20 @@ def test_zero_action_reproduces_ddim(prediction, eta, set_alpha_to_one, spacing,
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_expected_sample_is_that_of_ddim(prediction):
+    ddim = DDIMScheduler(**SD, steps_offset=1, prediction_type=prediction)
+    ddim.set_timesteps(10)
+    x, output = draw(10, 4, 8, 8), draw(10, 4, 8, 8, seed=1)
+    transitions = Transitions.build(
+        DiffusionScheduler.from_diffusers(ddim).time_grid(10), prediction, "velocity", "ddim", 1.0
+    )
+    mine = transitions.at(torch.arange(10), 4).endpoint(x, output)
+    for i, k in enumerate(ddim.timesteps):
+        theirs = ddim.step(output[i], int(k), x[i], eta=0.0).pred_original_sample
+        torch.testing.assert_close(mine[i], theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 def test_a_noise_correction_is_a_changed_prediction(eta):
     ddim = DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)
@@ -65,17 +80,37 @@ def test_a_noise_correction_is_a_changed_prediction(eta):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler"])
-@pytest.mark.parametrize("noise_level", [0.0, 1.0])
-@pytest.mark.parametrize(("action_type", "changed"), [("velocity", "velocity"), ("noise", "epsilon")])
-def test_corrections_shift_the_mean_as_a_changed_output_would(sampler, noise_level, action_type, changed):
-    grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD)).time_grid(20)
-    transitions = Transitions.build(grid, changed, action_type, sampler, noise_level)
-    x, output, c, zero = draw(3, 5), draw(3, 5, seed=1), draw(3, 5, seed=2), torch.zeros(3, 5)
-    here = transitions.at(torch.tensor([0, 9, 18]), 2)
-    torch.testing.assert_close(
-        here.step(x, output, c, zero)[0], here.step(x, output + c, zero, zero)[0], rtol=1e-4, atol=1e-5
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+def test_a_velocity_correction_is_a_changed_prediction_of_the_noise(eta):
+    """With x_1 = (x - beta eps) / alpha the velocity changes by (beta_dot - kappa beta) per unit of eps."""
+    ddim = DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)
+    steps, c = 10, draw(2, 4, 8, 8, seed=3)
+    output, noise, x = draw(steps, 2, 4, 8, 8), draw(steps, 2, 4, 8, 8, seed=1), draw(2, 4, 8, 8, seed=2)
+    scheduler = DiffusionScheduler.from_diffusers(ddim)
+    transitions = Transitions.build(scheduler.time_grid(steps), "epsilon", "velocity", "ddim", eta)
+    ddim.set_timesteps(steps)
+    t = 1 - ddim.timesteps.double() / 1000
+    factor = 1 / (scheduler.beta_dot(t) - scheduler.kappa(t) * scheduler.beta(t))
+    mine = x
+    for i, theirs in enumerate(ddim_steps(ddim, steps, output + factor.reshape(-1, 1, 1, 1, 1) * c, noise, eta, x)):
+        mine, _ = transitions.at(torch.tensor([i, i]), 4).step(mine, output[i], c, noise[i])
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4, check_dtype=False)
+
+
+@pytest.mark.parametrize("set_alpha_to_one", [False, True])
+@pytest.mark.parametrize("steps", [501, 700, 999])
+def test_every_step_of_a_long_leading_grid_is_that_of_ddim(set_alpha_to_one, steps):
+    """Step by step: over a thousand steps in float32 both drift."""
+    ddim = DDIMScheduler(**SD, set_alpha_to_one=set_alpha_to_one, steps_offset=1)
+    ddim.set_timesteps(steps)
+    transitions = Transitions.build(
+        DiffusionScheduler.from_diffusers(ddim).time_grid(steps), "epsilon", "noise", "ddim", 1.0
     )
+    x, output, noise = draw(steps, 5), draw(steps, 5, seed=1), draw(steps, 5, seed=2)
+    mine, _ = transitions.at(torch.arange(steps), 2).step(x, output, torch.zeros_like(x), noise)
+    for i, k in enumerate(ddim.timesteps):
+        theirs = ddim.step(output[i], int(k), x[i], eta=1.0, variance_noise=noise[i]).prev_sample
+        torch.testing.assert_close(mine[i], theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_optimal_transport_without_noise_is_diffusers_flow_matching_euler():
@@ -226,5 +261,23 @@ def test_bad_options_are_named(change, message):
 
 def test_a_singular_combination_is_an_error_and_not_nan():
     grid = OptimalTransportScheduler().time_grid(4)
-    with pytest.raises(OptionError, match="singular at time 0"):
+    with pytest.raises(OptionError, match=r"singular at time 0 .*; take velocity corrections, or list the times"):
         Transitions.build(grid, "velocity", "noise", "ddim", 1.0)
+    with pytest.raises(OptionError, match=r"; take the 'ddim' sampler or a constant noise_schedule, or list"):
+        Transitions.build(grid, "velocity", "velocity", "euler", 1.0)
+    with pytest.raises(OptionError, match=r"; take a model that predicts the velocity or the endpoint, or list"):
+        Transitions.build(grid, "epsilon", "velocity", "ddim", 1.0)
+    clean = DiffusionScheduler(torch.tensor([1.0, 0.5, 0.1])).time_grid(3)
+    with pytest.raises(OptionError, match=r"beta = 0\); leave that time out of the grid"):
+        Transitions.build(clean, "epsilon", "velocity", "ddim", 1.0)
+
+
+def test_an_unstable_grid_of_euler_is_said_to_be_one():
+    with pytest.warns(UserWarning, match=r"unstable on this grid: .* by -1[0-9]\.\d"):
+        Transitions.build(CosineScheduler().time_grid(10), "velocity", "velocity", "euler", 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Transitions.build(CosineScheduler().time_grid(10), "velocity", "velocity", "ddim", 1.0)
+        Transitions.build(
+            DiffusionScheduler.from_diffusers(DDIMScheduler(**SD)).time_grid(20), "epsilon", "velocity", "euler", 1.0
+        )

@@ -42,3 +42,10 @@ def test_readme_lists_every_environment():
     for id in gymnasium.registry:
         if id.startswith("flowgym/"):
             assert f"`{id}`" in text
+
+
+def test_the_mathematics_page_names_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")))
+    defined = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) >= 20
+    assert not [name for name in named if f"def {name}(" not in defined]

@@ -91,6 +91,14 @@ def test_alphas_cumprod_must_decrease_within_0_and_1(alphas_cumprod):
         DiffusionScheduler(torch.tensor(alphas_cumprod))
 
 
+def test_a_schedule_of_zero_terminal_signal_is_named():
+    ddim = DDIMScheduler(rescale_betas_zero_snr=True)
+    with pytest.raises(OptionError, match=r"zero terminal signal-to-noise ratio|decrease"):
+        DiffusionScheduler.from_diffusers(ddim)
+    with pytest.raises(OptionError, match="zero terminal signal-to-noise ratio"):
+        DiffusionScheduler(torch.tensor([0.9, 0.5, 0.0]))
+
+
 def test_other_schedule_options_are_checked():
     abar = torch.tensor([0.9, 0.5, 0.1])
     with pytest.raises(OptionError, match=r"final_alpha_cumprod is 0\.2"):

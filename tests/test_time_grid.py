@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowgym_gym import DiffusionScheduler, OptimalTransportScheduler
+from flowgym_gym import CosineScheduler, DiffusionScheduler, OptimalTransportScheduler
 from flowgym_gym.errors import OptionError
 from flowgym_gym.time_grid import Grid
 
@@ -127,8 +127,31 @@ def test_listed_times_leave_nothing_to_space():
 
 
 def test_a_grid_of_ones_own_scheduler_is_checked():
-    numbers = torch.tensor([0.0, 0.5, 0.4, 1.0], dtype=torch.float64)
+    numbers, rising = torch.tensor([[0.0, 0.5, 0.4, 1.0], [0.0, 0.4, 0.5, 1.0]], dtype=torch.float64)
     with pytest.raises(OptionError, match=r"times go from 0\.5 to 0\.4 at step 1"):
-        Grid(numbers, None, numbers, 1 - numbers, numbers, numbers, numbers)
+        Grid(numbers, None, rising, 1 - rising, rising, rising, rising)
     with pytest.raises(OptionError, match=r"beta of the grid has shape \(3,\), expected \(4,\)"):
-        Grid(numbers.sort().values, None, numbers, numbers[:3], numbers, numbers, numbers)
+        Grid(rising, None, rising, rising[:3], rising, rising, rising)
+    with pytest.raises(OptionError, match="alpha goes from 1 to 0 along the grid; time runs from noise"):
+        Grid(rising, None, 1 - rising, rising, rising, rising, rising)
+    with pytest.raises(OptionError, match="beta goes from 0 to 1 along the grid"):
+        Grid(rising, None, rising, rising, rising, rising, rising)
+
+
+def test_a_scheduler_whose_time_runs_from_data_to_noise_is_refused():
+    class Backwards(OptimalTransportScheduler):
+        def _alpha(self, t):
+            return 1 - t
+
+        def _alpha_dot(self, t):
+            return -torch.ones_like(t)
+
+    with pytest.raises(OptionError, match="time runs from noise"):
+        Backwards().time_grid(5)
+
+
+@pytest.mark.parametrize("nu", [0.2, 1.0, 3.0])
+def test_grids_of_the_cosine_schedule_begin_with_next_to_no_data(nu):
+    grid = CosineScheduler(nu).time_grid(20)
+    assert grid.alpha[0].item() == pytest.approx(np.sin(0.5 * np.pi * 0.01) ** 2)
+    assert grid.alpha_dot[0] > 0

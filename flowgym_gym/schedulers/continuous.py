@@ -25,17 +25,18 @@ class OptimalTransportScheduler(Scheduler[FlowTensor]):
 class CosineScheduler(Scheduler[FlowTensor]):
     r"""Cosine paths: :math:`\alpha_t = 1 - \cos^2(\tfrac{\pi}{2} t^\nu)`, :math:`\beta_t = 1 - \alpha_t`.
 
+    Grids begin where :math:`t^\nu = 0.01`: at time 0 the path stands still and nothing can be steered.
+
     Args:
         nu: Exponent of the time; above 0.
     """
-
-    # alpha and its derivative are both 0 at time 0.
-    first_time = 0.01
 
     def __init__(self, nu: float = 1.0) -> None:
         if not (math.isfinite(nu) and nu > 0):
             raise OptionError(f"nu is {nu!r}, expected a finite number above 0")
         self.nu = nu
+        # alpha and its derivative are both 0 at time 0; here alpha is 2.5e-4.
+        self.first_time = 0.01 ** (1 / nu)
 
     def _alpha(self, t: Tensor) -> Tensor:
         return torch.sin(0.5 * math.pi * t**self.nu) ** 2

@@ -54,6 +54,11 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         abar = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64)
         if abar.ndim != 1 or len(abar) < 2:
             raise OptionError(f"alphas_cumprod has shape {tuple(abar.shape)}, expected (T,) with T at least 2")
+        if abar[-1] == 0 and bool((abar.diff() < 0).all()):
+            raise OptionError(
+                "alphas_cumprod ends with 0 (a schedule rescaled to zero terminal signal-to-noise ratio), where the "
+                "sample cannot be read off the noise; leave the last time step out of the schedule"
+            )
         if not bool(((abar > 0) & (abar <= 1)).all() and (abar.diff() < 0).all()):
             raise OptionError(
                 f"alphas_cumprod must decrease from time step to time step within (0, 1], got values from "
@@ -130,7 +135,10 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
             if listed is None
             else check_timesteps(size, listed)
         )
-        final = self.final_alpha_cumprod
+        # Where a leading grid's offset leaves room for another stride, diffusers ends there.
+        leading = listed is None and (spacing or self.spacing) == "leading"
+        after = int(k[-1]) - size // len(k) if leading else -1
+        final = self.final_alpha_cumprod if after < 0 else float(self.alphas_cumprod[after])
         alpha = torch.cat([self.alphas_cumprod[k].sqrt(), torch.tensor([math.sqrt(final)], dtype=torch.float64)])
         beta = torch.cat(
             [(1 - self.alphas_cumprod[k]).sqrt(), torch.tensor([math.sqrt(1 - final)], dtype=torch.float64)]
