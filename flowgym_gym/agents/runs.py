@@ -39,9 +39,17 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from flowgym_gym.agents.settings import make_algorithm, make_vector_env
+from flowgym_gym.agents.settings import (
+    check,
+    check_algorithm,
+    check_names,
+    complete,
+    full_id,
+    make_algorithm,
+    make_vector_env,
+)
 from flowgym_gym.agents.vec_env import SB3VecEnv
-from flowgym_gym.errors import CheckpointError, OptionError
+from flowgym_gym.errors import CheckpointError, OptionError, UnknownOptionError
 
 Config = dict[str, Any]
 Row = dict[str, float | int | None]
@@ -85,17 +93,25 @@ def read_config(out: Path) -> Config:
 
     Raises:
         OptionError: If ``out`` holds no run.
-        CheckpointError: If its configuration is damaged.
+        CheckpointError: If its configuration is damaged, or has settings that a run cannot have.
+        UnknownIdError: If its environment is not registered here.
     """
     path = out / CONFIG
     if not path.is_file():
         raise OptionError(f"{out} holds no run (there is no {CONFIG} in it); start one without resume")
     try:
         config: Config = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("env_id", "algo", "seed", "settings"):
-            config[key]
-    except (ValueError, KeyError, TypeError) as error:
+        algo, env_id = check_algorithm(config["algo"]), config["env_id"]
+        settings = complete(config["settings"], "settings")
+        if not isinstance(env_id, str) or not isinstance(config["seed"], int):
+            raise OptionError("env_id is no text, or seed no whole number")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    try:
+        check_names(settings, full_id(env_id), algo)
+        check(settings, algo)
+    except (OptionError, UnknownOptionError) as error:
+        raise CheckpointError(f"{path} does not describe a run: {error}") from error
     return config
 
 
@@ -286,11 +302,11 @@ def restore_checkpoint(checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv) -
 
 def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
     """Load networks and optimisers into an agent with the same settings."""
+    # Without its data, which are pickled, an archive holds tensors only, and torch is told to accept nothing else.
     _, parameters, variables = load_from_zip_file(checkpoint / "model.zip", device=model.device, load_data=False)
     model.set_parameters(parameters, exact_match=True, device=model.device)
-    for name, value in (variables or {}).items():
-        if value is not None:
-            getattr(model, name).data = value.data
+    for name in model._get_torch_save_params()[1]:
+        getattr(model, name).data = (variables or {})[name].data
 
 
 def load_agent(run: str | Path) -> BaseAlgorithm:

@@ -185,6 +185,16 @@ def override(settings: Settings, changes: Mapping[str, Any], env_id: str, algo: 
     return changed
 
 
+def check_names(settings: Settings, env_id: str, algo: str) -> None:
+    """Raise an UnknownOptionError where a section of complete settings has a name that does not exist."""
+    for section, known in options(env_id, algo, settings["env"].get("base_model")).items():
+        if not section or known is None:
+            continue
+        for name in settings[section]:
+            if name not in known:
+                raise UnknownOptionError(f"there is no setting {section}.{name}{did_you_mean(str(name), known)}")
+
+
 def check(settings: Settings, algo: str) -> None:
     """Raise an OptionError where a number has the wrong type or is out of range; the environment checks its own."""
     algorithm, policy = ALGORITHMS[algo]
