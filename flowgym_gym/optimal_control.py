@@ -303,22 +303,23 @@ def _refine(pay: Any, action: Tensor, h: float) -> Tensor:
 
 def _problem(env: Any) -> tuple[Environment[Any], float]:
     """The torch environment behind any of its interfaces, and the weight of the terminal reward."""
+    scale: float | None = None
     if isinstance(env, Environment):
-        environment, scale = env, env.reward_scale
+        environment: Environment[Any] = env
     else:
         if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
             raise OptionError(f"env is a {type(env).__name__}, expected a flowgym environment")
         rollout = getattr(env.unwrapped, "rollout", None)
         if rollout is None:
             raise OptionError(f"env is {env}, expected a flowgym environment")
-        inner: Any = env
-        scales = []
-        while inner is not env.unwrapped:
-            if not isinstance(inner, NEUTRAL):
-                raise OptionError(f"the wrapper {type(inner).__name__} may change the problem; take it off")
-            scales += [inner.reward_scale] if isinstance(inner, RewardScale | VectorRewardScale) else []
-            inner = inner.env
-        environment, scale = rollout.environment, float([*scales, inner.reward_scale][0])
+        environment = rollout.environment
+        wrapper: Any = env
+        while wrapper is not env.unwrapped:
+            if not isinstance(wrapper, NEUTRAL):
+                raise OptionError(f"the wrapper {type(wrapper).__name__} may change the problem; take it off")
+            if scale is None and isinstance(wrapper, RewardScale | VectorRewardScale):
+                scale = wrapper.reward_scale
+            wrapper = wrapper.env
     with seeded(0), torch.no_grad():
         x, kwargs = environment.start(4096)
     if kwargs:
@@ -326,4 +327,4 @@ def _problem(env: Any) -> tuple[Environment[Any], float]:
     mean, std = x.data.double().mean().item(), x.data.double().std().item()
     if abs(mean) > 0.1 or abs(std - 1) > 0.1:
         raise OptionError(f"initial states have mean {mean:.3g} and std {std:.3g}, expected standard normal noise")
-    return environment, scale
+    return environment, environment.reward_scale if scale is None else scale

@@ -6,6 +6,7 @@ the noise of every step, so a seed means the same episode on every device, in ev
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,10 @@ from flowgym_gym.time_grid import Steps
 from flowgym_gym.types import FlowTensor
 
 Observation = dict[str, np.ndarray]
+
+# A forked child, such as a worker of AsyncVectorEnv, has none of torch's threads and would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 DEFAULTS: dict[str, Any] = {
     "base_model": "images/stable_diffusion",

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, VectorWrapper
 
-from flowgym_gym import wrappers
 from flowgym_gym.envs import DenoisingVectorEnv, check_vector_env
 from flowgym_gym.errors import OptionError, VectorEnvError
 from tests.conftest import FLOWGYM_IDS, PROMPTS, RED, prompted
@@ -33,26 +32,6 @@ def test_every_id_passes_in_every_mode(id, mode):
 )
 def test_options_make_no_difference(options):
     check_vector_env(gymnasium.make_vec(RED, **{"discretization_steps": 2, **options}), episodes=1)
-
-
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize(
-    ("name", "kwargs"),
-    [
-        ("RewardScale", {"scale": 3.0}),
-        ("TimeGrid", {"steps": 2, "spacing": "trailing"}),
-        ("CoarseAction", {"resolution": 3}),
-    ],
-)
-def test_every_wrapper_equals_the_vector_of_the_single_one(name, kwargs, mode):
-    assert name in wrappers.__all__
-    envs = gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, autoreset_mode=mode)
-    single = getattr(wrappers, name)
-    check_vector_env(
-        getattr(wrappers.vector, name)(envs, **kwargs),
-        lambda: single(gymnasium.make(RED, discretization_steps=3), **kwargs),
-        episodes=1,
-    )
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

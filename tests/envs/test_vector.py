@@ -5,11 +5,20 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import data_equivalence
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from flowgym_gym.envs import DenoisingVectorEnv
-from flowgym_gym.errors import ActionError, ClosedEnvironmentError, ModelError, OptionError, ResetNeededError
-from tests.conftest import FLOWGYM_IDS, PROMPTS, RED, prompted
+from flowgym_gym import FlowTensor, Reward
+from flowgym_gym.envs import DenoisingVectorEnv, check_vector_env
+from flowgym_gym.envs.checker import difference
+from flowgym_gym.errors import (
+    ActionError,
+    ClosedEnvironmentError,
+    ModelError,
+    OptionError,
+    ResetNeededError,
+    RewardError,
+)
+from tests.conftest import PROMPTS, RED
 
 
 def both(id=RED, n=3, mode=AutoresetMode.NEXT_STEP, **kwargs):
@@ -19,45 +28,15 @@ def both(id=RED, n=3, mode=AutoresetMode.NEXT_STEP, **kwargs):
     return vector, sync
 
 
-def assert_same(mine, theirs, path="result"):
+def assert_same(mine, theirs):
     """Equal structure, masks, dtypes and shapes; floats to the rounding of a batched network call."""
-    assert type(mine) is type(theirs), path
-    if isinstance(mine, dict):
-        assert set(mine) == set(theirs), path
-        for key in mine:
-            assert_same(mine[key], theirs[key], f"{path}[{key!r}]")
-    elif isinstance(mine, tuple):
-        assert len(mine) == len(theirs), path
-        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            assert_same(a, b, f"{path}[{i}]")
-    elif isinstance(mine, np.ndarray):
-        assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype), path
-        if mine.dtype == object:
-            for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-                assert_same(a, b, f"{path}[{i}]")
-        elif mine.dtype.kind == "f":
-            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4, err_msg=path)
-        else:
-            np.testing.assert_array_equal(mine, theirs, err_msg=path)
-    else:
-        assert mine == theirs, path
+    assert difference(mine, theirs, tolerance=1e-4) is None
 
 
 def actions_of(vector, seed):
     vector.action_space.seed(seed)
     while True:
         yield vector.action_space.sample()
-
-
-@pytest.mark.parametrize("id", FLOWGYM_IDS)
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_equals_sync_vector_env_through_autoresets(id, mode):
-    vector, sync = both(id, mode=mode, **prompted(id))
-    assert vector.observation_space == sync.observation_space
-    assert vector.action_space == sync.action_space
-    assert_same(vector.reset(seed=7), sync.reset(seed=7))
-    for action, _ in zip(actions_of(vector, 0), range(9), strict=False):
-        assert_same(vector.step(action), sync.step(action))
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -132,6 +111,8 @@ def test_autoreset_mode_is_announced_and_taken_by_value(mode):
     assert DenoisingVectorEnv.metadata.get("autoreset_mode") is None
     copy = gymnasium.make_vec(gymnasium.envs.registration.EnvSpec.from_json(vector.spec.to_json()))
     assert (copy.num_envs, copy.autoreset_mode) == (2, mode)
+    by_member = gymnasium.make_vec(RED, num_envs=2, discretization_steps=1, autoreset_mode=mode)
+    assert by_member.spec.to_json() == vector.spec.to_json()
 
 
 def test_disabled_autoreset_asks_for_a_reset():
@@ -173,6 +154,81 @@ def test_a_model_that_returns_nan_names_the_sub_environment(model):
     handle.remove()
     vector.reset(seed=0)
     vector.step(np.zeros((3, 4, 8, 8), np.float32))
+
+
+class Late(Reward[FlowTensor]):
+    """Goes wrong for the second sample that it ever scores."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.scored = how, 0
+
+    def forward(self, x, **kwargs):
+        rewards, valids = torch.zeros(len(x)), torch.ones(len(x))
+        if self.scored == 0:
+            rewards[1] = torch.nan
+        self.scored += len(x)
+        if self.how == "shape":
+            return rewards[:1], valids
+        if self.how == "raises":
+            raise ZeroDivisionError("nothing to divide by")
+        return rewards, valids
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("nan", r"Late.forward returned nan for sample 1 of 2 in sub-environment 3; reset to go on"),
+        ("shape", r"shape \(1,\), expected .* in sub-environments 1, 3"),
+        ("raises", r"Late raised ZeroDivisionError: nothing to divide by in sub-environments 1, 3"),
+    ],
+)
+def test_a_reward_that_fails_names_the_sub_environments_and_a_reset_goes_on(how, message):
+    vector = gymnasium.make_vec(RED, num_envs=4, discretization_steps=2, autoreset_mode="Disabled")
+    action = np.zeros((4, 4, 8, 8), np.float32)
+    vector.reset(seed=0)
+    vector.step(action)
+    vector.reset(options={"reset_mask": np.array([True, False, True, False])})
+    environment = vector.rollout.environment
+    reward, environment.reward = environment.reward, Late(how)
+    with pytest.raises(RewardError, match=message):
+        vector.step(action)
+    environment.reward = reward
+    vector.reset(seed=0)
+    vector.step(action)
+    assert vector.step(action)[2].all()
+
+
+def test_async_vector_env_equals_sync_vector_env():
+    makers = [lambda: gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=3)] * 2
+    envs = AsyncVectorEnv(makers)
+    try:
+        check_vector_env(envs, makers[0], episodes=1, tolerance=0.0)
+    finally:
+        envs.close()
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_async_vector_env_runs_the_network_in_its_processes(context):
+    """Torch's threads do not survive a fork: the children must not wait for them."""
+    kwargs = {"discretization_steps": 2, "prompts": PROMPTS}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    single = gymnasium.make(RED, **kwargs)
+    single.reset(seed=1)
+    single.step(np.zeros((4, 8, 8), np.float32))  # the parent's threads are up
+    # A spawned process has imported nothing: the id's prefix does.
+    envs = AsyncVectorEnv([lambda: gymnasium.make(f"flowgym_gym:{RED}", **kwargs)] * 2, context=context)
+    sync = SyncVectorEnv([lambda: gymnasium.make(RED, **kwargs)] * 2)
+    try:
+        assert_same(envs.reset(seed=0), sync.reset(seed=0))
+        for _ in range(3):
+            action = np.full((2, 4, 8, 8), 0.5, np.float32)
+            envs.step_async(action)
+            assert_same(envs.step_wait(timeout=60), sync.step(action))
+    finally:
+        envs.close(terminate=True)
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

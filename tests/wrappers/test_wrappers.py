@@ -4,12 +4,12 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 
 from flowgym_gym import wrappers
+from flowgym_gym.envs import check_vector_env
 from flowgym_gym.errors import ActionError, OptionError
 from tests.conftest import RED
-from tests.envs.test_vector import assert_same
 
 KWARGS = {
     "RewardScale": {"scale": 3.0},
@@ -18,24 +18,15 @@ KWARGS = {
 }
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("name", wrappers.__all__)
 def test_vector_wrapper_equals_the_vector_of_the_single_one(name, mode):
-    kwargs = KWARGS[name]
-    vector = getattr(wrappers.vector, name)(
-        gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, autoreset_mode=mode), **kwargs
+    envs = gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, autoreset_mode=mode)
+    check_vector_env(
+        getattr(wrappers.vector, name)(envs, **KWARGS[name]),
+        lambda: getattr(wrappers, name)(gymnasium.make(RED, discretization_steps=3), **KWARGS[name]),
+        episodes=1,
     )
-    single = getattr(wrappers, name)
-    sync = SyncVectorEnv(
-        [lambda: single(gymnasium.make(RED, discretization_steps=3), **kwargs)] * 2, autoreset_mode=mode
-    )
-    assert vector.action_space == sync.action_space
-    assert vector.single_action_space == sync.single_action_space
-    assert_same(vector.reset(seed=0), sync.reset(seed=0))
-    vector.action_space.seed(0)
-    for _ in range(7):
-        action = vector.action_space.sample()
-        assert_same(vector.step(action), sync.step(action))
 
 
 def test_every_wrapper_has_a_vector_version():
