@@ -1,16 +1,51 @@
-"""Checks of arguments that several parts share."""
+"""Checks of arguments that several parts share; each raises an OptionError that names value and expectation."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from flowgym_gym.errors import OptionError
 
+MAX_SEED = 2**63 - 1
+
 
 def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
     """Raise an OptionError unless ``value`` is a finite number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not minimum <= value < math.inf:
+    try:
+        good = not isinstance(value, bool) and isinstance(value, int | float | np.number)
+        good = good and math.isfinite(value) and value >= minimum  # type: ignore[arg-type, operator]
+    except (OverflowError, TypeError):  # an integer beyond floating point, or a complex number
+        good = False
+    if not good:
         at_least = "" if minimum == -math.inf else f", at least {minimum}"
         raise OptionError(f"{name} is {value!r}, expected a finite number{at_least}")
+
+
+def check_whole(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> None:
+    """Raise an OptionError unless ``value`` is a whole number from ``minimum`` to ``maximum``."""
+    good = not isinstance(value, bool) and isinstance(value, int | np.integer) and value >= minimum
+    if not good or (maximum is not None and value > maximum):  # type: ignore[operator]
+        limits = f", at least {minimum}" if maximum is None else f" from {minimum} to {maximum}"
+        raise OptionError(f"{name} is {value!r}, expected a whole number{limits}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Raise an OptionError unless ``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise OptionError(f"{name} is {value!r}, expected one of {choices}")
+
+
+def check_mapping(name: str, value: object) -> None:
+    """Raise an OptionError unless ``value`` is None or a dictionary of arguments by name."""
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise OptionError(f"{name} is {value!r}, expected a dictionary of arguments by name")
+
+
+def check_seed(seed: object) -> None:
+    """Raise an OptionError unless ``seed`` is None or a whole number that generators take."""
+    if seed is not None:
+        check_whole("seed", seed, minimum=0, maximum=MAX_SEED)

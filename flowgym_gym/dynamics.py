@@ -37,7 +37,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_number
+from flowgym_gym.checks import check_choice, check_number
 from flowgym_gym.errors import OptionError
 from flowgym_gym.time_grid import Grid
 from flowgym_gym.types import append_dims
@@ -135,9 +135,9 @@ class Transitions:
         Raises:
             OptionError: If an argument is unknown or out of range, or if a coefficient would be infinite.
         """
-        _check("output_type", output_type, tuple(OUTPUTS))
-        _check("action_type", action_type, ACTION_TYPES)
-        _check("sampler", sampler, SAMPLERS)
+        check_choice("output_type", output_type, OUTPUTS)
+        check_choice("action_type", action_type, ACTION_TYPES)
+        check_choice("sampler", sampler, SAMPLERS)
         check_number("noise_level", noise_level, minimum=0)
         if noise_level > 1 or 0 < noise_level < LEAST_NOISE:
             raise OptionError(
@@ -287,8 +287,3 @@ def _raise_singular(
         f"{output_type!r} predictions with {action_type!r} corrections and the {sampler!r} sampler are singular at "
         f"time {time:.4g} of this grid (alpha = {alpha:.4g}, beta = {beta:.4g}); {', or '.join(advice)}"
     )
-
-
-def _check(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} is {value!r}, expected one of {choices}")

@@ -109,7 +109,7 @@ class Registry:
         Raises:
             UnknownIdError: If nothing is registered under ``id``; the message lists what is.
         """
-        if id not in self._entries:
+        if not isinstance(id, str) or id not in self._entries:
             raise UnknownIdError(
                 f"no {self.kind} is registered as {id!r}{did_you_mean(str(id), self._entries)} "
                 f"(registered: {', '.join(sorted(self._entries))})"

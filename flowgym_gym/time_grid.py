@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_choice, check_whole
 from flowgym_gym.errors import OptionError
 
 # A number of steps, or the visited times themselves.
 Steps = int | Sequence[float]
+MAX_STEPS = 100_000
 SPACINGS = ("leading", "trailing", "linspace")
 
 
@@ -47,12 +49,13 @@ class Grid:
         # The last transition may take no time: on a discrete schedule time step 0 lies at time 1, before the final one.
         wrong = self.times[:-1].diff() <= 0
         if len(self.times) < 2 or bool(wrong.any()) or not 0 <= self.times[0] <= self.times[-2] <= self.times[-1] == 1:
-            at = int(wrong.int().argmax())
+            for at in wrong.nonzero().flatten().tolist():
+                raise OptionError(
+                    f"times go from {self.times[at].item():.6g} to {self.times[at + 1].item():.6g} at step {at} of the "
+                    "grid, expected times that increase from 0 (noise) to 1 (data)"
+                )
             raise OptionError(
-                f"times go from {self.times[at].item():.6g} to {self.times[at + 1].item():.6g} at step {at} of the "
-                "grid, expected times that increase from 0 (noise) to 1 (data)"
-                if wrong.any()
-                else f"times are {self.times.tolist()}, expected two or more that lie in [0, 1] and end with 1"
+                f"times are {self.times.tolist()}, expected two or more that lie in [0, 1] and end with 1"
             )
         for name in ("alpha", "beta", "alpha_dot", "beta_dot", "sigma"):
             values = getattr(self, name)
@@ -83,8 +86,11 @@ def check_steps(steps: Steps, spacing: str | None, spacings: Sequence[str]) -> l
         OptionError: Unless ``steps`` is a positive integer or a sequence of finite numbers, and ``spacing`` is None or
             known; a sequence leaves nothing to be spaced.
     """
-    if isinstance(steps, Sequence | np.ndarray | Tensor) and not isinstance(steps, str):
-        times = torch.as_tensor(steps, dtype=torch.float64)
+    if isinstance(steps, Sequence | np.ndarray | Tensor) and not isinstance(steps, str | bytes):
+        try:
+            times = torch.as_tensor(steps, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            times = torch.empty(0)
         if times.ndim != 1 or len(times) == 0 or not bool(torch.isfinite(times).all()):
             raise OptionError(f"discretization_steps is {steps!r}, expected a number of steps or a list of times")
         if spacing is not None:
@@ -92,10 +98,9 @@ def check_steps(steps: Steps, spacing: str | None, spacings: Sequence[str]) -> l
                 f"spacing is {spacing!r}, but discretization_steps lists the times; leave one of them out"
             )
         return times.tolist()
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise OptionError(f"discretization_steps is {steps!r}, expected a whole number, at least 1")
-    if spacing is not None and spacing not in spacings:
-        raise OptionError(f"spacing is {spacing!r}, expected one of {tuple(spacings)} for this schedule")
+    check_whole("discretization_steps", steps, maximum=MAX_STEPS)
+    if spacing is not None:
+        check_choice("spacing", spacing, spacings)
     return None
 
 

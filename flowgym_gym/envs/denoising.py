@@ -8,9 +8,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from flowgym_gym.checks import check_choice, check_seed
 from flowgym_gym.envs.rollout import Observation, Rollout
 from flowgym_gym.envs.state import State, pack_random, restore
-from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
+from flowgym_gym.errors import ClosedEnvironmentError, ResetNeededError
 from flowgym_gym.time_grid import Steps
 
 
@@ -128,6 +129,7 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
             StateError: If the state is damaged or belongs to another environment; nothing has changed then.
         """
         self._check_open()
+        check_seed(seed)
         restore(self, state)
         self.rollout.seed([0], [seed])
 
@@ -136,6 +138,8 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode from fresh noise; see :meth:`gymnasium.Env.reset`."""
         self._check_open()
+        check_seed(seed)
+        self.rollout.check_options(options)
         super().reset(seed=seed)
         if seed is None and not self.rollout.seeded[0]:
             seed = int(self.np_random.integers(2**62))
@@ -180,6 +184,5 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
 
 def check_render_mode(render_mode: str | None) -> str | None:
     """The render mode, or an OptionError if it is neither None nor ``"rgb_array"``."""
-    if render_mode not in (None, "rgb_array"):
-        raise OptionError(f"render_mode is {render_mode!r}, expected None or 'rgb_array'")
+    check_choice("render_mode", render_mode, (None, "rgb_array"))
     return render_mode

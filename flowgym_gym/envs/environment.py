@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_number
+from flowgym_gym.checks import check_choice, check_mapping, check_number, check_whole
 from flowgym_gym.dynamics import OUTPUTS, Transitions, default_action_scale
 from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, UnknownOptionError, did_you_mean
 from flowgym_gym.models.base import BaseModel
 from flowgym_gym.models.loading import load_base_model, load_reward
-from flowgym_gym.registry import base_model_registry
+from flowgym_gym.registry import base_model_registry, reward_registry
 from flowgym_gym.rewards import Reward
 from flowgym_gym.time_grid import Steps
 from flowgym_gym.types import D, FlowTensor
@@ -281,8 +281,7 @@ class Environment(Generic[D]):
             ActionError: If the policy returns something else.
             ModelError: If a state becomes NaN or infinite.
         """
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise OptionError(f"n is {n!r}, expected a whole number, at least 1")
+        check_whole("n", n)
         x, kwargs = self.start(n, **kwargs)
         trajectory, costs = [x], []
         for i in range(self.discretization_steps):
@@ -365,15 +364,16 @@ def make(
     >>> env.sample(2).rewards.shape
     torch.Size([2])
     """
-    model_entry = base_model_registry.get(base_model)
+    model_entry, _ = base_model_registry.get(base_model), reward_registry.get(reward)
     domains = [id.partition("/")[0] for id in (base_model, reward)]
     if domains[0] != domains[1]:
         raise OptionError(
             f"base model {base_model!r} makes {domains[0]!r}, but reward {reward!r} scores {domains[1]!r}; "
             "both ids must start with the same domain"
         )
-    if action_type not in ENVIRONMENTS:
-        raise OptionError(f"action_type is {action_type!r}, expected one of {tuple(ENVIRONMENTS)}")
+    check_choice("action_type", action_type, ENVIRONMENTS)
+    check_mapping("base_model_kwargs", base_model_kwargs)
+    check_mapping("reward_kwargs", reward_kwargs)
     model_kwargs = dict(base_model_kwargs or {})
     env_names = {
         p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from flowgym_gym.checks import check_mapping, check_whole
 from flowgym_gym.envs.environment import Environment, make, merge_kwargs, seeded
 from flowgym_gym.envs.state import State, check_array, pack, row, unpack
 from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, StateError
@@ -90,8 +91,7 @@ class Rollout:
     """
 
     def __init__(self, environment: Environment[Any], num_envs: int = 1) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise OptionError(f"num_envs is {num_envs!r}, expected a whole number, at least 1")
+        check_whole("num_envs", num_envs)
         self.environment = environment
         self.num_envs = int(num_envs)
         self.generators = [torch.Generator() for _ in range(self.num_envs)]
@@ -150,6 +150,13 @@ class Rollout:
         self.started[:] = False
         self._output = None
 
+    def check_options(self, options: object) -> None:
+        """Raise an OptionError unless these are options of :meth:`reset`."""
+        check_mapping("options", options)
+        unknown = sorted(set(options or {}) - {"prompt"})  # type: ignore[call-overload]
+        if unknown:
+            raise OptionError(f"reset options {unknown} are not known, expected 'prompt' or none")
+
     @torch.inference_mode()
     def reset(self, indices: Sequence[int], options: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Start a new episode in some sub-environments.
@@ -164,10 +171,8 @@ class Rollout:
         Raises:
             OptionError: If ``options`` has another key.
         """
+        self.check_options(options)
         options = dict(options or {})
-        unknown = sorted(set(options) - {"prompt"})
-        if unknown:
-            raise OptionError(f"reset options {unknown} are not known, expected 'prompt' or none")
         states, all_kwargs = [], []
         for i in indices:
             seed = int(torch.randint(2**62, (), generator=self.generators[i]))

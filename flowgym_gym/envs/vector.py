@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from flowgym_gym.checks import check_mapping, check_seed
 from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
 from flowgym_gym.envs.rollout import Observation, Outcome, Rollout
 from flowgym_gym.envs.state import State, check_array, pack_random, restore
@@ -136,8 +137,10 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
             OptionError: If the number of seeds or the mask does not fit.
         """
         self._check_open()
+        check_mapping("options", options)
         options = dict(options or {})
         mask = self._reset_mask(options.pop("reset_mask", None))
+        self.rollout.check_options(options)
         seeds = self._seeds(seed)
         super().reset(seed=seeds[0])
         for i in np.flatnonzero(mask & ~self.rollout.seeded).tolist():
@@ -208,12 +211,16 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + i for i in range(self.num_envs)]
-        seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise OptionError(f"seed is a list of {len(seeds)}, expected one for each of {self.num_envs} environments")
-        return seeds
+        if isinstance(seed, list | tuple | np.ndarray):
+            if len(seed) != self.num_envs:
+                raise OptionError(
+                    f"seed is a list of {len(seed)}, expected one for each of {self.num_envs} environments"
+                )
+            for one in seed:
+                check_seed(one)
+            return list(seed)
+        check_seed(seed)
+        return [int(seed) + i for i in range(self.num_envs)]  # type: ignore[arg-type]
 
     def _reset_mask(self, mask: object) -> np.ndarray:
         if mask is None:

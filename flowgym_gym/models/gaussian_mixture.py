@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_choice
 from flowgym_gym.dynamics import OUTPUTS
 from flowgym_gym.errors import OptionError
 from flowgym_gym.models.base import BaseModel
@@ -61,18 +62,19 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(device)
-        if output_type not in OUTPUTS:
-            raise OptionError(f"output_type is {output_type!r}, expected one of {tuple(OUTPUTS)}")
-        if schedule not in SCHEDULES:
-            raise OptionError(f"schedule is {schedule!r}, expected one of {SCHEDULES}")
-        self.means, self.stds, self.weights = (
-            torch.as_tensor(values, dtype=torch.float64, device=self.device) for values in (means, stds, weights)
-        )
-        k = self.means.shape[0] if self.means.ndim == 2 else 0
-        if k == 0 or self.stds.shape != (k,) or self.weights.shape != (k,):
+        check_choice("output_type", output_type, OUTPUTS)
+        check_choice("schedule", schedule, SCHEDULES)
+        try:
+            self.means, self.stds, self.weights = (
+                torch.as_tensor(values, dtype=torch.float64, device=self.device) for values in (means, stds, weights)
+            )
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise OptionError(f"means, stds or weights are no numbers: {error}") from error
+        k = self.means.shape[0] if self.means.ndim == 2 and torch.isfinite(self.means).all() else 0
+        if k == 0 or self.means.shape[1] == 0 or self.stds.shape != (k,) or self.weights.shape != (k,):
             raise OptionError(
                 f"means, stds and weights have shapes {tuple(self.means.shape)}, {tuple(self.stds.shape)} and "
-                f"{tuple(self.weights.shape)}, expected (k, d), (k,) and (k,)"
+                f"{tuple(self.weights.shape)}, expected (k, d), (k,) and (k,), and finite numbers"
             )
         for name, values in (("stds", self.stds), ("weights", self.weights)):
             if not bool((values > 0).all() and torch.isfinite(values).all()):

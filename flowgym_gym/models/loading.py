@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flowgym_gym.checks import check_choice
 from flowgym_gym.errors import OptionError
 from flowgym_gym.models.base import BaseModel
 from flowgym_gym.registry import RegistryEntry, base_model_registry, reward_registry
@@ -35,8 +36,7 @@ def load_base_model(
     """
     entry = base_model_registry.get(id)
     kwargs = {"device": check_device(device), **kwargs}
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype is {dtype!r}, expected one of {tuple(DTYPES)}")
+    check_choice("dtype", dtype, DTYPES)
     options = entry.options()
     if options is None or "dtype" in options:
         kwargs["dtype"] = dtype

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_number, check_whole
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.schedulers import DiffusionScheduler
@@ -57,10 +57,8 @@ class StableDiffusionBaseModel(BaseModel[FlowTensor]):
         decode_batch_size: int = 8,
     ) -> None:
         super().__init__(device)
-        if not (isinstance(guidance_scale, int | float) and 1 <= guidance_scale < math.inf):
-            raise OptionError(f"guidance_scale is {guidance_scale!r}, expected a finite number, at least 1 (1: off)")
-        if not (isinstance(decode_batch_size, int) and decode_batch_size >= 1):
-            raise OptionError(f"decode_batch_size is {decode_batch_size!r}, expected a whole number, at least 1")
+        check_number("guidance_scale", guidance_scale, minimum=1)
+        check_whole("decode_batch_size", decode_batch_size)
         if not isinstance(negative_prompt, str):
             raise OptionError(f"negative_prompt is {negative_prompt!r}, expected a string")
         self.prompts: list[str] = read_prompts(prompts)
@@ -194,7 +192,7 @@ def read_prompts(prompts: str | Sequence[str]) -> list[str]:
         else:
             found = [prompts]
     else:
-        found = list(prompts)
+        found = list(prompts) if isinstance(prompts, Sequence) else []
     if not found or not all(isinstance(p, str) and p.strip() for p in found):
         raise OptionError(
             f"prompts is {prompts!r}, expected a prompt, a list of prompts, or a .txt file with one per line"

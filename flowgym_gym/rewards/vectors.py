@@ -44,9 +44,12 @@ class GaussianReward(Reward[FlowTensor]):
 
     def __init__(self, mean: Sequence[float] = (-2.5,), std: float = 0.8) -> None:
         check_number("std", std, minimum=0)
-        if std == 0 or not len(mean):
+        try:
+            self.mean = torch.as_tensor(mean, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            self.mean = torch.empty(0)
+        if std == 0 or self.mean.ndim != 1 or not len(self.mean) or not torch.isfinite(self.mean).all():
             raise OptionError(f"mean is {mean!r} and std {std!r}, expected at least one number, and a number above 0")
-        self.mean = torch.as_tensor(mean, dtype=torch.float64)
         self.std = float(std)
 
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_choice
 from flowgym_gym.errors import OptionError
 from flowgym_gym.schedulers.base import Scheduler
 from flowgym_gym.time_grid import SPACINGS, Grid, Steps, check_steps, check_timesteps, visited_timesteps
@@ -69,8 +70,7 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
             raise OptionError(
                 f"final_alpha_cumprod is {final}, expected a value between alphas_cumprod[0] = {abar[0]:.6g} and 1"
             )
-        if spacing not in SPACINGS:
-            raise OptionError(f"spacing is {spacing!r}, expected one of {SPACINGS}")
+        check_choice("spacing", spacing, SPACINGS)
         self.alphas_cumprod = abar
         self.final_alpha_cumprod = final
         self.spacing = spacing
