@@ -139,7 +139,9 @@ def train(
         Where the run is and how far it came. On SIGINT or SIGTERM the run saves a checkpoint and returns.
 
     Raises:
-        FlowGymError: If an argument cannot be used, before any long work.
+        FlowGymError: If an argument cannot be used, or the disk has no room for the run, before any long work.
+        CheckpointError: If the run folder can no longer be written, say because the disk is full; the newest checkpoint
+            stays, and the run can be resumed from it.
     """
     prepared = prepare(
         env_id, algo, out=out, timesteps=timesteps, num_envs=num_envs, seed=seed, resume=resume, overrides=overrides
