@@ -171,6 +171,28 @@ def test_a_state_of_an_ended_or_not_yet_begun_episode_is_kept():
         envs.step(envs.action_space.sample())
 
 
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_an_unseeded_environment_goes_on_with_the_random_state_it_had(num_envs):
+    def make():
+        return gymnasium.make(MIXTURE) if num_envs is None else gymnasium.make_vec(MIXTURE, num_envs=num_envs)
+
+    env, twin = make(), make()
+    twin.unwrapped.set_state(through_numpy(env.unwrapped.get_state()))
+    assert data_equivalence(env.reset(), twin.reset(), exact=True)
+
+
+def test_what_was_rendered_before_a_state_is_restored_is_forgotten():
+    """Rendering keeps the network's output for the next step, which another state must not take."""
+    env = gymnasium.make(RED, discretization_steps=4, render_mode="rgb_array")
+    action = np.zeros((4, 8, 8), np.float32)
+    env.reset(seed=0)
+    state = env.unwrapped.get_state()
+    expected = env.step(action)
+    env.render()
+    env.unwrapped.set_state(state)
+    assert data_equivalence(env.step(action), expected, exact=True)
+
+
 def test_an_episode_is_branched_with_fresh_noise():
     env, actions = in_the_middle(RED)
     state = env.unwrapped.get_state()
@@ -181,15 +203,25 @@ def test_an_episode_is_branched_with_fresh_noise():
     assert finals[0] == finals[1]
     assert finals[3] == finals[4]
     assert len(set(finals)) == 3
+    held = env.unwrapped.get_state()
+    held["latents"][:] = 0  # the caller's own array
+    assert np.abs(env.unwrapped.get_state()["latents"]).max() > 0
+
+
+def test_a_vector_is_branched_with_fresh_noise():
     envs = gymnasium.make_vec(MIXTURE, num_envs=2)
-    envs.reset(seed=0)
+    envs.reset(seed=[4, 4])
     state = envs.unwrapped.get_state()
-    envs.unwrapped.set_state(state, seed=[7, 7])
-    first, second = (
-        envs.step(np.zeros((2, 1), np.float32))[0]["latent"] - envs.step(np.zeros((2, 1), np.float32))[0]["latent"]
-    )
-    envs.unwrapped.set_state(state, seed=7)
-    assert first.shape == second.shape
+    latents = {}
+    for seed in (None, 7, (7, 7), (7, 8)):
+        envs.unwrapped.set_state(state, seed=list(seed) if isinstance(seed, tuple) else seed)
+        latents[seed] = envs.step(np.zeros((2, 1), np.float32))[0]["latent"]
+    assert latents[None][0] == latents[None][1]
+    assert latents[7, 7][0] == latents[7, 7][1] != latents[None][0]
+    assert np.array_equal(latents[7], latents[7, 8])
+    assert latents[7][0] != latents[7][1]
+    with pytest.raises(flowgym_gym.errors.OptionError, match="list of 3"):
+        envs.unwrapped.set_state(state, seed=[1, 2, 3])
 
 
 def test_a_state_keeps_the_prompt_of_its_episode():
