@@ -168,23 +168,24 @@ def relative(case: Case) -> Iterator[Episode]:
     yield episode
 
 
-def _steps(envs: object, actions: np.ndarray, steps: int) -> None:
-    for _ in range(steps):
-        envs.step(actions)
+def _zero_actions(envs: object, shape: tuple[int, ...], case: Case, reset: bool = True) -> Episode:
+    actions = np.zeros(shape, np.float32)
+
+    def episode() -> int:
+        if reset:
+            envs.reset()
+        for _ in range(case.steps):
+            envs.step(actions)
+        return case.num_envs * case.steps
+
+    return episode
 
 
 @contextmanager
 def vector_environment(case: Case) -> Iterator[Episode]:
     """``DenoisingVectorEnv`` with zero actions."""
     envs = gymnasium.make_vec(ID, num_envs=case.num_envs, **case.options)
-    actions = np.zeros(envs.action_space.shape, np.float32)
-
-    def episode() -> int:
-        envs.reset()
-        _steps(envs, actions, case.steps)
-        return case.num_envs * case.steps
-
-    yield episode
+    yield _zero_actions(envs, envs.action_space.shape, case)
     envs.close()
 
 
@@ -192,14 +193,8 @@ def vector_environment(case: Case) -> Iterator[Episode]:
 def sb3_environment(case: Case) -> Iterator[Episode]:
     """The same through ``SB3VecEnv``, which resets in the last step of an episode."""
     envs = SB3VecEnv(gymnasium.make_vec(ID, num_envs=case.num_envs, autoreset_mode="SameStep", **case.options))
-    actions = np.zeros((case.num_envs, *envs.action_space.shape), np.float32)
     envs.reset()
-
-    def episode() -> int:
-        _steps(envs, actions, case.steps)
-        return case.num_envs * case.steps
-
-    yield episode
+    yield _zero_actions(envs, (case.num_envs, *envs.action_space.shape), case, reset=False)
     envs.close()
 
 
@@ -207,14 +202,7 @@ def _gymnasium_vector(cls: type) -> Callable[[Case], object]:
     @contextmanager
     def open_(case: Case) -> Iterator[Episode]:
         envs = cls([lambda: gymnasium.make(ID, disable_env_checker=True, **case.options)] * case.num_envs)
-        actions = np.zeros(envs.action_space.shape, np.float32)
-
-        def episode() -> int:
-            envs.reset()
-            _steps(envs, actions, case.steps)
-            return case.num_envs * case.steps
-
-        yield episode
+        yield _zero_actions(envs, envs.action_space.shape, case)
         envs.close()
 
     return open_

@@ -9,13 +9,12 @@ import gymnasium
 import numpy as np
 
 from flowgym_gym.checks import check_choice, check_seed
-from flowgym_gym.envs.rollout import Observation, Rollout
+from flowgym_gym.envs.rollout import Observation, Rollout, RolloutSettings
 from flowgym_gym.envs.state import State, pack_random, restore
 from flowgym_gym.errors import ClosedEnvironmentError, ResetNeededError
-from flowgym_gym.time_grid import Steps
 
 
-class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
+class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
     r"""Steer the denoising of a diffusion or flow model towards a reward.
 
     ## Observation
@@ -82,25 +81,6 @@ class DenoisingEnv(gymnasium.Env[Observation, np.ndarray]):
         self.observation_space: gymnasium.Space[Any] = self.rollout.observation_space
         self.action_space = self.rollout.action_space
         self._closed = False
-
-    @property
-    def reward_scale(self) -> float:
-        """Weight of the terminal reward."""
-        return self.rollout.environment.reward_scale
-
-    @property
-    def action_scale(self) -> float:
-        """Size of the correction that an action of 1 makes."""
-        return self.rollout.environment.action_scale
-
-    @property
-    def discretization_steps(self) -> int:
-        """Number of steps of an episode."""
-        return self.rollout.environment.discretization_steps
-
-    def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
-        """Take another time grid; the next call must be ``reset``."""
-        self.rollout.set_time_grid(steps, spacing)
 
     def get_state(self) -> State:
         """The running episode and the random state as a dictionary of arrays, which ``numpy.savez`` can write.

@@ -391,6 +391,31 @@ class Rollout:
             )
 
 
+class RolloutSettings:
+    """What both Gymnasium interfaces show of the environment behind their ``rollout``."""
+
+    rollout: Rollout
+
+    @property
+    def reward_scale(self) -> float:
+        """Weight of the terminal reward."""
+        return self.rollout.environment.reward_scale
+
+    @property
+    def action_scale(self) -> float:
+        """Size of the correction that an action of 1 makes."""
+        return self.rollout.environment.action_scale
+
+    @property
+    def discretization_steps(self) -> int:
+        """Number of steps of an episode."""
+        return self.rollout.environment.discretization_steps
+
+    def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
+        """Take another time grid; the next call must be ``reset``."""
+        self.rollout.set_time_grid(steps, spacing)
+
+
 def _replaced(batch: torch.Tensor, where: list[int], rows: torch.Tensor) -> torch.Tensor:
     """A copy of ``batch`` with other rows, so that what was handed out before stays as it was."""
     batch = batch.clone()

@@ -13,13 +13,12 @@ from gymnasium.vector.utils import batch_space
 
 from flowgym_gym.checks import check_mapping, check_seed
 from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
-from flowgym_gym.envs.rollout import Observation, Outcome, Rollout
+from flowgym_gym.envs.rollout import Observation, Outcome, Rollout, RolloutSettings
 from flowgym_gym.envs.state import State, check_array, pack_random, restore
 from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
-from flowgym_gym.time_grid import Steps
 
 
-class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
+class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.ndarray]):
     """:class:`DenoisingEnv` for ``num_envs`` sub-environments: one batched call of the network for all of them.
 
     It equals ``SyncVectorEnv`` over the single environment: the same observations (to the rounding of a batched network
@@ -77,25 +76,6 @@ class DenoisingVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         if spec is not None and "autoreset_mode" in spec.kwargs:
             spec.kwargs["autoreset_mode"] = self.autoreset_mode.value
         self._spec = spec
-
-    @property
-    def reward_scale(self) -> float:
-        """Weight of the terminal reward."""
-        return self.rollout.environment.reward_scale
-
-    @property
-    def action_scale(self) -> float:
-        """Size of the correction that an action of 1 makes."""
-        return self.rollout.environment.action_scale
-
-    @property
-    def discretization_steps(self) -> int:
-        """Number of steps of an episode."""
-        return self.rollout.environment.discretization_steps
-
-    def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
-        """Take another time grid; the next call must be ``reset``."""
-        self.rollout.set_time_grid(steps, spacing)
 
     def get_state(self) -> State:
         """The running episodes and random states as a dictionary of arrays; see :meth:`DenoisingEnv.get_state`."""
