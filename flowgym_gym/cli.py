@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"%(prog)s {flowgym_gym.__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="environment ids, base models and rewards")
+    listing = commands.add_parser("list", help="environment ids, base models, and rewards with what they need")
     listing.set_defaults(command=list_ids)
 
     sample = commands.add_parser("sample", help="pictures of the base model with their rewards")
@@ -86,15 +86,15 @@ def parser() -> argparse.ArgumentParser:
 def list_ids(options: argparse.Namespace) -> int:
     """Print what is registered."""
     ids = sorted(id for id in gymnasium.registry if id.startswith("flowgym/"))
-    groups = {
-        "environments": ids,
-        "base models": flowgym_gym.base_model_registry.list(),
-        "rewards": flowgym_gym.reward_registry.list(),
+    registries = {"base models": flowgym_gym.base_model_registry, "rewards": flowgym_gym.reward_registry}
+    needs = {
+        title: {name: registry.get(name).needs for name in registry.list()} for title, registry in registries.items()
     }
-    for title, names in groups.items():
+    for title, entries in {"environments": dict.fromkeys(ids, ""), **needs}.items():
         print(f"{title}:")
-        for name in names:
-            print(f"  {name}")
+        width = max(map(len, entries)) + 2
+        for name, what in entries.items():
+            print(f"  {name:{width}}{what}".rstrip())
     return 0
 
 

@@ -12,6 +12,33 @@ DENOISING_VECTOR = "flowgym_gym.envs.vector:DenoisingVectorEnv"
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "flowgym/Denoising-v0": {},
     "flowgym/StableDiffusion-Red-v0": {"base_model": "images/stable_diffusion", "reward": "images/red"},
+    "flowgym/StableDiffusion-Redness-v0": {"base_model": "images/stable_diffusion", "reward": "images/redness"},
+    "flowgym/StableDiffusion-Brightness-v0": {"base_model": "images/stable_diffusion", "reward": "images/brightness"},
+    "flowgym/StableDiffusion-Colorfulness-v0": {
+        "base_model": "images/stable_diffusion",
+        "reward": "images/colorfulness",
+        "reward_scale": 0.5,
+    },
+    "flowgym/StableDiffusion-Sharpness-v0": {
+        "base_model": "images/stable_diffusion",
+        "reward": "images/sharpness",
+        "reward_scale": 2000.0,
+    },
+    "flowgym/StableDiffusion-Symmetry-v0": {
+        "base_model": "images/stable_diffusion",
+        "reward": "images/symmetry",
+        "reward_scale": 300.0,
+    },
+    "flowgym/StableDiffusion-Compression-v0": {
+        "base_model": "images/stable_diffusion",
+        "reward": "images/compression",
+        "reward_scale": 30.0,
+    },
+    "flowgym/StableDiffusion-Incompression-v0": {
+        "base_model": "images/stable_diffusion",
+        "reward": "images/incompression",
+        "reward_scale": 30.0,
+    },
     "flowgym/GaussianMixture-Binary-v0": {
         "base_model": "1d/gaussian_mixture",
         "reward": "1d/binary",

@@ -26,11 +26,19 @@ C = TypeVar("C", bound=type)
 
 @dataclass
 class RegistryEntry:
-    """A registered class, or the ``"module:Class"`` it is to be imported from, with its default arguments."""
+    """A registered class, or the ``"module:Class"`` it is to be imported from.
+
+    Attributes:
+        id: ``"domain/name"``.
+        entry_point: The class, or where it is.
+        default_kwargs: Its default arguments.
+        needs: What it needs besides this package, in words.
+    """
 
     id: str
     entry_point: type | str
     default_kwargs: dict[str, Any] = field(default_factory=dict)
+    needs: str = ""
 
     @property
     def cls(self) -> type:
@@ -75,17 +83,22 @@ class Registry:
         self._entries: dict[str, RegistryEntry] = {}
 
     @overload
-    def register(self, id: str, entry_point: None = None, **default_kwargs: Any) -> Callable[[C], C]: ...
+    def register(
+        self, id: str, entry_point: None = None, *, needs: str = "", **default_kwargs: Any
+    ) -> Callable[[C], C]: ...
 
     @overload
-    def register(self, id: str, entry_point: type | str, **default_kwargs: Any) -> type | str: ...
+    def register(self, id: str, entry_point: type | str, *, needs: str = "", **default_kwargs: Any) -> type | str: ...
 
-    def register(self, id: str, entry_point: type | str | None = None, **default_kwargs: Any) -> Any:
+    def register(
+        self, id: str, entry_point: type | str | None = None, *, needs: str = "", **default_kwargs: Any
+    ) -> Any:
         """Register a class, as a decorator or directly; a string ``"module:Class"`` is imported on first use.
 
         Args:
             id: ``"domain/name"``; a base model and a reward go together if their domains are the same.
             entry_point: The class; left out when used as a decorator.
+            needs: What it needs besides this package, such as a prompt or weights; ``flowgym-gym list`` shows it.
             **default_kwargs: Arguments of the class that an id fixes.
 
         Raises:
@@ -98,7 +111,7 @@ class Registry:
             old = self._entries.get(id)
             if old is not None and _name(old.entry_point) != _name(cls):
                 warnings.warn(f"{self.kind} {id!r} is registered again: {_name(cls)} replaces it", stacklevel=3)
-            self._entries[id] = RegistryEntry(id, cls, default_kwargs)
+            self._entries[id] = RegistryEntry(id, cls, default_kwargs, needs)
             return cls
 
         return add if entry_point is None else add(entry_point)
@@ -135,6 +148,13 @@ reward_registry = Registry("reward")
 
 base_model_registry.register("images/stable_diffusion", "flowgym_gym.models.stable_diffusion:StableDiffusionBaseModel")
 reward_registry.register("images/red", "flowgym_gym.rewards.images:RedReward")
+reward_registry.register("images/redness", "flowgym_gym.rewards.images:RednessReward")
+reward_registry.register("images/brightness", "flowgym_gym.rewards.images:BrightnessReward")
+reward_registry.register("images/colorfulness", "flowgym_gym.rewards.images:ColorfulnessReward")
+reward_registry.register("images/sharpness", "flowgym_gym.rewards.images:SharpnessReward")
+reward_registry.register("images/symmetry", "flowgym_gym.rewards.images:SymmetryReward")
+reward_registry.register("images/compression", "flowgym_gym.rewards.images:CompressionReward")
+reward_registry.register("images/incompression", "flowgym_gym.rewards.images:IncompressionReward")
 base_model_registry.register("1d/gaussian_mixture", "flowgym_gym.models.gaussian_mixture:GaussianMixtureBaseModel")
 base_model_registry.register(
     "2d/gaussian_mixture",

@@ -18,7 +18,22 @@ hypothesis.settings.load_profile("default")
 
 RED = "flowgym/StableDiffusion-Red-v0"
 PROMPTS = ["a photo of a cat", "a red heart"]
-FLOWGYM_IDS = sorted(id for id in gymnasium.registry if id.startswith("flowgym/"))
+ALL_IDS = sorted(id for id in gymnasium.registry if id.startswith("flowgym/"))
+
+
+def differs_in_reward_only(id):
+    """Whether an id is Red's but for the reward; tests/envs/test_reward_ids.py goes over those."""
+    kwargs = gymnasium.spec(id).kwargs
+    return kwargs.get("base_model") == "images/stable_diffusion" and kwargs.get("reward") != "images/red"
+
+
+REWARD_IDS = [id for id in ALL_IDS if differs_in_reward_only(id)]
+FLOWGYM_IDS = [id for id in ALL_IDS if id not in REWARD_IDS]
+
+
+def reward_options(id, request):
+    """Options with which an id of REWARD_IDS runs offline: small weights that a fixture saved, where it needs any."""
+    return {}
 
 
 def prompted(id):

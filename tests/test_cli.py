@@ -1,3 +1,4 @@
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import flowgym_gym
 from flowgym_gym.agents.runs import Metrics
 from flowgym_gym.cli import main
 from tests.agents.conftest import TINY
-from tests.conftest import FLOWGYM_IDS, RED
+from tests.conftest import ALL_IDS, RED
 
 SHORT = RED.removeprefix("flowgym/")
 
@@ -26,8 +27,16 @@ def settings(algo="ppo"):
 def test_list_names_everything_that_is_registered(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in (*FLOWGYM_IDS, *flowgym_gym.base_model_registry.list(), *flowgym_gym.reward_registry.list()):
-        assert f"  {name}\n" in printed
+    for name in (*ALL_IDS, *flowgym_gym.base_model_registry.list(), *flowgym_gym.reward_registry.list()):
+        assert re.search(rf"^  {re.escape(name)}( {{2,}}\S.*)?$", printed, flags=re.MULTILINE)
+
+
+def test_list_says_what_each_reward_needs(capsys):
+    main(["list"])
+    printed = capsys.readouterr().out
+    for name in flowgym_gym.reward_registry.list():
+        needs = flowgym_gym.reward_registry.get(name).needs
+        assert re.search(rf"^  {re.escape(name)} *{re.escape(needs)}$", printed, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list"]])

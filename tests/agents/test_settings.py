@@ -4,11 +4,11 @@ import pytest
 from flowgym_gym.agents import load_preset
 from flowgym_gym.agents.settings import ALGORITHMS, check, full_id, override, parse_assignments
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError
-from tests.conftest import FLOWGYM_IDS, RED
+from tests.conftest import ALL_IDS, FLOWGYM_IDS, RED
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-@pytest.mark.parametrize("env_id", FLOWGYM_IDS)
+@pytest.mark.parametrize("env_id", ALL_IDS)
 def test_every_environment_has_a_valid_preset(env_id, algo):
     settings = load_preset(env_id, algo)
     check(settings, algo)
