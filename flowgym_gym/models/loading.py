@@ -58,7 +58,7 @@ def load_reward(id: str, **kwargs: Any) -> Reward[Any]:
 
 def clear_model_cache() -> None:
     """Forget every shared model, so that its memory is freed once no environment uses it."""
-    from flowgym_gym.models.stable_diffusion import load_pipeline
+    from flowgym_gym.models.checkpoints import load_pipeline
 
     _shared.clear()
     load_pipeline.cache_clear()

@@ -102,7 +102,7 @@ def test_the_embedded_checkpoint_is_what_it_says():
         ("./missing", "'./missing' was not found"),
         ("/no/such/folder", "'/no/such/folder' was not found"),
         ("", "checkpoint is ''"),
-        (None, "checkpoint is None"),
+        (7, "checkpoint is 7"),
     ],
 )
 def test_a_missing_checkpoint_is_named(checkpoint, message):
@@ -148,7 +148,7 @@ def other_architecture(folder):
         (other_architecture, "holds a FluxPipeline"),
         (pickle_only, "no safetensors weights"),
         (truncate, "could not be loaded"),
-        (lambda f: shutil.rmtree(f / "tokenizer"), r"no tokenizer\.json or vocab.json in 'tokenizer'"),
+        (lambda f: shutil.rmtree(f / "tokenizer"), r"no tokenizer\.json or .* in 'tokenizer'"),
     ],
     ids=["empty", "broken index", "other architecture", "pickled weights", "truncated", "no tokenizer"],
 )

@@ -1,0 +1,291 @@
+"""Checkpoints in diffusers' format: where they are, what they hold, and opening them.
+
+A checkpoint is a folder (local, embedded in the package, or a Hub id) with a ``model_index.json`` that names the class
+of its pipeline and the parts it consists of. Weights are read from safetensors only, and parts that bring code of their
+own are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowgym_gym.errors import CheckpointError, OptionError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+INDEX = "model_index.json"
+
+# Parts of text-to-image pipelines that sampling does not use.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+LIBRARIES = ("diffusers", "transformers")
+# What must be in a part's folder; transformers makes up an empty tokenizer where it finds no files.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
+
+# diffusers' own ways to save memory, by the names of the option `memory`.
+MEMORY: dict[str, str] = {
+    "attention_slicing": "enable_attention_slicing",
+    "vae_slicing": "vae.enable_slicing",
+    "vae_tiling": "vae.enable_tiling",
+    "model_cpu_offload": "enable_model_cpu_offload",
+    "sequential_cpu_offload": "enable_sequential_cpu_offload",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that was found.
+
+    Attributes:
+        name: Folder or Hub id.
+        local: Whether it is a folder; then the network is never touched.
+    """
+
+    name: str
+    local: bool
+
+    def __str__(self) -> str:
+        return f"checkpoint folder {self.name!r}" if self.local else f"Hub id {self.name!r}"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is changed about a checkpoint when it is opened; every value is plain.
+
+    Attributes:
+        denoiser: Folder or Hub id of a U-Net or transformer that takes the place of the checkpoint's own.
+        vae: The same for the autoencoder.
+        lora: Folder, ``.safetensors`` file or Hub id of LoRA weights, which are merged into the weights.
+        lora_scale: Weight of the LoRA.
+        memory: Names from ``MEMORY``.
+    """
+
+    denoiser: str | None = None
+    vae: str | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
+    memory: tuple[str, ...] = ()
+
+
+def find_checkpoint(checkpoint: object) -> Source:
+    """Where a checkpoint is.
+
+    Args:
+        checkpoint: Name of an embedded checkpoint, a folder, or a Hub id ``"owner/name"``.
+
+    Raises:
+        CheckpointError: If it is none of these.
+    """
+    if not isinstance(checkpoint, str | os.PathLike) or not str(checkpoint):
+        raise CheckpointError(f"checkpoint is {checkpoint!r}, expected a name, a folder or a Hub id")
+    name = os.fspath(checkpoint)
+    embedded = sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / INDEX).is_file())
+    folder = EMBEDDED / name if name in embedded else Path(name).expanduser()
+    if folder.is_dir():
+        return Source(str(folder.resolve()), local=True)
+    if name.startswith((".", "~", os.sep)) or os.path.isabs(name) or name.count("/") != 1:
+        raise CheckpointError(
+            f"checkpoint {name!r} was not found; expected an embedded checkpoint ({', '.join(embedded)}), "
+            "an existing folder in diffusers' format, or a Hub id such as 'sd-legacy/stable-diffusion-v1-5'"
+        )
+    return Source(name, local=False)
+
+
+def read_index(source: Source) -> dict[str, Any]:
+    """The checkpoint's ``model_index.json``; for a Hub id the file is downloaded, or taken from the local cache.
+
+    Raises:
+        CheckpointError: If there is none, or it does not name a pipeline.
+    """
+    path = Path(source.name) / INDEX
+    if not source.local:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(source.name, INDEX))
+        except Exception as error:
+            raise CheckpointError(
+                f"Hub id {source.name!r} could not be loaded: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+    elif not path.is_file():
+        raise CheckpointError(
+            f"checkpoint folder {source.name!r} has no {INDEX}, so it is not a diffusers pipeline; "
+            "save one with save_pretrained of the pipeline, such as StableDiffusionPipeline.save_pretrained"
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        kind = index["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read as a pipeline's index: {error!r}") from error
+    if not isinstance(kind, str):
+        raise CheckpointError(f"{source} names the pipeline {kind!r}, which needs code of its own; that is never run")
+    return dict(index)
+
+
+def check_parts(source: Source, index: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError unless every part comes from diffusers or transformers and has the files it needs."""
+    for part, entry in index.items():
+        if not isinstance(entry, list) or len(entry) != 2 or part in UNUSED or entry[1] is None:
+            continue
+        if entry[0] not in LIBRARIES:
+            raise CheckpointError(
+                f"{source} has a {part!r} from {entry[0]!r}, which needs code of its own; that is never run"
+            )
+        if not source.local:
+            continue
+        # Checkpoints of one part, such as those of pixel-space models, may keep their files at the root.
+        folder = Path(source.name) / part
+        folder = folder if folder.is_dir() else folder.parent
+        needed: tuple[str, ...] = ("scheduler_config.json",) if part == "scheduler" else ()
+        if part.startswith("tokenizer"):
+            folder, needed = Path(source.name) / part, TOKENIZER_FILES
+        if needed and not any((folder / name).is_file() for name in needed):
+            raise CheckpointError(f"{source} has no {' or '.join(needed)} in {part!r}")
+        if not needed and not list(folder.glob("*.safetensors")):
+            raise CheckpointError(
+                f"{source} has no safetensors weights in {part!r}; pickled weights are not loaded, convert them with "
+                "save_pretrained(..., safe_serialization=True)"
+            )
+
+
+@cache
+def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
+    """The pipeline, frozen and in evaluation mode; loaded once per process for each set of arguments.
+
+    Args:
+        source: Where it is.
+        device: Where it runs.
+        dtype: Number format of its weights.
+        changes: What is changed about it.
+        denoiser: Name of the part that predicts, ``"unet"`` or ``"transformer"``.
+
+    Raises:
+        CheckpointError: If it cannot be loaded.
+        OptionError: If the pipeline has no such memory option.
+    """
+    index = read_index(source)
+    check_parts(source, index)
+    options = {part: None for part in UNUSED if part in index}
+    if "safety_checker" in index:
+        options["requires_safety_checker"] = False  # type: ignore[assignment]
+    with _quiet(bars=source.local), _loading(source):
+        import diffusers
+
+        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
+            source.name, dtype=dtype, use_safetensors=True, local_files_only=source.local, **options
+        )
+    for part, replacement in ((denoiser, changes.denoiser), ("vae", changes.vae)):
+        if replacement is not None:
+            setattr(pipe, part, _load_part(pipe, part, replacement, dtype))
+    if changes.lora is not None:
+        _merge_lora(pipe, changes.lora, changes.lora_scale)
+    return prepare(pipe, changes.memory, device)
+
+
+def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) -> Any:
+    """Freeze a pipeline, put its parts into evaluation mode, switch memory options on, and move it.
+
+    Args:
+        pipe: The pipeline; it is changed in place.
+        memory: Names from ``MEMORY``.
+        device: Where it goes; None leaves it where it is.
+
+    Raises:
+        OptionError: If it has no such memory option, or the option cannot be used here.
+    """
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    if device is not None and not any("offload" in name for name in memory):
+        pipe.to(device)
+    for name in memory:
+        owner, _, method = MEMORY[name].rpartition(".")
+        target = getattr(pipe, owner, None) if owner else pipe
+        if not hasattr(target, method):
+            raise OptionError(f"memory names {name!r}, but a {type(pipe).__name__} has no {MEMORY[name]}")
+        try:
+            getattr(target, method)(**({"device": device} if "offload" in name and device is not None else {}))
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise OptionError(f"memory option {name!r} cannot be used here: {_first_line(error)}") from error
+    return pipe
+
+
+def _load_part(pipe: Any, part: str, checkpoint: str, dtype: torch.dtype) -> Any:
+    """Another U-Net, transformer or autoencoder of the same class, from a folder or Hub id."""
+    source = find_checkpoint(checkpoint)
+    # A whole checkpoint is as good as the folder of its part.
+    inside = source.local and (Path(source.name) / part).is_dir()
+    with _quiet(bars=source.local), _loading(source):
+        return type(getattr(pipe, part)).from_pretrained(
+            source.name,
+            subfolder=part if inside else None,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=source.local,
+        )
+
+
+def _merge_lora(pipe: Any, lora: str, scale: float) -> None:
+    """Merge LoRA weights into the pipeline's own, so that they cost nothing per step."""
+    if not hasattr(pipe, "load_lora_weights"):
+        raise OptionError(f"lora is {lora!r}, but a {type(pipe).__name__} takes no LoRA weights")
+    path = Path(lora).expanduser()
+    source = Source(str(path.resolve()), local=True) if path.is_file() else find_checkpoint(lora)
+    folder, name = (Path(source.name).parent, path.name) if path.is_file() else (source.name, None)
+    if path.is_file() and path.suffix != ".safetensors":
+        raise CheckpointError(f"lora is {lora!r}; pickled weights are not loaded, expected a .safetensors file")
+    with _quiet(bars=source.local), _loading(source):
+        try:
+            pipe.load_lora_weights(str(folder), weight_name=name, use_safetensors=True, local_files_only=source.local)
+        except ValueError as error:
+            if "PEFT" in str(error):
+                raise OptionError("LoRA weights need the package peft: pip install 'flowgym_gym[models]'") from error
+            raise
+        pipe.fuse_lora(lora_scale=scale, safe_fusing=True)
+        pipe.unload_lora_weights()
+
+
+@contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a CheckpointError that names the source."""
+    try:
+        yield
+    except (CheckpointError, OptionError):
+        raise
+    except Exception as error:
+        where = "folder" if source.local else "Hub id"
+        raise CheckpointError(
+            f"{where} {source.name!r} could not be loaded: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """Silence what loading says of image processors that are not used; with ``bars`` its progress bars, too."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if bars:
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            diffusers_logging.enable_progress_bar()
+            if had_bars:
+                transformers_logging.enable_progress_bar()

@@ -1,0 +1,411 @@
+r"""What all diffusers pipelines have in common: opening, noise, prompts, guidance, decoding.
+
+A family is a subclass that names the classes of pipelines it opens and says how its network is called (``denoise``)
+and, where it takes prompts, how a prompt is encoded (``encode``). With classifier-free guidance (Ho and Salimans, 2022)
+of weight :math:`w` in diffusers' convention the prediction is
+
+.. math:: o = o_{\text{negative}} + w\, (o_{\text{prompt}} - o_{\text{negative}}),
+
+both from one call of the network on twice the batch.
+
+A checkpoint whose scheduler says ``clip_sample`` bounds the expected sample to :math:`[-r, r]` at every step. Such a
+model is read as one that predicts the bounded sample (``output_type`` ``"endpoint"``), which is ancestral sampling with
+clipping at noise level 1, and DDIM with diffusers' ``use_clipped_model_output=True`` at noise level 0.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from flowgym_gym.checks import check_number, check_whole
+from flowgym_gym.dynamics import OUTPUTS, Schedule
+from flowgym_gym.errors import CheckpointError, OptionError
+from flowgym_gym.models.base import BaseModel, OutputType
+from flowgym_gym.models.checkpoints import (
+    MEMORY,
+    Changes,
+    find_checkpoint,
+    load_pipeline,
+    prepare,
+    read_index,
+)
+from flowgym_gym.schedulers import DiffusionScheduler, Scheduler
+from flowgym_gym.types import FlowTensor, append_dims
+
+DEFAULT_PROMPT = "a photo of a cat"
+
+# diffusers' prediction_type -> output_type
+PREDICTIONS: dict[str, OutputType] = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "endpoint"}
+
+
+class PipelineBaseModel(BaseModel[FlowTensor]):
+    """A diffusers pipeline as a base model; subclasses are the families.
+
+    Args:
+        checkpoint: A local folder in diffusers' format, a Hub id, or a pipeline that is already open (which is frozen
+            in place). Only safetensors weights are loaded.
+        device: Where the model runs; an open pipeline stays where it is.
+        dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``; that of an open pipeline
+            stays.
+        changes: What is changed about the checkpoint.
+        size: Height and width of the images in pixels; None for the checkpoint's own.
+
+    Attributes:
+        pipelines: Names of the pipeline classes of the family, as in ``model_index.json``.
+        checkpoints: Hub ids that are known to fit, with the licence that their cards state.
+        default_checkpoint: What is opened without ``checkpoint``; None where that must be given.
+        denoiser_name: Which part of the pipeline predicts.
+        pipe: The pipeline.
+        denoiser: Its network, a module that is frozen and in evaluation mode.
+        state_shape: Shape of a state, ``(channels, height, width)``.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or of another family.
+        OptionError: If another argument cannot be used.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]]
+    checkpoints: ClassVar[dict[str, str]]
+    default_checkpoint: ClassVar[str | None] = None
+    denoiser_name: ClassVar[str] = "transformer"
+    state_shape: tuple[int, int, int]
+
+    def __init__(
+        self,
+        checkpoint: Any,
+        device: torch.device | str | None,
+        dtype: str,
+        changes: Changes,
+        size: tuple[int | None, int | None] = (None, None),
+    ) -> None:
+        super().__init__(device)
+        if checkpoint is None:
+            checkpoint = self.default_checkpoint
+        if checkpoint is None:
+            raise CheckpointError(
+                f"{type(self).__name__} has no checkpoint of its own in this package; give checkpoint=, a local folder "
+                f"in diffusers' format or a Hub id such as {next(iter(self.checkpoints))!r}"
+            )
+        if hasattr(checkpoint, "components"):
+            self._check_kind(type(checkpoint).__name__, "this pipeline")
+            if device is not None or changes != Changes(memory=changes.memory):
+                raise OptionError(
+                    "checkpoint is an open pipeline, which is taken as it is; move it, and load its LoRA weights and "
+                    "other parts, before it is given, and leave device, denoiser, vae and lora out"
+                )
+            self.pipe = prepare(checkpoint, changes.memory)
+            self.device = torch.device(self.pipe._execution_device)
+        else:
+            source = find_checkpoint(checkpoint)
+            self._check_kind(read_index(source)["_class_name"], str(source))
+            self.pipe = load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+        self.denoiser = getattr(self.pipe, self.denoiser_name)
+        self.state_shape = self._read_shape(*size)
+        self._clip: float | None = None
+        self._scheduler, self.output_type = self._read_schedule()
+
+    def _check_kind(self, kind: str, where: str) -> None:
+        if kind not in self.pipelines:
+            raise CheckpointError(
+                f"{where} holds a {kind}, expected a {' or '.join(self.pipelines)}; "
+                "flowgym_gym.models.from_pretrained picks the family by itself"
+            )
+
+    def _read_schedule(self) -> tuple[Scheduler[FlowTensor], OutputType]:
+        """The schedule that DDIM sampling would use, and what the network predicts.
+
+        Raises:
+            CheckpointError: If the checkpoint's scheduler is of another kind.
+        """
+        config = self.pipe.scheduler.config
+        if "beta_schedule" not in config or config.get("thresholding", False):
+            what = "dynamic thresholding" if "beta_schedule" in config else "no discrete noise schedule"
+            raise CheckpointError(
+                f"the checkpoint's {type(self.pipe.scheduler).__name__} has {what}, expected the schedule of a "
+                f"{type(self.pipe).__name__} such as that of a DDIMScheduler without thresholding"
+            )
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in PREDICTIONS:
+            raise CheckpointError(
+                f"the checkpoint's network predicts {prediction!r}, expected one of {tuple(PREDICTIONS)}"
+            )
+        self._prediction = PREDICTIONS[prediction]
+        if config.get("clip_sample", False):
+            self._clip = float(config.get("clip_sample_range", 1.0))
+        return DiffusionScheduler.from_diffusers(self.pipe.scheduler), "endpoint" if self._clip else self._prediction
+
+    @abstractmethod
+    def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """Shape of a state, for images of a size in pixels or of the checkpoint's own."""
+
+    @property
+    def scheduler(self) -> Scheduler[FlowTensor]:
+        """The checkpoint's own schedule."""
+        return self._scheduler
+
+    def draw_noise(self, n: int) -> FlowTensor:
+        """Standard normal states, shape ``(n, *state_shape)``, drawn on the CPU: a seed means the same everywhere."""
+        return FlowTensor(torch.randn(n, *self.state_shape).to(self.device))
+
+    @abstractmethod
+    def denoise(self, x: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
+        """Call the network.
+
+        Args:
+            x: States, shape ``(n, *state_shape)``, in the network's number format.
+            timesteps: The network's time input, shape ``(n,)``.
+            **conditions: One entry per state.
+
+        Returns:
+            Its output, shape ``(n, c, height, width)``; channels beyond those of a state are its variance and unused.
+        """
+
+    def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
+        """Drop a learned variance and bound the expected sample, if the checkpoint does."""
+        output = output[:, : x.shape[1]]
+        if self._clip is None:
+            return FlowTensor(output)
+        coefficients = (getattr(self._scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot"))
+        (p, q), _ = OUTPUTS[self._prediction](Schedule(*(append_dims(c, x.ndim) for c in coefficients)))
+        return FlowTensor((p * x + q * output).clamp(-self._clip, self._clip))
+
+
+class LatentBaseModel(PipelineBaseModel):
+    """A pipeline with a prompt and an autoencoder.
+
+    States are latents, ``(n, c, height / f, width / f)``; samples are images, ``(n, 3, height, width)`` in [0, 1].
+
+    Args:
+        checkpoint: A local folder in diffusers' format, a Hub id, or an open pipeline; see :class:`PipelineBaseModel`.
+        prompts: A prompt, a list of them, or the path of a text file with one per line. An episode draws one.
+        guidance_scale: Weight of classifier-free guidance; 1 is off, above 1 the network runs on twice the batch.
+        negative_prompt: What guidance steers away from; only used with guidance.
+        device: Where the model runs.
+        dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        decode_batch_size: Images decoded at a time, which bounds the memory that decoding takes.
+        height: Of the images, in pixels; None for the checkpoint's own.
+        width: Of the images, in pixels; None for the checkpoint's own.
+        denoiser: Folder or Hub id of a fine-tuned U-Net or transformer that takes the place of the checkpoint's own.
+        vae: The same for the autoencoder.
+        lora: Folder, ``.safetensors`` file or Hub id of LoRA weights, merged into the weights; needs the package peft.
+        lora_scale: Weight of the LoRA.
+        memory: Memory options of diffusers to switch on; see :class:`PipelineBaseModel`.
+
+    Raises:
+        CheckpointError: If a checkpoint is missing, damaged, or of another family.
+        OptionError: If another argument cannot be used, such as a prompt longer than the tokenizer takes.
+    """
+
+    default_prompt: ClassVar[str] = DEFAULT_PROMPT
+    # What `encode` gives and `denoise` takes, by name.
+    conditions: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        checkpoint: Any = None,
+        prompts: str | Sequence[str] | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        device: torch.device | str | None = None,
+        dtype: str = "float32",
+        decode_batch_size: int = 8,
+        height: int | None = None,
+        width: int | None = None,
+        denoiser: str | None = None,
+        vae: str | None = None,
+        lora: str | None = None,
+        lora_scale: float = 1.0,
+        memory: str | Sequence[str] = (),
+    ) -> None:
+        check_number("guidance_scale", guidance_scale, minimum=1)
+        check_whole("decode_batch_size", decode_batch_size)
+        check_number("lora_scale", lora_scale)
+        if not isinstance(negative_prompt, str):
+            raise OptionError(f"negative_prompt is {negative_prompt!r}, expected a string")
+        found = read_prompts(self.default_prompt if prompts is None else prompts)
+        changes = Changes(denoiser, vae, lora, float(lora_scale), check_memory(memory))
+        super().__init__(checkpoint, device, dtype, changes, (height, width))
+        self.prompts: list[str] = found
+        self.guidance_scale = float(guidance_scale)
+        self.negative_prompt = negative_prompt
+        self.decode_batch_size = decode_batch_size
+        self.vae = self.pipe.vae
+        if self.state_shape[0] != self.vae.config.latent_channels:
+            raise CheckpointError(
+                f"the checkpoint's network takes {self.state_shape[0]} channels, but its autoencoder makes "
+                f"{self.vae.config.latent_channels}; only text-to-image checkpoints are supported"
+            )
+        if self.denoiser.config.get("time_cond_proj_dim", None) is not None:
+            raise CheckpointError(
+                "the checkpoint's network is distilled to take the guidance scale as an input (a consistency model), "
+                "which is not supported; take the checkpoint that it was distilled from"
+            )
+        for prompt in [*self.prompts, negative_prompt]:
+            self.check_prompt(prompt)
+        self._encoded: dict[str, tuple[dict[str, Tensor], Tensor]] = {}
+
+    @property
+    def do_guidance(self) -> bool:
+        """Whether the network runs twice per state."""
+        return self.guidance_scale > 1
+
+    @abstractmethod
+    def encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
+        """Encode a prompt; called once for each, without gradients.
+
+        Returns:
+            The conditions that ``denoise`` takes, by name, without a batch dimension; and one vector that stands for
+            the prompt in observations, shape ``(features,)``.
+        """
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise an OptionError unless the checkpoint can take the prompt."""
+
+    def sample_p0(self, n: int, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+        """Draw latents, standard normal, and a prompt for each.
+
+        Args:
+            n: Number of latents.
+            **kwargs: ``prompt``, a string or a list of ``n``, instead of drawing from ``prompts``.
+
+        Returns:
+            Latents, shape ``(n, *state_shape)``, and ``{"prompt": [...]}``.
+        """
+        prompt = kwargs.pop("prompt", None)
+        latents = self.draw_noise(n)
+        if prompt is None:
+            prompt = [self.prompts[i] for i in torch.randint(len(self.prompts), (n,)).tolist()]
+        elif isinstance(prompt, str):
+            prompt = [prompt] * n
+        if len(prompt) != n or not all(isinstance(p, str) for p in prompt):
+            raise OptionError(f"prompt is {prompt!r}, expected a string or a list of {n} strings")
+        return latents, {"prompt": list(prompt), **kwargs}
+
+    def preprocess(self, x: FlowTensor, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+        """Encode the prompts; each distinct one is encoded once.
+
+        Returns:
+            ``x`` and the conditions of :meth:`encode`, batch first, with ``negative_`` ones where guidance is on.
+        """
+        encoded = [self._encode(prompt)[0] for prompt in kwargs["prompt"]]
+        for name in self.conditions:
+            kwargs[name] = torch.stack([condition[name] for condition in encoded])
+            if self.do_guidance:
+                kwargs[f"negative_{name}"] = torch.stack([self._encode(self.negative_prompt)[0][name]] * len(x))
+        return x, kwargs
+
+    def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
+        """The network's prediction, with guidance in one batched call of ``2n``; see :class:`BaseModel`."""
+        latents, timesteps = x.data.to(self.denoiser.dtype), self._scheduler.model_input(t)
+        conditions = {name: kwargs[name] for name in self.conditions}
+        if not self.do_guidance:
+            return self._finish(x.data, t, self.denoise(latents, timesteps, **conditions).to(x.dtype))
+        output = self.denoise(
+            torch.cat([latents, latents]),
+            torch.cat([timesteps, timesteps]),
+            **{name: torch.cat([kwargs[f"negative_{name}"], value]) for name, value in conditions.items()},
+        )
+        negative, positive = output.to(x.dtype).chunk(2)
+        return self._finish(x.data, t, negative + self.guidance_scale * (positive - negative))
+
+    def postprocess(self, x: FlowTensor) -> FlowTensor:
+        """Decode latents to images in [0, 1], ``decode_batch_size`` at a time."""
+        config = self.vae.config
+        latents = x.data / config.scaling_factor
+        mean, std = config.get("latents_mean", None), config.get("latents_std", None)
+        if mean is not None and std is not None:
+            latents = latents * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
+        elif config.get("shift_factor", None) is not None:
+            latents = latents + config.shift_factor
+        parts = latents.to(self.vae.dtype).split(self.decode_batch_size)
+        images = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
+        return FlowTensor((images.to(x.dtype) / 2 + 0.5).clamp(0, 1))
+
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        """The vectors that stand for prompts in observations, shape ``(n, features)``."""
+        return torch.stack([self._encode(prompt)[1] for prompt in prompts]).float()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.state_shape[1] * self.vae_scale, self.state_shape[2] * self.vae_scale
+
+    @property
+    def vae_scale(self) -> int:
+        """How many pixels a latent's element is wide."""
+        return int(2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
+
+    def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        config = self.denoiser.config
+        patch = config.get("patch_size", None) or 1
+        return self._shape(config.in_channels, config.sample_size, patch, height, width)
+
+    def _shape(
+        self, channels: int, sample_size: int | Sequence[int], patch: int, height: int | None, width: int | None
+    ) -> tuple[int, int, int]:
+        """Shape of a state, for the size that was asked for or else the checkpoint's own ``sample_size``.
+
+        Raises:
+            OptionError: If the size is no multiple of what the network works on.
+        """
+        sizes = [sample_size] * 2 if isinstance(sample_size, int) else list(sample_size)
+        for i, (name, pixels) in enumerate((("height", height), ("width", width))):
+            if pixels is None:
+                continue
+            check_whole(name, pixels)
+            if pixels % (self.vae_scale * patch):
+                raise OptionError(f"{name} is {pixels}, expected a multiple of {self.vae_scale * patch} pixels")
+            sizes[i] = pixels // self.vae_scale
+        return channels, sizes[0], sizes[1]
+
+    def _check_length(self, prompt: str, tokenizer: Any, longest: int) -> None:
+        length = len(tokenizer(prompt).input_ids)
+        if length > longest:
+            raise OptionError(f"prompt {prompt!r} has {length} tokens, but the checkpoint takes {longest}; shorten it")
+
+    def _encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
+        if prompt not in self._encoded:
+            self.check_prompt(prompt)
+            # The cache outlives the call, and tensors made in inference mode could not take part in gradients.
+            with torch.inference_mode(False), torch.no_grad():
+                self._encoded[prompt] = self.encode(prompt)
+        return self._encoded[prompt]
+
+
+def check_memory(memory: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of memory options as a tuple, or an OptionError if one does not exist."""
+    names = (memory,) if isinstance(memory, str) else tuple(memory)
+    for name in names:
+        if name not in MEMORY:
+            raise OptionError(f"memory names {name!r}, expected some of {tuple(MEMORY)}")
+    return names
+
+
+def read_prompts(prompts: str | Sequence[str]) -> list[str]:
+    """A prompt, a list of prompts or a text file with one per line, as a list.
+
+    Raises:
+        OptionError: If there is none, one is empty or not a string, or the named ``.txt`` file cannot be read.
+    """
+    if isinstance(prompts, str):
+        if prompts.endswith(".txt"):
+            try:
+                lines = Path(prompts).expanduser().read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise OptionError(f"prompts names the text file {prompts!r}, which cannot be read: {error}") from error
+            found = [line.strip() for line in lines if line.strip()]
+        else:
+            found = [prompts]
+    else:
+        found = list(prompts) if isinstance(prompts, Sequence) else []
+    if not found or not all(isinstance(p, str) and p.strip() for p in found):
+        raise OptionError(
+            f"prompts is {prompts!r}, expected a prompt, a list of prompts, or a .txt file with one per line"
+        )
+    return found
