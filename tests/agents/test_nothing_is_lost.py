@@ -184,6 +184,7 @@ def test_a_disk_that_is_too_full_is_refused_before_the_first_step(algo, tmp_path
 
 
 def test_the_replay_buffer_counts_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("flowgym_gym.agents.training._learn", lambda *args: pytest.fail("work began"))
     # A transition of this environment: two observations of 257 numbers, 4 of action, and reward, end and time-out.
     size = 100_000 * 4 * (2 * 257 + 4 + 3)
     free_space(monkeypatch, 2 * size)
