@@ -181,12 +181,14 @@ def _zero_actions(envs: object, shape: tuple[int, ...], case: Case, reset: bool 
     return episode
 
 
-@contextmanager
-def vector_environment(case: Case) -> Iterator[Episode]:
-    """``DenoisingVectorEnv`` with zero actions."""
-    envs = gymnasium.make_vec(ID, num_envs=case.num_envs, **case.options)
-    yield _zero_actions(envs, envs.action_space.shape, case)
-    envs.close()
+def _denoising_vector(**options: object) -> Callable[[Case], object]:
+    @contextmanager
+    def open_(case: Case) -> Iterator[Episode]:
+        envs = gymnasium.make_vec(ID, num_envs=case.num_envs, **case.options, **options)
+        yield _zero_actions(envs, envs.action_space.shape, case)
+        envs.close()
+
+    return open_
 
 
 @contextmanager
@@ -247,7 +249,8 @@ ROWS = (
     Row("pipeline", "diffusers' StableDiffusionPipeline", pipeline),
     Row("sample", "flowgym_gym.make(...).sample", torch_environment),
     Row("diffusiongym", "diffusiongym's env.sample", relative),
-    Row("vector", "DenoisingVectorEnv", vector_environment),
+    Row("vector", "DenoisingVectorEnv", _denoising_vector()),
+    Row("compiled", "DenoisingVectorEnv with compile=True", _denoising_vector(compile=True)),
     Row("sb3", "SB3VecEnv", sb3_environment),
     Row("sync", "SyncVectorEnv of single environments", _gymnasium_vector(SyncVectorEnv), largest=16),
     Row("async", "AsyncVectorEnv of single environments", _gymnasium_vector(AsyncVectorEnv), largest=4),

@@ -65,6 +65,7 @@ class Changes:
         lora: Folder, ``.safetensors`` file or Hub id of LoRA weights, which are merged into the weights.
         lora_scale: Weight of the LoRA.
         memory: Names from ``MEMORY``.
+        compile: Whether the network goes through ``torch.compile``.
     """
 
     denoiser: str | None = None
@@ -72,6 +73,7 @@ class Changes:
     lora: str | None = None
     lora_scale: float = 1.0
     memory: tuple[str, ...] = ()
+    compile: bool = False
 
 
 def find_checkpoint(checkpoint: object) -> Source:
@@ -186,7 +188,10 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
             setattr(pipe, part, _load_part(pipe, part, replacement, dtype))
     if changes.lora is not None:
         _merge_lora(pipe, changes.lora, changes.lora_scale)
-    return prepare(pipe, changes.memory, device)
+    prepare(pipe, changes.memory, device)
+    if changes.compile:
+        getattr(pipe, denoiser).compile()
+    return pipe
 
 
 def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) -> Any:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_number, check_whole
+from flowgym_gym.checks import check_choice, check_number, check_whole
 from flowgym_gym.dynamics import OUTPUTS, Schedule
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.models.base import BaseModel, OutputType
@@ -35,7 +35,7 @@ from flowgym_gym.models.checkpoints import (
     prepare,
     read_index,
 )
-from flowgym_gym.schedulers import DiffusionScheduler, Scheduler
+from flowgym_gym.schedulers import DiffusionScheduler, FlowMatchScheduler, Scheduler
 from flowgym_gym.types import FlowTensor, append_dims
 
 DEFAULT_PROMPT = "a photo of a cat"
@@ -106,6 +106,8 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
             self._check_kind(read_index(source)["_class_name"], str(source))
             self.pipe = load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
         self.denoiser = getattr(self.pipe, self.denoiser_name)
+        # diffusers looks for this among all parameters, at every call.
+        self.denoiser_dtype: torch.dtype = self.denoiser.dtype
         self.state_shape = self._read_shape(*size)
         self._clip: float | None = None
         self._scheduler, self.output_type = self._read_schedule()
@@ -196,6 +198,8 @@ class LatentBaseModel(PipelineBaseModel):
         lora: Folder, ``.safetensors`` file or Hub id of LoRA weights, merged into the weights; needs the package peft.
         lora_scale: Weight of the LoRA.
         memory: Memory options of diffusers to switch on; see :class:`PipelineBaseModel`.
+        compile: Whether the network goes through ``torch.compile``: the first steps take minutes, the others less
+            time; what it gains is in the benchmarks. Results differ by rounding.
 
     Raises:
         CheckpointError: If a checkpoint is missing, damaged, or of another family.
@@ -203,6 +207,8 @@ class LatentBaseModel(PipelineBaseModel):
     """
 
     default_prompt: ClassVar[str] = DEFAULT_PROMPT
+    # Whether to decode in float32 where the autoencoder's configuration says that it overflows in float16.
+    upcast_vae: ClassVar[bool] = False
     # What `encode` gives and `denoise` takes, by name.
     conditions: ClassVar[tuple[str, ...]]
 
@@ -222,6 +228,7 @@ class LatentBaseModel(PipelineBaseModel):
         lora: str | None = None,
         lora_scale: float = 1.0,
         memory: str | Sequence[str] = (),
+        compile: bool = False,
     ) -> None:
         check_number("guidance_scale", guidance_scale, minimum=1)
         check_whole("decode_batch_size", decode_batch_size)
@@ -229,13 +236,16 @@ class LatentBaseModel(PipelineBaseModel):
         if not isinstance(negative_prompt, str):
             raise OptionError(f"negative_prompt is {negative_prompt!r}, expected a string")
         found = read_prompts(self.default_prompt if prompts is None else prompts)
-        changes = Changes(denoiser, vae, lora, float(lora_scale), check_memory(memory))
+        check_choice("compile", compile, (False, True))
+        changes = Changes(denoiser, vae, lora, float(lora_scale), check_memory(memory), compile)
         super().__init__(checkpoint, device, dtype, changes, (height, width))
         self.prompts: list[str] = found
         self.guidance_scale = float(guidance_scale)
         self.negative_prompt = negative_prompt
         self.decode_batch_size = decode_batch_size
         self.vae = self.pipe.vae
+        if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)
         if self.state_shape[0] != self.vae.config.latent_channels:
             raise CheckpointError(
                 f"the checkpoint's network takes {self.state_shape[0]} channels, but its autoencoder makes "
@@ -264,6 +274,11 @@ class LatentBaseModel(PipelineBaseModel):
             the prompt in observations, shape ``(features,)``.
         """
 
+    def encode_negative(self, prompt: str) -> dict[str, Tensor]:
+        """The conditions that guidance steers away from, for a negative prompt that may be empty."""
+        return self._encode(prompt)[0]
+
+    @abstractmethod
     def check_prompt(self, prompt: str) -> None:
         """Raise an OptionError unless the checkpoint can take the prompt."""
 
@@ -294,15 +309,16 @@ class LatentBaseModel(PipelineBaseModel):
             ``x`` and the conditions of :meth:`encode`, batch first, with ``negative_`` ones where guidance is on.
         """
         encoded = [self._encode(prompt)[0] for prompt in kwargs["prompt"]]
+        negative = self.encode_negative(self.negative_prompt) if self.do_guidance else {}
         for name in self.conditions:
-            kwargs[name] = torch.stack([condition[name] for condition in encoded])
+            kwargs[name] = torch.stack([conditions[name] for conditions in encoded])
             if self.do_guidance:
-                kwargs[f"negative_{name}"] = torch.stack([self._encode(self.negative_prompt)[0][name]] * len(x))
+                kwargs[f"negative_{name}"] = torch.stack([negative[name]] * len(x))
         return x, kwargs
 
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
         """The network's prediction, with guidance in one batched call of ``2n``; see :class:`BaseModel`."""
-        latents, timesteps = x.data.to(self.denoiser.dtype), self._scheduler.model_input(t)
+        latents, timesteps = x.data.to(self.denoiser_dtype), self._scheduler.model_input(t)
         conditions = {name: kwargs[name] for name in self.conditions}
         if not self.do_guidance:
             return self._finish(x.data, t, self.denoise(latents, timesteps, **conditions).to(x.dtype))
@@ -376,6 +392,29 @@ class LatentBaseModel(PipelineBaseModel):
             with torch.inference_mode(False), torch.no_grad():
                 self._encoded[prompt] = self.encode(prompt)
         return self._encoded[prompt]
+
+
+class FlowMatchBaseModel(LatentBaseModel):
+    """A flow-matching transformer: optimal transport on the checkpoint's shifted times.
+
+    The network predicts noise minus sample; as everywhere in this package the velocity points to the sample.
+    """
+
+    # The dynamic shift at the largest size, where the checkpoint's scheduler has none, and how times are spaced.
+    max_shift: ClassVar[float] = 1.15
+    even_times: ClassVar[bool] = False
+
+    @property
+    def patch(self) -> int:
+        """How many of a latent's elements a token is wide."""
+        return int(self.denoiser.config.patch_size)
+
+    def _read_schedule(self) -> tuple[Scheduler[FlowTensor], OutputType]:
+        tokens = (self.state_shape[1] // self.patch) * (self.state_shape[2] // self.patch)
+        return FlowMatchScheduler(self.pipe.scheduler, tokens, self.max_shift, self.even_times), "velocity"
+
+    def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
+        return FlowTensor(-output)
 
 
 def check_memory(memory: str | Sequence[str]) -> tuple[str, ...]:

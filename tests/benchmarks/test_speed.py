@@ -1,6 +1,7 @@
 """The benchmark runs, and its figures mean what they say; no test asserts a time."""
 
 import json
+import math
 import time
 from contextlib import contextmanager
 
@@ -17,7 +18,7 @@ TINY = Case("tiny", num_envs=2, steps=2)
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in ROWS if row.key not in ("diffusiongym", "async")], ids=lambda row: row.key
+    "row", [row for row in ROWS if row.key not in ("diffusiongym", "async", "compiled")], ids=lambda row: row.key
 )
 def test_every_row_denoises_the_same_batch(row):
     batches = []
@@ -57,7 +58,7 @@ def test_a_ratio_is_that_of_times_in_one_round(monkeypatch):
         assert results["slow"][name] == pytest.approx(4)
     # The first run is not counted: the median round is the third run.
     assert results[BARE]["steps_per_second"] == pytest.approx(10 / 1000)
-    assert results["slow"]["outside_network"] == 1
+    assert math.isnan(results["slow"]["outside_network"])  # it never called the network
 
 
 def test_time_inside_the_network_is_that_of_its_calls():
