@@ -26,12 +26,12 @@ def test_ids_are_known_with_and_without_their_namespace():
 
 
 def test_overrides_reach_every_section_by_dotted_and_by_bare_name():
-    changes = {"env.noise_level": 0.5, "learning_rate": 1e-4, "wrappers.coarse_action": 2, "width": 16, "timesteps": 7}
+    changes = {"env.noise_level": 0.5, "learning_rate": 1e-4, "wrappers.coarse_action": 2, "blocks": 2, "timesteps": 7}
     changed = override(load_preset(RED), changes, RED, "ppo")
     assert changed["env"]["noise_level"] == 0.5
     assert changed["algo"]["learning_rate"] == 1e-4
     assert changed["wrappers"]["coarse_action"] == 2
-    assert changed["policy"]["width"] == 16
+    assert changed["policy"]["blocks"] == 2
     assert changed["timesteps"] == 7
     assert load_preset(RED)["wrappers"]["coarse_action"] == 1
 
