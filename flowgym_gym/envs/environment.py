@@ -19,7 +19,7 @@ from flowgym_gym.checks import check_choice, check_mapping, check_number, check_
 from flowgym_gym.dynamics import OUTPUTS, Transitions, default_action_scale
 from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, UnknownOptionError, did_you_mean
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.models.loading import load_base_model, load_reward
+from flowgym_gym.models.loading import family_of, load_base_model, load_reward
 from flowgym_gym.registry import base_model_registry, reward_registry
 from flowgym_gym.rewards import Reward
 from flowgym_gym.time_grid import Steps
@@ -364,7 +364,7 @@ def make(
     >>> env.sample(2).rewards.shape
     torch.Size([2])
     """
-    model_entry, _ = base_model_registry.get(base_model), reward_registry.get(reward)
+    base_model_registry.get(base_model), reward_registry.get(reward)
     domains = [id.partition("/")[0] for id in (base_model, reward)]
     if domains[0] != domains[1]:
         raise OptionError(
@@ -378,7 +378,8 @@ def make(
     env_names = {
         p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")
     }
-    model_names = model_entry.options()
+    base_model = family_of(base_model, {**options, **model_kwargs}.get("checkpoint"))
+    model_names = base_model_registry.get(base_model).options()
     env_options = {}
     for name, value in options.items():
         if name in env_names:

@@ -116,6 +116,16 @@ class Rollout:
         return cls(make(**{**DEFAULTS, **options}), num_envs)
 
     @property
+    def latents(self) -> torch.Tensor:
+        """States of all sub-environments, shape ``(n, *)``, float32, on the model's device; replaced, never changed."""
+        return self._latents
+
+    @latents.setter
+    def latents(self, latents: torch.Tensor) -> None:
+        self._latents = latents
+        self._host: np.ndarray | None = None
+
+    @property
     def observation_space(self) -> gymnasium.spaces.Dict:
         """Space of one sub-environment's observation: ``latent``, ``time``, and ``prompt`` where there are several."""
         spaces: dict[str, gymnasium.Space[Any]] = {
@@ -216,14 +226,18 @@ class Rollout:
         kwargs = self._batch_kwargs(where)
         output = self._predict(x, index, kwargs, where)
         following, costs = environment.advance(x, output, action, noise, index)
-        self._check_finite(following, where)
+        # One copy out, which is the only time that a step waits for the device.
+        host = torch.cat([following.flatten(1), costs[:, None].to(following)], dim=1).cpu().numpy()
+        self._check_finite(host[:, :-1], where)
 
         self.latents = following if everyone else _replaced(self.latents, where, following)
+        if everyone:
+            self._host = host[:, :-1].reshape(following.shape)
         self._output = None
         self.index[where] += 1
 
         outcome = Outcome.zeros(self.num_envs)
-        outcome.costs[where] = costs.double().cpu().numpy()
+        outcome.costs[where] = host[:, -1]
         outcome.rewards[where] = -environment.control_cost_weight * outcome.costs[where]
         ended = [i for i in where if self.index[i] == environment.discretization_steps]
         if ended:
@@ -238,7 +252,7 @@ class Rollout:
         """Observations of all sub-environments, batch first; the arrays are new."""
         times = self.environment.grid.times.numpy()
         observation = {
-            "latent": np.array(self.latents.cpu().numpy(), dtype=np.float32),
+            "latent": (self.latents.cpu().numpy() if self._host is None else self._host).astype(np.float32),
             "time": times[self.index].astype(np.float32)[:, None],
         }
         if self._embeddings is not None:
@@ -379,10 +393,10 @@ class Rollout:
             self._merged = merge_kwargs(self._kwargs)
         return self._merged
 
-    def _check_finite(self, x: torch.Tensor, where: list[int]) -> None:
-        if torch.isfinite(x.sum()):
+    def _check_finite(self, x: np.ndarray, where: list[int]) -> None:
+        if np.isfinite(x.sum()):
             return
-        bad = [i for i, state in zip(where, x, strict=True) if not torch.isfinite(state).all()]
+        bad = [i for i, state in zip(where, x, strict=True) if not np.isfinite(state).all()]
         if bad:
             name = type(self.environment.base_model).__name__
             raise ModelError(
