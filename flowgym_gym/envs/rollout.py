@@ -204,8 +204,8 @@ class Rollout:
                 self._embeddings[i] = self.environment.base_model.embed_prompts(prompt)[0].cpu().numpy()
         return infos
 
-    @torch.inference_mode()
-    def step(self, actions: np.ndarray, indices: Sequence[int]) -> Outcome:
+    @torch.no_grad()
+    def step(self, actions: np.ndarray | torch.Tensor, indices: Sequence[int]) -> Outcome:
         """Take a step in some sub-environments, with one call of the network for all of them.
 
         Args:
@@ -221,7 +221,7 @@ class Rollout:
             self._noise[i].normal_(generator=self.generators[i])
         x = self.latents if everyone else self.latents[where]
         noise = (self._noise if everyone else self._noise[where]).to(x.device)
-        action = torch.from_numpy(actions if everyone else actions[where]).to(x.device)
+        action = torch.as_tensor(actions if everyone else actions[where]).to(x.device)
         index = torch.from_numpy(self.index[where]).to(x.device)
         kwargs = self._batch_kwargs(where)
         output = self._predict(x, index, kwargs, where)
@@ -341,13 +341,23 @@ class Rollout:
         self._kwargs = each
         self._merged = self._output = None
 
-    def check_actions(self, actions: Any, batched: bool = True) -> np.ndarray:
-        """Actions as a float32 array of shape ``(n, *)``; without the batch dimension if not ``batched``.
+    def check_actions(self, actions: Any, batched: bool = True) -> np.ndarray | torch.Tensor:
+        """Actions, clipped to [-1, 1], as a float32 array of shape ``(n, *)``; tensors stay tensors.
+
+        Args:
+            actions: Numbers of shape ``(n, *)``, or ``(*)`` if not ``batched``.
+            batched: Whether there is a batch dimension.
 
         Raises:
             ActionError: If they are not numbers, have another shape, or hold NaN or infinity.
         """
         shape = (self.num_envs, *self.environment.state_shape)[0 if batched else 1 :]
+        if isinstance(actions, torch.Tensor):
+            good = not actions.is_complex() and actions.dtype is not torch.bool and actions.shape == shape
+            if not good or not bool(torch.isfinite(actions).all()):
+                return self.check_actions(actions.detach().cpu().numpy(), batched)
+            tensor = actions.detach().to(torch.float32).clamp(-1, 1)
+            return tensor if batched else tensor[None]
         try:
             array = np.asarray(actions)
         except ValueError as error:
@@ -370,7 +380,8 @@ class Rollout:
     def _predict(self, x: torch.Tensor, index: torch.Tensor, kwargs: dict[str, Any], where: list[int]) -> torch.Tensor:
         if self._output is not None:
             return self._output[where]
-        return self.environment.predict(FlowTensor(x), index, **kwargs)
+        with torch.inference_mode():
+            return self.environment.predict(FlowTensor(x), index, **kwargs)
 
     def _score(self, ended: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         try:

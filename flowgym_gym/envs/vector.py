@@ -138,7 +138,8 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         """Take one denoising step in every sub-environment, or reset it, as the autoreset mode says.
 
         Args:
-            actions: Shape ``(num_envs, C, H, W)``. In NEXT_STEP mode those of ended episodes are not used.
+            actions: An array or tensor, shape ``(num_envs, C, H, W)``. In NEXT_STEP mode those of ended episodes are not
+                used.
 
         Returns:
             Observations, rewards ``(num_envs,)`` float64, terminations and truncations ``(num_envs,)`` bool, and infos.
@@ -151,9 +152,9 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             raise ResetNeededError(
                 f"the episode of {self._first(resetting)} is over; call reset(options={{'reset_mask': mask}})"
             )
-        actions = self.rollout.check_actions(actions)
+        checked = self.rollout.check_actions(actions)
         stepping = np.flatnonzero(~resetting).tolist()
-        outcome = self.rollout.step(actions, stepping) if stepping else Outcome.zeros(self.num_envs)
+        outcome = self.rollout.step(checked, stepping) if stepping else Outcome.zeros(self.num_envs)
         infos: dict[str, Any] = {}
         if resetting.any():
             infos = self._reset_some(np.flatnonzero(resetting).tolist(), infos)

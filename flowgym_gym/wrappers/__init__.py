@@ -4,5 +4,6 @@ from flowgym_gym.wrappers import vector as vector
 from flowgym_gym.wrappers.coarse_action import CoarseAction
 from flowgym_gym.wrappers.reward_scale import RewardScale
 from flowgym_gym.wrappers.time_grid import TimeGrid
+from flowgym_gym.wrappers.to_torch import ToTorch
 
-__all__ = ["CoarseAction", "RewardScale", "TimeGrid"]
+__all__ = ["CoarseAction", "RewardScale", "TimeGrid", "ToTorch"]

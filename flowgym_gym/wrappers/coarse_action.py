@@ -64,7 +64,7 @@ def upsample(action: np.ndarray, coarse_space: gymnasium.Space[Any], space: gymn
     coarse, fine = coarse_space.shape, space.shape
     assert coarse is not None
     assert fine is not None
-    action = np.asarray(action)
+    action = action if hasattr(action, "detach") else np.asarray(action)  # a tensor stays one
     if action.shape != coarse:
         raise ActionError(f"action has shape {action.shape}, expected {coarse}")
     rows = np.arange(fine[-2]) * coarse[-2] // fine[-2]

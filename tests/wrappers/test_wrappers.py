@@ -3,23 +3,25 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
 
 from flowgym_gym import wrappers
 from flowgym_gym.envs import check_vector_env
 from flowgym_gym.errors import ActionError, OptionError
-from tests.conftest import RED
+from tests.conftest import PROMPTS, RED
 
 KWARGS = {
     "RewardScale": {"scale": 3.0},
     "TimeGrid": {"steps": 2, "spacing": "trailing"},
     "CoarseAction": {"resolution": 3},
+    "ToTorch": {},
 }
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("name", wrappers.__all__)
+@pytest.mark.parametrize("name", [name for name in wrappers.__all__ if name != "ToTorch"])
 def test_vector_wrapper_equals_the_vector_of_the_single_one(name, mode):
     envs = gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, autoreset_mode=mode)
     check_vector_env(
@@ -27,6 +29,13 @@ def test_vector_wrapper_equals_the_vector_of_the_single_one(name, mode):
         lambda: getattr(wrappers, name)(gymnasium.make(RED, discretization_steps=3), **KWARGS[name]),
         episodes=1,
     )
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("name", wrappers.__all__)
+def test_vector_wrappers_show_the_autoreset_mode(name, mode):
+    envs = gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, autoreset_mode=mode)
+    assert getattr(wrappers.vector, name)(envs, **KWARGS[name]).autoreset_mode is mode
 
 
 def test_every_wrapper_has_a_vector_version():
@@ -93,3 +102,70 @@ def test_bad_wrapper_input_is_named():
         wrappers.RewardScale(env, float("nan"))
     with pytest.raises(OptionError, match="discretization_steps is 0"):
         wrappers.TimeGrid(env, steps=0)
+
+
+def as_arrays(result):
+    observation, *rest = result
+    return {key: value.numpy() for key, value in observation.items()}, *rest
+
+
+@pytest.mark.parametrize("num_envs", [None, 3])
+def test_tensors_hold_what_the_arrays_hold(num_envs):
+    def make():
+        kwargs = {"discretization_steps": 3, "prompts": PROMPTS}
+        return (
+            gymnasium.make(RED, **kwargs) if num_envs is None else gymnasium.make_vec(RED, num_envs=num_envs, **kwargs)
+        )
+
+    kind = wrappers if num_envs is None else wrappers.vector
+    plain, torched = kind.CoarseAction(make(), 2), kind.ToTorch(kind.CoarseAction(make(), 2))
+    observation, info = torched.reset(seed=0)
+    assert data_equivalence(as_arrays((observation, info)), plain.reset(seed=0), exact=True)
+    plain.action_space.seed(0)
+    for _ in range(3):
+        action = plain.action_space.sample()
+        result = torched.step(torch.from_numpy(action))
+        assert data_equivalence(as_arrays(result), plain.step(action), exact=True)
+    latents = torched.unwrapped.rollout.latents
+    assert result[0]["latent"].data_ptr() == latents.data_ptr()
+
+
+def test_tensors_can_be_learned_from_and_stay_as_they_were():
+    env = wrappers.ToTorch(gymnasium.make(RED, discretization_steps=3))
+    first, _ = env.reset(seed=0)
+    second, *_ = env.step(torch.zeros(4, 8, 8))
+    kept = first["latent"].clone(), second["latent"].clone()
+    policy = torch.nn.Conv2d(4, 4, 1)
+    action = policy(second["latent"][None])[0]
+    env.step(action)  # its gradient is not followed
+    action.sum().backward()
+    assert policy.weight.grad.abs().max() > 0
+    assert torch.equal(first["latent"], kept[0])
+    assert torch.equal(second["latent"], kept[1])
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (torch.zeros(4, 8), r"shape \(4, 8\), expected \(4, 8, 8\)"),
+        (torch.full((4, 8, 8), torch.nan), "nan"),
+        (torch.zeros(4, 8, 8, dtype=torch.complex64), "dtype complex64"),
+        (torch.zeros(4, 8, 8, dtype=torch.bool), "dtype bool"),
+    ],
+)
+def test_bad_tensors_are_named(action, message):
+    env = wrappers.ToTorch(gymnasium.make(RED, discretization_steps=1))
+    env.reset(seed=0)
+    with pytest.raises(ActionError, match=message):
+        env.step(action)
+    clipped, *_ = env.step(torch.full((4, 8, 8), 9.0))
+    env.reset(seed=0)
+    limit, *_ = env.step(torch.ones(4, 8, 8))
+    assert torch.equal(clipped["latent"], limit["latent"])
+
+
+def test_the_spec_of_tensors_makes_them_again():
+    env = wrappers.ToTorch(gymnasium.make(RED, discretization_steps=2))
+    again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert isinstance(again, wrappers.ToTorch)
+    assert torch.equal(env.reset(seed=3)[0]["latent"], again.reset(seed=3)[0]["latent"])

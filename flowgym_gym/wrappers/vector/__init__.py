@@ -3,5 +3,6 @@
 from flowgym_gym.wrappers.vector.coarse_action import CoarseAction
 from flowgym_gym.wrappers.vector.reward_scale import RewardScale
 from flowgym_gym.wrappers.vector.time_grid import TimeGrid
+from flowgym_gym.wrappers.vector.to_torch import ToTorch
 
-__all__ = ["CoarseAction", "RewardScale", "TimeGrid"]
+__all__ = ["CoarseAction", "RewardScale", "TimeGrid", "ToTorch"]

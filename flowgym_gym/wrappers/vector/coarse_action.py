@@ -9,9 +9,10 @@ from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from flowgym_gym.wrappers.coarse_action import coarse_space, upsample
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
 
 
-class CoarseAction(VectorActionWrapper[Any, np.ndarray, np.ndarray, np.ndarray]):
+class CoarseAction(KnowsAutoresetMode, VectorActionWrapper[Any, np.ndarray, np.ndarray, np.ndarray]):
     """The agents act on a low-resolution grid; see :class:`flowgym_gym.wrappers.CoarseAction`.
 
     Args:

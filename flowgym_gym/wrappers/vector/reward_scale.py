@@ -8,9 +8,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from flowgym_gym.checks import check_number
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
 
 
-class RewardScale(VectorWrapper[Any, Any, Any, Any, np.ndarray]):
+class RewardScale(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, np.ndarray]):
     """Weigh the terminal reward by ``scale``; see :class:`flowgym_gym.wrappers.RewardScale`.
 
     Args:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+
 if TYPE_CHECKING:
     from flowgym_gym.time_grid import Steps
 
 
-class TimeGrid(VectorWrapper[Any, Any, Any, Any, Any]):
+class TimeGrid(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
     """Visit other times; see :class:`flowgym_gym.wrappers.TimeGrid`.
 
     Args:

@@ -1,0 +1,34 @@
+"""``ToTorch`` for vector environments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from flowgym_gym.wrappers.to_torch import tensors
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ToTorch(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
+    """Tensors on the model's device in place of arrays; see :class:`flowgym_gym.wrappers.ToTorch`.
+
+    Args:
+        env: A denoising vector environment, wrapped or not. ``final_obs`` stays as it is.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], Any]:
+        """Start episodes; tensors of shape ``(n, *)``."""
+        observations, infos = self.env.reset(seed=seed, options=options)
+        return tensors(self.env.unwrapped.rollout, observations), infos  # type: ignore[attr-defined]
+
+    def step(self, actions: Any) -> tuple[dict[str, Tensor], Any, Any, Any, dict[str, Any]]:
+        """Take a step with actions of tensors or arrays."""
+        observations, *rest = self.env.step(actions)
+        return tensors(self.env.unwrapped.rollout, observations), *rest  # type: ignore[attr-defined, return-value]
