@@ -198,7 +198,7 @@ def needed_space(model: BaseAlgorithm, env: SB3VecEnv) -> int:
     weights = sum(int(tensor.nbytes) for tensor in model.policy.state_dict().values())
     states = sum(int(np.asarray(array).nbytes) for array in _capture(model, env)[1].values())
     # Adam keeps two numbers for each weight.
-    checkpoint = 3 * weights + states + 100_000
+    checkpoint = 3 * weights + states + 120_000
     return (KEPT_CHECKPOINTS + 1) * checkpoint + 2 * buffer_bytes(model) + OTHER_BYTES
 
 
@@ -403,7 +403,6 @@ def _number(text: str) -> float | int | None:
 
 def _capture(model: BaseAlgorithm, env: SB3VecEnv) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """State of agent, environment and random generators: numbers and text, and arrays."""
-    rollout = env.vector_env.unwrapped.rollout  # type: ignore[attr-defined]
     numbers = {
         "timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
@@ -415,9 +414,7 @@ def _capture(model: BaseAlgorithm, env: SB3VecEnv) -> tuple[dict[str, Any], dict
     }
     arrays = {
         "torch_random": torch.get_rng_state().numpy(),
-        "generators": np.stack([generator.get_state().numpy() for generator in rollout.generators]),
-        "latents": rollout.latents.cpu().numpy(),
-        "index": rollout.index,
+        **{f"env.{key}": value for key, value in env.vector_env.unwrapped.get_state().items()},  # type: ignore[attr-defined]
         "episode_starts": model._last_episode_starts,
         **{f"observation.{key}": value for key, value in model._last_obs.items()},  # type: ignore[union-attr]
     }
@@ -430,17 +427,9 @@ def _restore(
     model: BaseAlgorithm, env: SB3VecEnv, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
     """Undo :func:`_capture`. The random states come last: what is done before them draws numbers."""
-    vector_env = env.vector_env.unwrapped
-    rollout = vector_env.rollout  # type: ignore[attr-defined]
-    for prompt in set(numbers["prompts"]):
-        # An episode's prompt decides what the model is conditioned on; only a reset sets it.
-        mask = np.array([other == prompt for other in numbers["prompts"]])
-        vector_env.reset(options={"reset_mask": mask, **({} if prompt is None else {"prompt": prompt})})
+    state = {key.removeprefix("env."): value for key, value in arrays.items() if key.startswith("env.")}
+    env.vector_env.unwrapped.set_state(state)  # type: ignore[attr-defined]
     env.reset_infos = [{} if prompt is None else {"prompt": prompt} for prompt in numbers["prompts"]]
-    rollout.latents = torch.from_numpy(arrays["latents"]).to(rollout.latents.device)
-    rollout.index[:] = arrays["index"]
-    for generator, state in zip(rollout.generators, arrays["generators"], strict=True):
-        generator.set_state(torch.from_numpy(state))
 
     model.num_timesteps = numbers["timesteps"]
     model._n_updates = numbers["n_updates"]

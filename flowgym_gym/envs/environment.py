@@ -148,13 +148,17 @@ class Environment(Generic[D]):
         state = self.__dict__.copy()
         if self._parts is not None:
             del state["base_model"], state["reward"]
+            state["_reward_state"] = self.reward.get_state()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        remembered = state.pop("_reward_state", {})
         self.__dict__.update(state)
         if self._parts is not None:
             self.base_model = load_base_model(**self._parts["base_model"])
             self.reward = load_reward(**self._parts["reward"])
+            if remembered:
+                self.reward.set_state(remembered)
 
     @property
     def device(self) -> torch.device:
@@ -281,6 +285,50 @@ class Environment(Generic[D]):
             ActionError: If the policy returns something else.
             ModelError: If a state becomes NaN or infinite.
         """
+        return self._scored(self._roll_out(n, policy, kwargs), self.score)
+
+    @torch.no_grad()
+    def stream(self, n: int, batches: int, policy: Policy | None = None, **kwargs: Any) -> Iterator[Sample[D]]:
+        """Roll out batch after batch; a batch is scored while the next one is rolled out.
+
+        That takes a reward that scores in threads, ``reward="images/asynchronous"``
+        (:class:`flowgym_gym.rewards.asynchronous.Asynchronous`); any other is waited for at once.
+
+        Args:
+            n: Trajectories in a batch.
+            batches: Number of batches.
+            policy: As for :meth:`sample`, as are the errors.
+            **kwargs: Passed to the model's ``sample_p0``, such as ``prompt``.
+
+        Yields:
+            The batches, in order; the same that ``batches`` calls of :meth:`sample` return.
+        """
+        check_whole("batches", batches)
+        waiting: Callable[[], Sample[D]] | None = None
+        for _ in range(batches):
+            rolled_out = self._roll_out(n, policy, kwargs)
+            if waiting is not None:
+                yield waiting()
+            waiting = self._begin_to_score(rolled_out)
+        assert waiting is not None
+        yield waiting()
+
+    def _begin_to_score(self, sample: Sample[D]) -> Callable[[], Sample[D]]:
+        """Hand a batch to the reward; the result waits for its rewards."""
+        submit = getattr(self.reward, "submit", None)
+        if submit is None:
+            scored = self._scored(sample, self.score)
+            return lambda: scored
+        finished = self.base_model.postprocess(sample.latents)
+        pending = submit(finished, **sample.kwargs)
+        return lambda: self._scored(sample, lambda x, **kwargs: (finished, *pending.result()))
+
+    def _scored(self, sample: Sample[D], score: Callable[..., tuple[D, Tensor, Tensor]]) -> Sample[D]:
+        finished, rewards, valids = score(sample.latents, **sample.kwargs)
+        return replace(sample, sample=finished, rewards=rewards, valids=valids)
+
+    def _roll_out(self, n: int, policy: Policy | None, kwargs: dict[str, Any]) -> Sample[D]:
+        """Trajectories that have no rewards yet."""
         check_whole("n", n)
         x, kwargs = self.start(n, **kwargs)
         trajectory, costs = [x], []
@@ -296,8 +344,8 @@ class Environment(Generic[D]):
             raise ModelError(
                 f"{type(self.base_model).__name__}{'' if policy is None else ' or the policy'} returned NaN or infinity"
             )
-        sample, rewards, valids = self.score(x, **kwargs)
-        return Sample(sample, x, trajectory, torch.stack(costs), rewards, valids, kwargs)
+        unknown = torch.full((n,), math.nan)
+        return Sample(x, x, trajectory, torch.stack(costs), unknown, torch.zeros(n, dtype=torch.bool), kwargs)
 
     def _act(self, policy: Policy, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
         action = policy(x, self.times[index], **kwargs)

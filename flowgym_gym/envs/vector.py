@@ -138,7 +138,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         """Take one denoising step in every sub-environment, or reset it, as the autoreset mode says.
 
         Args:
-            actions: An array or tensor, shape ``(num_envs, C, H, W)``. In NEXT_STEP mode those of ended episodes are not
+            actions: Array or tensor, shape ``(num_envs, C, H, W)``. In NEXT_STEP mode those of ended episodes are not
                 used.
 
         Returns:
