@@ -39,6 +39,12 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "reward": "images/incompression",
         "reward_scale": 30.0,
     },
+    "flowgym/StableDiffusionXL-Red-v0": {"base_model": "images/stable_diffusion_xl", "reward": "images/red"},
+    "flowgym/StableDiffusion3-Red-v0": {"base_model": "images/stable_diffusion_3", "reward": "images/red"},
+    "flowgym/Flux-Red-v0": {"base_model": "images/flux", "reward": "images/red"},
+    "flowgym/PixArt-Red-v0": {"base_model": "images/pixart", "reward": "images/red"},
+    "flowgym/DiT-Red-v0": {"base_model": "images/dit", "reward": "images/red"},
+    "flowgym/DDPM-Red-v0": {"base_model": "images/ddpm", "reward": "images/red"},
     "flowgym/GaussianMixture-Binary-v0": {
         "base_model": "1d/gaussian_mixture",
         "reward": "1d/binary",

@@ -147,6 +147,16 @@ base_model_registry = Registry("base_model")
 reward_registry = Registry("reward")
 
 base_model_registry.register("images/stable_diffusion", "flowgym_gym.models.stable_diffusion:StableDiffusionBaseModel")
+base_model_registry.register(
+    "images/stable_diffusion_xl", "flowgym_gym.models.stable_diffusion_xl:StableDiffusionXLBaseModel"
+)
+base_model_registry.register(
+    "images/stable_diffusion_3", "flowgym_gym.models.stable_diffusion_3:StableDiffusion3BaseModel"
+)
+base_model_registry.register("images/flux", "flowgym_gym.models.flux:FluxBaseModel")
+base_model_registry.register("images/pixart", "flowgym_gym.models.pixart:PixArtBaseModel")
+base_model_registry.register("images/dit", "flowgym_gym.models.dit:DiTBaseModel")
+base_model_registry.register("images/ddpm", "flowgym_gym.models.ddpm:DDPMBaseModel")
 reward_registry.register("images/red", "flowgym_gym.rewards.images:RedReward")
 reward_registry.register("images/redness", "flowgym_gym.rewards.images:RednessReward")
 reward_registry.register("images/brightness", "flowgym_gym.rewards.images:BrightnessReward")

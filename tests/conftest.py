@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import flowgym_gym
+from flowgym_gym import reward_registry
 from flowgym_gym.models.loading import load_base_model
 
 # How long a case takes says nothing on a busy machine.
@@ -32,13 +33,56 @@ FLOWGYM_IDS = [id for id in ALL_IDS if id not in REWARD_IDS]
 
 
 def reward_options(id, request):
-    """Options with which an id of REWARD_IDS runs offline: small weights that a fixture saved, where it needs any."""
-    return {}
+    """Options with which an id of REWARD_IDS runs offline: small weights that a fixture saves, where it needs any."""
+    reward = gymnasium.spec(id).kwargs["reward"]
+    needs = reward_registry.get(reward).needs
+    if "extra" in needs:
+        pytest.importorskip({"images/image_reward": "ImageReward", "images/hpsv2": "hpsv2"}[reward])
+    if "weights" not in needs and "head" not in needs:
+        return {}
+    return {"reward_kwargs": request.getfixturevalue("small_weights")[reward]}
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory):
+    """Arguments of the rewards that need weights, with small models, by id."""
+    from tests.rewards.small_weights import save_all
+
+    return save_all(tmp_path_factory.mktemp("small_weights"))
+
+
+# Ids whose families have no checkpoint in the package; the tests open tiny ones with random weights.
+TINY = {
+    f"flowgym/{family}-Red-v0": name
+    for family, name in {
+        "StableDiffusionXL": "stable_diffusion_xl",
+        "StableDiffusion3": "stable_diffusion_3",
+        "Flux": "flux",
+        "PixArt": "pixart",
+        "DiT": "dit",
+        "DDPM": "ddpm",
+    }.items()
+}
 
 
 def prompted(id):
     """Options that give an environment several prompts, if its model takes any."""
-    return {} if "GaussianMixture" in id else {"prompts": PROMPTS}
+    if "GaussianMixture" in id or "DDPM" in id:
+        return {}
+    return {"prompts": ["1", "2"] if "DiT" in id else PROMPTS}
+
+
+@pytest.fixture(autouse=True)
+def _tiny_checkpoints(request, monkeypatch):
+    """Give ids without a checkpoint a tiny one in the tests that are parametrised over them."""
+    callspec = getattr(request.node, "callspec", None)
+    for id in callspec.params.values() if callspec else ():
+        if isinstance(id, str) and id in TINY:
+            from tests.models import tiny
+
+            options = {"checkpoint": tiny.folder(TINY[id]), **tiny.OPTIONS.get(TINY[id], {})}
+            for name, value in options.items():
+                monkeypatch.setitem(gymnasium.registry[id].kwargs, name, value)
 
 
 @pytest.fixture(scope="session")
