@@ -35,10 +35,7 @@ class DDPMBaseModel(PipelineBaseModel):
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ("DDPMPipeline", "DDIMPipeline")
-    checkpoints: ClassVar[dict[str, str]] = {
-        "google/ddpm-cifar10-32": "apache-2.0",
-        "google/ddpm-cat-256": "apache-2.0",
-    }
+    checkpoints: ClassVar[dict[str, str]] = {"google/ddpm-cifar10-32": "apache-2.0"}
     denoiser_name: ClassVar[str] = "unet"
 
     def __init__(

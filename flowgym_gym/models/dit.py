@@ -24,10 +24,7 @@ class DiTBaseModel(LatentBaseModel):
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ("DiTPipeline",)
-    checkpoints: ClassVar[dict[str, str]] = {
-        "facebook/DiT-XL-2-256": "cc-by-nc-4.0",
-        "facebook/DiT-XL-2-512": "cc-by-nc-4.0",
-    }
+    checkpoints: ClassVar[dict[str, str]] = {"facebook/DiT-XL-2-256": "cc-by-nc-4.0 (of the authors' repository)"}
     default_prompt: ClassVar[str] = "0"
     conditions: ClassVar[tuple[str, ...]] = ("class_labels",)
 

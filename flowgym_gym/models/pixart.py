@@ -25,7 +25,6 @@ class PixArtBaseModel(LatentBaseModel):
 
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     checkpoints: ClassVar[dict[str, str]] = {
-        "PixArt-alpha/PixArt-XL-2-512x512": "openrail++",
         "PixArt-alpha/PixArt-XL-2-1024-MS": "openrail++",
         "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "openrail++",
     }

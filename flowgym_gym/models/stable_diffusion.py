@@ -26,9 +26,7 @@ class StableDiffusionBaseModel(LatentBaseModel):
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     checkpoints: ClassVar[dict[str, str]] = {
         "sd-legacy/stable-diffusion-v1-5": "creativeml-openrail-m",
-        "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
         "stabilityai/stable-diffusion-2-1": "openrail++",
-        "stabilityai/stable-diffusion-2-1-base": "openrail++",
     }
     default_checkpoint: ClassVar[str | None] = "tiny"
     denoiser_name: ClassVar[str] = "unet"

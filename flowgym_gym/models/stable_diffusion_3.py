@@ -23,10 +23,7 @@ class StableDiffusion3BaseModel(FlowMatchBaseModel):
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
-    checkpoints: ClassVar[dict[str, str]] = {
-        "stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community",
-        "stabilityai/stable-diffusion-3-medium-diffusers": "stabilityai-nc-research-community",
-    }
+    checkpoints: ClassVar[dict[str, str]] = {"stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community"}
     max_shift: ClassVar[float] = 1.16
     conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states", "pooled_projections")
 
