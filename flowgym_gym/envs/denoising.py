@@ -59,9 +59,9 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         dtype: Number format of the network, ``"float32"``, ``"float16"`` or ``"bfloat16"``; the step's own mathematics
             is always in float32.
         render_mode: None or ``"rgb_array"``: ``render`` shows the sample that the model now expects.
-        **model_options: Arguments of the base model, given directly; for Stable Diffusion ``checkpoint``, ``prompts``,
-            ``guidance_scale``, ``negative_prompt`` and ``decode_batch_size``
-            (:class:`flowgym_gym.models.stable_diffusion.StableDiffusionBaseModel`).
+        **model_options: Arguments of the base model, given directly; for diffusers' pipelines ``checkpoint``,
+            ``prompts``, ``guidance_scale``, ``negative_prompt``, ``height``, ``width``, ``lora`` and more
+            (:class:`flowgym_gym.models.pipeline.LatentBaseModel`).
 
     Raises:
         FlowGymError: One of :mod:`flowgym_gym.errors` that names the argument that cannot be used.

@@ -57,7 +57,7 @@ class FlowMatchScheduler(OptimalTransportScheduler):
             self._mu = low + (high - low) / (most - least) * (tokens - least)
 
     def model_input(self, t: Tensor) -> Tensor:
-        """The noise level times the number of training steps, shape ``(n,)``; diffusers' own to 3e-5 of 1000."""
+        """The noise level times the number of training steps, shape ``(n,)``; diffusers' own to 5e-5 of 1000."""
         return (1 - t.to(torch.float32)) * int(self._diffusers.config.num_train_timesteps)
 
     def sigmas(self, steps: int) -> Tensor:

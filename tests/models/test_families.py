@@ -548,6 +548,30 @@ def test_a_flow_model_needs_a_flow_matching_scheduler():
         from_pipeline(pipe)
 
 
+class Trap:
+    """A pickle that says so when it is opened."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was opened",)
+
+
+@pytest.mark.parametrize(
+    ("option", "file"),
+    [
+        ("lora", "pytorch_lora_weights.bin"),
+        ("denoiser", "diffusion_pytorch_model.bin"),
+        ("vae", "diffusion_pytorch_model.bin"),
+    ],
+)
+def test_pickled_parts_are_never_opened(option, file, tmp_path):
+    if option != "lora":
+        part = "unet" if option == "denoiser" else "vae"
+        shutil.copy(f"{tiny.folder('stable_diffusion')}/{part}/config.json", tmp_path)
+    torch.save({"weight": Trap()}, tmp_path / file)
+    with pytest.raises((CheckpointError, OptionError), match=r"could not be loaded|needs the package peft"):
+        from_pretrained(tiny.folder("stable_diffusion"), **{option: str(tmp_path)})
+
+
 def test_an_open_pipeline_is_taken_as_it_is():
     pipe = tiny.build("stable_diffusion")
     model = from_pipeline(pipe, guidance_scale=2.0)
