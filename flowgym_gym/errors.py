@@ -35,6 +35,10 @@ class CheckpointError(FlowGymError, OSError):
     """A checkpoint is missing, damaged, or of a kind that cannot be opened."""
 
 
+class MissingExtraError(FlowGymError, ImportError):
+    """An optional package that this part needs is not installed, or cannot be imported."""
+
+
 class ActionError(FlowGymError, ValueError):
     """An action has the wrong shape or type, or holds NaN or infinity."""
 

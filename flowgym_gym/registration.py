@@ -45,6 +45,23 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "flowgym/PixArt-Red-v0": {"base_model": "images/pixart", "reward": "images/red"},
     "flowgym/DiT-Red-v0": {"base_model": "images/dit", "reward": "images/red"},
     "flowgym/DDPM-Red-v0": {"base_model": "images/ddpm", "reward": "images/red"},
+    "flowgym/StableDiffusion-ClipScore-v0": {"base_model": "images/stable_diffusion", "reward": "images/clip_score"},
+    "flowgym/StableDiffusion-PickScore-v0": {
+        "base_model": "images/stable_diffusion",
+        "reward": "images/pickscore",
+        "reward_scale": 10.0,
+    },
+    "flowgym/StableDiffusion-Aesthetic-v0": {
+        "base_model": "images/stable_diffusion",
+        "reward": "images/aesthetic",
+        "reward_scale": 10.0,
+    },
+    "flowgym/StableDiffusion-ImageReward-v0": {
+        "base_model": "images/stable_diffusion",
+        "reward": "images/image_reward",
+        "reward_scale": 10.0,
+    },
+    "flowgym/StableDiffusion-HPSv2-v0": {"base_model": "images/stable_diffusion", "reward": "images/hpsv2"},
     "flowgym/GaussianMixture-Binary-v0": {
         "base_model": "1d/gaussian_mixture",
         "reward": "1d/binary",

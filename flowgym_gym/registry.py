@@ -164,7 +164,47 @@ reward_registry.register("images/colorfulness", "flowgym_gym.rewards.images:Colo
 reward_registry.register("images/sharpness", "flowgym_gym.rewards.images:SharpnessReward")
 reward_registry.register("images/symmetry", "flowgym_gym.rewards.images:SymmetryReward")
 reward_registry.register("images/compression", "flowgym_gym.rewards.images:CompressionReward")
+for _domain in ("images", "1d", "2d"):
+    reward_registry.register(
+        f"{_domain}/weighted_sum", "flowgym_gym.rewards.compose:WeightedSum", needs="weights={id: number}"
+    )
+    reward_registry.register(f"{_domain}/clip", "flowgym_gym.rewards.compose:Clip", needs="reward=, low= or high=")
+    reward_registry.register(
+        f"{_domain}/standardize",
+        "flowgym_gym.rewards.compose:Standardize",
+        needs="reward=",
+    )
+    reward_registry.register(
+        f"{_domain}/asynchronous",
+        "flowgym_gym.rewards.asynchronous:Asynchronous",
+        needs="reward=",
+    )
 reward_registry.register("images/incompression", "flowgym_gym.rewards.images:IncompressionReward")
+reward_registry.register(
+    "images/clip_score",
+    "flowgym_gym.rewards.clip:CLIPScoreReward",
+    needs="a prompt; weights: openai/clip-vit-large-patch14",
+)
+reward_registry.register(
+    "images/pickscore",
+    "flowgym_gym.rewards.clip:PickScoreReward",
+    needs="a prompt; weights: yuvalkirstain/PickScore_v1, processor: laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+)
+reward_registry.register(
+    "images/aesthetic",
+    "flowgym_gym.rewards.clip:AestheticReward",
+    needs="clip: openai/clip-vit-large-patch14, head: a file of sac+logos+ava1-l14-linearMSE or sa_0_4_vit_l_14_linear",
+)
+reward_registry.register(
+    "images/image_reward",
+    "flowgym_gym.rewards.preference:ImageRewardReward",
+    needs="a prompt; the extra image-reward; weights: ImageReward-v1.0",
+)
+reward_registry.register(
+    "images/hpsv2",
+    "flowgym_gym.rewards.preference:HPSv2Reward",
+    needs="a prompt; the extra hpsv2; weights: v2.1",
+)
 base_model_registry.register("1d/gaussian_mixture", "flowgym_gym.models.gaussian_mixture:GaussianMixtureBaseModel")
 base_model_registry.register(
     "2d/gaussian_mixture",

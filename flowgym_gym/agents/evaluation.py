@@ -11,6 +11,7 @@ paired: it is the mean of the differences of episodes with the same seed, that i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +21,13 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from flowgym_gym.agents.runs import load_agent, read_config, write_json
+from flowgym_gym.agents.runs import freeze_reward, load_agent, newest_checkpoint, read_config, write_json
 from flowgym_gym.agents.settings import SEEDS, make_vector_env
 from flowgym_gym.errors import CheckpointError, ModelError, OptionError
 
 EVALUATION = "evaluation.json"
 BATCH = 32
+SHOWN_PROMPTS = 10
 CONFIDENCE = 0.95
 FORMULA = "mean +- 1.96 * s / sqrt(n), s with denominator n - 1 (normal approximation)"
 QUANTITIES = {
@@ -47,6 +49,7 @@ class Episodes:
         returns: What the agent was paid.
         valids: Whether each sample is valid.
         pictures: The first finished samples, uint8 ``(H, W, 3)``; empty if they are no pictures.
+        prompts: The prompt of each episode; empty if the model has none.
     """
 
     terminal_rewards: np.ndarray
@@ -54,6 +57,7 @@ class Episodes:
     returns: np.ndarray
     valids: np.ndarray
     pictures: list[np.ndarray] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
 
     def means(self) -> dict[str, float | int]:
         """Mean of each quantity, and the number of episodes."""
@@ -84,11 +88,13 @@ def play(
     n = env.num_envs
     results: dict[str, list[np.ndarray]] = {name: [] for name in ("terminal_reward", "control_cost", "return", "valid")}
     frames: list[np.ndarray] = []
+    prompts: list[str] = []
     still = np.zeros(env.action_space.shape or (), dtype=np.float32)
     for start in range(0, len(seeds), n):
         batch = seeds[start : start + n]
         # The last batch is filled up with episodes that are not counted.
-        observations, _ = env.reset(seed=batch + [batch[-1]] * (n - len(batch)))  # type: ignore[arg-type]
+        observations, infos = env.reset(seed=batch + [batch[-1]] * (n - len(batch)))  # type: ignore[arg-type]
+        prompts.extend(infos.get("prompt", ())[: len(batch)])
         costs, returns, done = np.zeros(n), np.zeros(n), False
         while not done:
             actions = still if predict is None else predict(observations)
@@ -102,7 +108,9 @@ def play(
         if len(frames) < pictures:
             frames.extend(_frames(env)[: min(len(batch), pictures - len(frames))])
     joined = {name: np.concatenate(values) for name, values in results.items()}
-    return Episodes(joined["terminal_reward"], joined["control_cost"], joined["return"], joined["valid"], frames)
+    return Episodes(
+        joined["terminal_reward"], joined["control_cost"], joined["return"], joined["valid"], frames, prompts
+    )
 
 
 def evaluate(
@@ -119,7 +127,8 @@ def evaluate(
 
     Returns:
         For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and ``std`` of
-        ``terminal_reward``, ``control_cost`` and ``return``; also written to the run folder's ``evaluation.json``.
+        ``terminal_reward``, ``control_cost`` and ``return``; with several prompts, the same for the episodes of each
+        under ``prompts``. Also written to the run folder's ``evaluation.json``.
 
     Raises:
         OptionError: If a number is out of range, or there is nothing to evaluate.
@@ -134,7 +143,7 @@ def evaluate(
     if folder is not None:
         config = read_config(folder)
         agent = load_agent(folder)
-        vector_env = vector_env or evaluation_env(config, min(episodes, BATCH))
+        vector_env = vector_env or evaluation_env(config, min(episodes, BATCH), newest_checkpoint(folder))
     if not hasattr(agent, "predict"):
         raise OptionError(f"run_or_policy is a {type(agent).__name__}, expected a run folder or a policy with predict")
     if vector_env is None:
@@ -159,6 +168,8 @@ def evaluate(
         "difference": {name: interval(getattr(played, a) - getattr(base, a)) for name, a in QUANTITIES.items()},
         "valid": {"agent": float(played.valids.mean()), "base": float(base.valids.mean())},
     }
+    if len(set(base.prompts)) > 1:
+        report["prompts"] = by_prompt(played, base)
     if folder is not None:
         try:
             write_json(folder / EVALUATION, report)
@@ -167,13 +178,33 @@ def evaluate(
     return report
 
 
+def by_prompt(agent: Episodes, base: Episodes) -> dict[str, Any]:
+    """Results of the episodes of each prompt, most frequent first; see :func:`evaluate`."""
+    prompts = np.array(base.prompts)
+    report = {}
+    for prompt, count in Counter(base.prompts).most_common():
+        rows = prompts == prompt
+        report[prompt] = {
+            "episodes": count,
+            "agent": {name: interval(getattr(agent, a)[rows]) for name, a in QUANTITIES.items()},
+            "base": {name: interval(getattr(base, a)[rows]) for name, a in QUANTITIES.items()},
+            "difference": {
+                name: interval((getattr(agent, a) - getattr(base, a))[rows]) for name, a in QUANTITIES.items()
+            },
+        }
+    return report
+
+
 def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean with its 95 % confidence interval, and the sample standard deviation.
+    """Mean with its 95 % confidence interval, and the sample standard deviation; of a single value the mean alone.
 
     >>> {k: round(v, 3) for k, v in interval(np.array([1.0, 2.0, 3.0, 4.0])).items()}
     {'mean': 2.5, 'low': 1.235, 'high': 3.765, 'std': 1.291}
     """
-    mean, std = float(values.mean()), float(values.std(ddof=1))
+    mean = float(values.mean())
+    if len(values) < 2:
+        return {"mean": mean}
+    std = float(values.std(ddof=1))
     half = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * std / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half, "std": std}
 
@@ -188,9 +219,14 @@ def deterministic(agent: Any) -> Predict:
     return predict
 
 
-def evaluation_env(config: dict[str, Any], num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """The environment of a run for whole episodes with given seeds."""
-    return make_vector_env(config["env_id"], config["settings"], num_envs, AutoresetMode.DISABLED, "rgb_array")
+def evaluation_env(config: dict[str, Any], num_envs: int, checkpoint: Path | None = None) -> VectorEnv[Any, Any, Any]:
+    """The environment of a run for whole episodes with given seeds.
+
+    A reward that remembers what it has scored knows what it knew at the checkpoint, and stays at that.
+    """
+    env = make_vector_env(config["env_id"], config["settings"], num_envs, AutoresetMode.DISABLED, "rgb_array")
+    freeze_reward(env, checkpoint)
+    return env
 
 
 def check_seed(seed: int, num_envs: int = 1) -> None:
@@ -205,12 +241,26 @@ def table(report: dict[str, Any]) -> str:
     for name in QUANTITIES:
         cells = [_cell(report[who][name]) for who in ("agent", "base", "difference")]
         lines.append(f"{name.replace('_', ' '):17}" + "".join(f"{cell:>24}" for cell in cells))
+    lines += _prompt_lines(report.get("prompts", {}))
     lines.append(f"means of {report['episodes']} episodes each on the same held-out seeds; 95 % confidence: {FORMULA}")
     return "\n".join(lines)
 
 
+def _prompt_lines(prompts: dict[str, Any]) -> list[str]:
+    """Terminal rewards of the prompts with the most episodes."""
+    lines = [f"terminal reward by prompt ({len(prompts)}):"] if prompts else []
+    for prompt, results in list(prompts.items())[:SHOWN_PROMPTS]:
+        cells = [_cell(results[who]["terminal_reward"]) for who in ("agent", "base", "difference")]
+        label = f"{prompt} ({results['episodes']})"
+        lines.append(f"{label:<17.40}" + "".join(f"{cell:>24}" for cell in cells))
+    if len(prompts) > SHOWN_PROMPTS:
+        lines.append(f"... and {len(prompts) - SHOWN_PROMPTS} more prompts in {EVALUATION}")
+    return lines
+
+
 def _cell(values: dict[str, float]) -> str:
-    return f"{values['mean']:.4g} +- {values['high'] - values['mean']:.2g}"
+    half = f" +- {values['high'] - values['mean']:.2g}" if "high" in values else ""
+    return f"{values['mean']:.4g}{half}"
 
 
 def _frames(env: VectorEnv[Any, Any, Any]) -> list[np.ndarray]:

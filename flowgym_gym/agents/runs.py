@@ -8,7 +8,7 @@ nor a power cut leaves half of one under its name.
     The agent as stable-baselines3 saves it: networks and optimisers.
 ``state.json``, ``state.npz``
     Counters, random states (Python, numpy, torch, action space, one generator per sub-environment), the running
-    episodes, and the last observation.
+    episodes, what the reward remembers, and the last observation.
 ``replay_buffer.npz``
     What is in SAC's replay buffer; only the newest checkpoint has it.
 
@@ -35,6 +35,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -50,6 +51,7 @@ from flowgym_gym.agents.settings import (
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
 from flowgym_gym.errors import CheckpointError, OptionError, UnknownOptionError
+from flowgym_gym.rewards import Reward
 
 Config = dict[str, Any]
 Row = dict[str, float | int | None]
@@ -300,6 +302,26 @@ def restore_checkpoint(checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv) -
     return saved | {k.removeprefix("progress."): v for k, v in arrays.items() if k.startswith("progress.")}
 
 
+def freeze_reward(env: VectorEnv[Any, Any, Any], checkpoint: Path | None) -> None:
+    """Let a reward that remembers what it has scored know what it knew at a checkpoint, and nothing more.
+
+    Args:
+        env: Whose reward.
+        checkpoint: Its folder; None for a reward that knows nothing.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+    """
+    if not _reward(env).stateful:
+        return
+    if checkpoint is not None:
+        try:
+            _set_reward_state(env, _load_arrays(checkpoint / "state.npz"))
+        except UNREADABLE as error:
+            raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
+    _reward(env).freeze()
+
+
 def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
     """Load networks and optimisers into an agent with the same settings."""
     # Without its data, which are pickled, an archive holds tensors only, and torch is told to accept nothing else.
@@ -415,6 +437,7 @@ def _capture(model: BaseAlgorithm, env: SB3VecEnv) -> tuple[dict[str, Any], dict
     arrays = {
         "torch_random": torch.get_rng_state().numpy(),
         **{f"env.{key}": value for key, value in env.vector_env.unwrapped.get_state().items()},  # type: ignore[attr-defined]
+        **{f"reward.{key}": value for key, value in _reward(env.vector_env).get_state().items()},
         "episode_starts": model._last_episode_starts,
         **{f"observation.{key}": value for key, value in model._last_obs.items()},  # type: ignore[union-attr]
     }
@@ -429,6 +452,7 @@ def _restore(
     """Undo :func:`_capture`. The random states come last: what is done before them draws numbers."""
     state = {key.removeprefix("env."): value for key, value in arrays.items() if key.startswith("env.")}
     env.vector_env.unwrapped.set_state(state)  # type: ignore[attr-defined]
+    _set_reward_state(env.vector_env, arrays)
     env.reset_infos = [{} if prompt is None else {"prompt": prompt} for prompt in numbers["prompts"]]
 
     model.num_timesteps = numbers["timesteps"]
@@ -449,6 +473,17 @@ def _restore(
     cuda = [torch.from_numpy(arrays[key]) for key in sorted(arrays) if key.startswith("cuda_random.")]
     if cuda and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
+
+
+def _reward(env: VectorEnv[Any, Any, Any]) -> Reward[Any]:
+    reward: Reward[Any] = env.unwrapped.rollout.environment.reward  # type: ignore[attr-defined]
+    return reward
+
+
+def _set_reward_state(env: VectorEnv[Any, Any, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    state = {key.removeprefix("reward."): value for key, value in arrays.items() if key.startswith("reward.")}
+    if state:
+        _reward(env).set_state(state)
 
 
 def _buffer_arrays(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:

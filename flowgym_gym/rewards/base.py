@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Reward(ABC, Generic[D]):
     value_range: tuple[float, float] = (-float("inf"), float("inf"))
     units: str = ""
     differentiable: bool = False
-    stateful: ClassVar[bool] = False
+    stateful: bool = False
 
     @abstractmethod
     def forward(self, x: D, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,105 @@
+"""Small models of the architectures that weighted rewards were made for, saved as the real ones are."""
+
+import json
+import shutil
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from flowgym_gym.models.stable_diffusion import EMBEDDED
+
+FEATURES, SIZE = 12, 32
+TOKENIZER = EMBEDDED / "tiny" / "tokenizer"
+# OpenAI's preparation of pictures, for small ones.
+PREPROCESSOR = {
+    "crop_size": SIZE,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "image_processor_type": "CLIPImageProcessor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": SIZE,
+}
+
+
+def save_processor(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(TOKENIZER / name, folder / name)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+
+
+def save_clip(folder, seed=0):
+    torch.manual_seed(seed)
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CLIPConfig(
+        text_config={**shape, **text},
+        vision_config={**shape, "image_size": SIZE, "patch_size": 8},
+        projection_dim=FEATURES,
+        logit_scale_init_value=3.0,
+    )
+    model = CLIPModel(config).eval()
+    with torch.no_grad():  # Untrained weights are so small that all scores would be the same.
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    save_processor(folder)
+    return model
+
+
+class PublishedMLP(nn.Module):
+    """The module whose state the published MLP is, with its names."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(FEATURES, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def save_heads(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(1)
+    mlp, linear = PublishedMLP().eval(), nn.Linear(FEATURES, 1).eval()
+    with torch.no_grad():
+        for parameter in mlp.parameters():
+            parameter.mul_(2)
+    torch.save(mlp.state_dict(), folder / "mlp.pth")
+    torch.save(linear.state_dict(), folder / "linear.pth")
+    save_file(mlp.state_dict(), folder / "mlp.safetensors")
+    return mlp, linear
+
+
+def save_all(folder):
+    """Folders of every weighted reward that runs offline, as reward_kwargs by reward id."""
+    clip = folder / "clip"
+    save_clip(clip)
+    save_heads(folder / "heads")
+    return {
+        "images/clip_score": {"weights": str(clip)},
+        "images/pickscore": {"weights": str(clip)},
+        "images/aesthetic": {"clip": str(clip), "head": str(folder / "heads" / "mlp.pth")},
+    }
