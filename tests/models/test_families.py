@@ -1,7 +1,10 @@
 """Every family of pipelines, on tiny ones with random weights; each is compared with diffusers' own pipeline."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers
@@ -579,6 +582,23 @@ def test_an_open_pipeline_is_taken_as_it_is():
     assert model.pipe is pipe
     with pytest.raises(OptionError, match="taken as it is"):
         from_pipeline(pipe, lora="some/lora")
+
+
+def test_a_hub_id_opens_from_the_local_cache_without_a_network(tmp_path):
+    """In the layout that downloads leave behind, read by another process that must not reach the network."""
+    repository = tmp_path / "hub" / "models--somebody--tiny-xl"
+    shutil.copytree(tiny.folder("stable_diffusion_xl"), repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    code = (
+        "import gymnasium, flowgym_gym\n"
+        f"env = gymnasium.make({RED!r}, checkpoint='somebody/tiny-xl', discretization_steps=2)\n"
+        "print(type(env.unwrapped.rollout.environment.base_model).__name__, env.reset(seed=0)[0]['latent'].shape)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "StableDiffusionXLBaseModel (4, 4, 8)"
 
 
 def test_a_model_of_pixels_may_keep_its_files_at_the_root(tmp_path):
