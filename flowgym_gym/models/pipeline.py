@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +34,7 @@ from flowgym_gym.models.checkpoints import (
     prepare,
     read_index,
 )
+from flowgym_gym.prompts import read_prompts
 from flowgym_gym.schedulers import DiffusionScheduler, FlowMatchScheduler, Scheduler
 from flowgym_gym.types import FlowTensor, append_dims
 
@@ -185,7 +185,8 @@ class LatentBaseModel(PipelineBaseModel):
 
     Args:
         checkpoint: A local folder in diffusers' format, a Hub id, or an open pipeline; see :class:`PipelineBaseModel`.
-        prompts: A prompt, a list of them, or the path of a text file with one per line. An episode draws one.
+        prompts: A prompt, a list of them, or where they are: a text file, JSON lines, ``"set:NAME"`` or a dataset's
+            column, see :func:`flowgym_gym.prompts.read_prompts`. An episode draws one.
         guidance_scale: Weight of classifier-free guidance; 1 is off, above 1 the network runs on twice the batch.
         negative_prompt: What guidance steers away from; only used with guidance.
         device: Where the model runs.
@@ -424,27 +425,3 @@ def check_memory(memory: str | Sequence[str]) -> tuple[str, ...]:
         if name not in MEMORY:
             raise OptionError(f"memory names {name!r}, expected some of {tuple(MEMORY)}")
     return names
-
-
-def read_prompts(prompts: str | Sequence[str]) -> list[str]:
-    """A prompt, a list of prompts or a text file with one per line, as a list.
-
-    Raises:
-        OptionError: If there is none, one is empty or not a string, or the named ``.txt`` file cannot be read.
-    """
-    if isinstance(prompts, str):
-        if prompts.endswith(".txt"):
-            try:
-                lines = Path(prompts).expanduser().read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise OptionError(f"prompts names the text file {prompts!r}, which cannot be read: {error}") from error
-            found = [line.strip() for line in lines if line.strip()]
-        else:
-            found = [prompts]
-    else:
-        found = list(prompts) if isinstance(prompts, Sequence) else []
-    if not found or not all(isinstance(p, str) and p.strip() for p in found):
-        raise OptionError(
-            f"prompts is {prompts!r}, expected a prompt, a list of prompts, or a .txt file with one per line"
-        )
-    return found
