@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_choice
 from flowgym_gym.models.checkpoints import Changes
 from flowgym_gym.models.pipeline import PipelineBaseModel, check_memory
 from flowgym_gym.types import FlowTensor
@@ -25,6 +26,7 @@ class DDPMBaseModel(PipelineBaseModel):
         dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
         denoiser: Folder or Hub id of a fine-tuned U-Net that takes the place of the checkpoint's own.
         memory: Memory options of diffusers to switch on, such as ``"attention_slicing"``.
+        compile: Whether the network goes through ``torch.compile``.
 
     Raises:
         CheckpointError: If the checkpoint is missing, damaged, or of another family.
@@ -45,8 +47,11 @@ class DDPMBaseModel(PipelineBaseModel):
         dtype: str = "float32",
         denoiser: str | None = None,
         memory: str | Sequence[str] = (),
+        compile: bool = False,
     ) -> None:
-        super().__init__(checkpoint, device, dtype, Changes(denoiser=denoiser, memory=check_memory(memory)))
+        check_choice("compile", compile, (False, True))
+        changes = Changes(denoiser=denoiser, memory=check_memory(memory), compile=compile)
+        super().__init__(checkpoint, device, dtype, changes)
 
     def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         config = self.denoiser.config
@@ -59,7 +64,7 @@ class DDPMBaseModel(PipelineBaseModel):
 
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
         """The U-Net's prediction; see :class:`BaseModel`."""
-        output = self.denoise(x.data.to(self.denoiser.dtype), self._scheduler.model_input(t))
+        output = self.denoise(x.data.to(self.denoiser_dtype), self._scheduler.model_input(t))
         return self._finish(x.data, t, output.to(x.dtype))
 
     def postprocess(self, x: FlowTensor) -> FlowTensor:

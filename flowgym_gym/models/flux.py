@@ -40,6 +40,7 @@ class FluxBaseModel(FlowMatchBaseModel):
         lora: See there.
         lora_scale: See there.
         memory: See there.
+        compile: See there.
         true_cfg_scale: Weight of classifier-free guidance; 1 is off, above 1 the network runs on twice the batch.
 
     Raises:
@@ -74,6 +75,7 @@ class FluxBaseModel(FlowMatchBaseModel):
         lora: str | None = None,
         lora_scale: float = 1.0,
         memory: str | Sequence[str] = (),
+        compile: bool = False,
         true_cfg_scale: float = 1.0,
     ) -> None:
         if guidance_scale is not None:
@@ -94,6 +96,7 @@ class FluxBaseModel(FlowMatchBaseModel):
             lora,
             lora_scale,
             memory,
+            compile,
         )
         distilled = self.denoiser.config.guidance_embeds
         if guidance_scale is not None and not distilled:

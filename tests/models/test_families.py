@@ -505,6 +505,20 @@ def changed_index(name, tmp_path, change):
     return str(copy)
 
 
+def test_labels_are_read_from_the_index(tmp_path):
+    """Where facebook/DiT-XL-2-256 keeps them."""
+    labels = {"0": "tench, Tinca tinca", "207": "golden retriever"}
+    folder = changed_index("dit", tmp_path, lambda index: index.update(id2label=labels))
+    assert from_pretrained(folder, prompts=["golden retriever", "Tinca tinca"]).class_of("golden retriever") == 207
+
+
+def test_corrections_of_the_noise_are_refused_where_a_flow_model_has_only_noise():
+    with pytest.raises(OptionError, match=r"singular at time 0 .*take velocity corrections"):
+        make("flux", action_type="noise")
+    env = make("flux", [0.1, 0.5], action_type="noise")
+    assert torch.isfinite(env.sample(2).control_costs).all()
+
+
 def test_an_unsupported_pipeline_is_named_with_those_that_are_supported(tmp_path):
     folder = changed_index("dit", tmp_path, lambda index: index.update(_class_name="KandinskyPipeline"))
     message = "holds a KandinskyPipeline, which is not supported; supported are DDIMPipeline, DDPMPipeline, DiTPipeline"
