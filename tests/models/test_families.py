@@ -140,6 +140,36 @@ def test_zero_action_is_the_pipelines_own_sampler(name, guidance, monkeypatch):
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name in PROMPTED if name != "dit"])
+@torch.no_grad()
+def test_pictures_are_those_of_the_pipeline(name):
+    """Of autoencoders that scale, shift and normalise their latents."""
+    pipe = tiny.build(name)
+    if name == "stable_diffusion_xl":
+        pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5])
+    model = from_pipeline(pipe, **tiny.OPTIONS.get(name, {}))
+    height, width = model.image_size
+    latents = {}
+
+    def keep(pipe, step, timestep, kwargs):
+        latents["last"] = kwargs["latents"]
+        return {}
+
+    options = {"callback_on_step_end": keep}
+    if name.startswith("pixart"):
+        options = {
+            "use_resolution_binning": False,
+            "callback_steps": 1,
+            "callback": lambda step, timestep, x: latents.update(last=x),
+        }
+    prompt = PROMPT[name][0]
+    images = pipe(prompt, num_inference_steps=2, height=height, width=width, output_type="pt", **options).images
+    last = latents["last"]
+    if name.startswith("flux"):
+        last = pipe._unpack_latents(last, height, width, pipe.vae_scale_factor)
+    torch.testing.assert_close(model.postprocess(FlowTensor(last)).data, images, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in (*FLOWS, "dit")])
 @torch.no_grad()
 def test_zero_action_with_noise_is_ancestral_sampling(name, monkeypatch):
