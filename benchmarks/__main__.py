@@ -55,21 +55,22 @@ def main() -> None:
                 "steps": args.steps,
                 "rounds": args.rounds,
                 "dtype": args.dtype,
+                "machine": found,
                 "rows": results,
             }
-            save(path, found, entry)
+            save(path, entry)
             print(table(entry))
     print(f"results in {path}; draw them with python -m benchmarks.plot", file=sys.stderr)
 
 
-def save(path: Path, found: dict[str, Any], entry: dict[str, Any]) -> None:
+def save(path: Path, entry: dict[str, Any]) -> None:
     """Add a comparison to the results of a machine, in place of an older one of the same case."""
     same = ("checkpoint", "num_envs", "steps", "dtype")
     old = json.loads(path.read_text()) if path.is_file() else {"comparisons": []}
     kept = [other for other in old["comparisons"] if any(other[key] != entry[key] for key in same)]
     comparisons = sorted([*kept, entry], key=lambda e: (e["checkpoint"] != "tiny", e["checkpoint"], e["num_envs"]))
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": found, "comparisons": comparisons}, indent=2) + "\n")
+    path.write_text(json.dumps({"comparisons": comparisons}, indent=2, allow_nan=False) + "\n")
 
 
 def table(entry: dict[str, Any]) -> str:
@@ -83,9 +84,11 @@ def table(entry: dict[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for key, row in entry["rows"].items():
+        outside, memory = row["outside_network"], row["peak_memory_mb"]
         lines.append(
             f"| {titles[key]} | {row['steps_per_second']:.3g} | {row['ratio']:.3f} ({row['ratio_low']:.3f} to "
-            f"{row['ratio_high']:.3f}) | {100 * row['outside_network']:.1f} % | {row['peak_memory_mb']:.0f} |"
+            f"{row['ratio_high']:.3f}) | {'-' if outside is None else f'{100 * outside:.1f} %'} | "
+            f"{'-' if memory is None else f'{memory:.0f}'} |"
         )
     return "\n".join(lines)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import math
 import os
 import platform
 import random
@@ -78,7 +77,7 @@ def inside_the_network(case: Case) -> Iterator[list[float]]:
             delattr(owner, name)
 
 
-def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict[str, dict[str, float]]:
+def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict[str, dict[str, float | None]]:
     """Time rows against each other.
 
     Args:
@@ -90,12 +89,12 @@ def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict
     Returns:
         For each row the median environment steps per second, the median of the rounds' ratios of time per step to the
         bare loop's with its quartiles, the share of its time outside network and decoder, and the peak of its memory
-        above what it started with, in MB.
+        above what it started with, in MB; the last two are None where the network runs elsewhere.
     """
     order = random.Random(seed)
     seconds: dict[str, list[float]] = {row.key: [] for row in rows}
     outside: dict[str, list[float]] = {row.key: [] for row in rows}
-    memory: dict[str, float] = {}
+    memory: dict[str, float | None] = {}
     with ExitStack() as stack:
         episodes = {row.key: stack.enter_context(row.open(case)) for row in rows}  # type: ignore[arg-type]
         for row in rows:
@@ -103,14 +102,13 @@ def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict
         for number in range(rounds):
             for row in order.sample(list(rows), len(rows)):
                 with inside_the_network(case) as network:
-                    synchronise(case.device)
-                    start = time.perf_counter()
-                    steps = episodes[row.key]()
-                    synchronise(case.device)
-                    whole = time.perf_counter() - start
-                seconds[row.key].append(whole / steps)
-                # A compiled network is another one, whose calls are not timed.
-                outside[row.key].append(1 - network[0] / whole if network[0] else math.nan)
+                    steps, whole = _timed(episodes[row.key], case.device)
+                if case.device == "cpu":
+                    seconds[row.key].append(whole / steps)
+                else:  # Timing the calls of the network keeps a device from working ahead.
+                    steps, alone = _timed(episodes[row.key], case.device)
+                    seconds[row.key].append(alone / steps)
+                outside[row.key].append(1 - network[0] / whole)
             print(f"  round {number + 1} of {rounds}", end="\r", file=sys.stderr, flush=True)
     results = {}
     for row in rows:
@@ -120,14 +118,23 @@ def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict
             "ratio": statistics.median(ratios),
             "ratio_low": ratios[len(ratios) // 4],
             "ratio_high": ratios[-1 - len(ratios) // 4],
-            "outside_network": statistics.median(outside[row.key]),
-            "peak_memory_mb": memory[row.key],
+            "outside_network": statistics.median(outside[row.key]) if row.here else None,
+            "peak_memory_mb": memory[row.key] if row.here else None,
         }
     return results
 
 
-def _peak(episode: Any, device: str) -> float:
-    """Peak memory of an episode above what was in use before, in MB; NaN where this cannot be told."""
+def _timed(episode: Any, device: str) -> tuple[int, float]:
+    """Steps of an episode and the seconds that it took."""
+    synchronise(device)
+    start = time.perf_counter()
+    steps = episode()
+    synchronise(device)
+    return steps, time.perf_counter() - start
+
+
+def _peak(episode: Any, device: str) -> float | None:
+    """Peak memory of an episode above what was in use before, in MB; None where this cannot be told."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -140,7 +147,7 @@ def _peak(episode: Any, device: str) -> float:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         episode()
-        return float("nan")
+        return None
     before = _status("VmRSS")
     episode()
     return (_status("VmHWM") - before) / 1e3

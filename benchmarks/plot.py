@@ -43,7 +43,7 @@ def draw(results: dict[str, Any], checkpoint: str, path: Path) -> None:
     speed.set_ylabel("environment steps per second")
     ratio.set(ylabel="time per step, bare loop = 1", yscale="log")
     speed.legend(fontsize="small")
-    where = results["machine"]
+    where = comparisons[0]["machine"]
     plt.suptitle(f"{checkpoint}, {where['device'] if where['device'] != 'cpu' else where['cpu']}")
     plt.savefig(path, dpi=110)
 

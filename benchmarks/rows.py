@@ -80,12 +80,14 @@ class Row:
         open: Context manager from a case to a function that runs an episode and returns the number of steps of all
             sub-environments together.
         largest: Largest number of sub-environments it is run with, where more would only repeat the same.
+        here: Whether the network that the rows share is what it calls, in this process.
     """
 
     key: str
     title: str
     open: Callable[[Case], object]
     largest: int = 10**9
+    here: bool = True
 
 
 @contextmanager
@@ -97,10 +99,11 @@ def bare_loop(case: Case) -> Iterator[Episode]:
     ddim.set_timesteps(case.steps)
     shape = (case.num_envs, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
     generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        embeddings, _ = pipe.encode_prompt(PROMPT, case.device, case.num_envs, False)
 
     def episode() -> int:
         with torch.inference_mode():
-            embeddings, _ = pipe.encode_prompt(PROMPT, case.device, case.num_envs, False)
             x = torch.randn(shape, generator=generator).to(case.device)
             for k in ddim.timesteps:
                 output = unet(x.to(dtype), k, embeddings, return_dict=False)[0].float()
@@ -212,18 +215,20 @@ def _gymnasium_vector(cls: type) -> Callable[[Case], object]:
 
 @contextmanager
 def training(case: Case) -> Iterator[Episode]:
-    """A PPO training run with the preset of the environment: roll-outs, the policy's own calls, and updates."""
-    settings = load_preset(ID.partition(":")[2], "ppo")
+    """A PPO training run: roll-outs, the policy's own calls, and updates, as many per step as in the preset."""
+    env_id = ID.partition(":")[2]
+    settings = load_preset(env_id, "ppo")
     settings["env"] = {**settings["env"], **case.options}
     settings["num_envs"] = case.num_envs
-    settings["algo"]["batch_size"] = min(settings["algo"]["batch_size"], case.num_envs * case.steps)
-    settings["algo"]["n_steps"] = case.steps
-    envs = SB3VecEnv(make_vector_env(ID.partition(":")[2], settings, case.num_envs))
+    hyper = settings["algo"]
+    episodes = max(1, -(-hyper["batch_size"] // (case.num_envs * case.steps)))
+    hyper["n_steps"] = episodes * case.steps
+    envs = SB3VecEnv(make_vector_env(env_id, settings, case.num_envs))
     agent = make_algorithm("ppo", envs, settings, seed=0)
 
     def episode() -> int:
-        agent.learn(case.num_envs * case.steps, reset_num_timesteps=False)
-        return case.num_envs * case.steps
+        agent.learn(case.num_envs * hyper["n_steps"], reset_num_timesteps=False)
+        return case.num_envs * hyper["n_steps"]
 
     yield episode
     envs.close()
@@ -250,9 +255,9 @@ ROWS = (
     Row("sample", "flowgym_gym.make(...).sample", torch_environment),
     Row("diffusiongym", "diffusiongym's env.sample", relative),
     Row("vector", "DenoisingVectorEnv", _denoising_vector()),
-    Row("compiled", "DenoisingVectorEnv with compile=True", _denoising_vector(compile=True)),
+    Row("compiled", "DenoisingVectorEnv with compile=True", _denoising_vector(compile=True), here=False),
     Row("sb3", "SB3VecEnv", sb3_environment),
     Row("sync", "SyncVectorEnv of single environments", _gymnasium_vector(SyncVectorEnv), largest=16),
-    Row("async", "AsyncVectorEnv of single environments", _gymnasium_vector(AsyncVectorEnv), largest=4),
+    Row("async", "AsyncVectorEnv of single environments", _gymnasium_vector(AsyncVectorEnv), largest=4, here=False),
     Row("ppo", "PPO training run", training),
 )

@@ -35,7 +35,7 @@ def check_whole(name: str, value: object, minimum: int = 1, maximum: int | None 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise an OptionError unless ``value`` is one of ``choices``."""
     choices = tuple(choices)
-    if value not in choices:
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
         raise OptionError(f"{name} is {value!r}, expected one of {choices}")
 
 

@@ -6,17 +6,19 @@ returns, in any autoreset mode and at any time, must be what that one returns.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from flowgym_gym.errors import OptionError, VectorEnvError
 
+KEPT = 20
 SingleMaker = Callable[[], gymnasium.Env[Any, Any]]
 
 
@@ -57,6 +59,8 @@ def check_vector_env(
     >>> check_vector_env(envs) > 0
     True
     """
+    if make_single is None and isinstance(envs, VectorWrapper):
+        raise OptionError(f"envs is wrapped in a {type(envs).__name__}; give make_single, which wraps the single one")
     single = _single_maker(envs) if make_single is None else make_single
     mode = _autoreset_mode(envs)
     sync = SyncVectorEnv([single] * envs.num_envs, autoreset_mode=mode)
@@ -78,8 +82,8 @@ class _Comparison:
     ) -> None:
         self.mine, self.sync, self.mode, self.tolerance = mine, sync, mode, tolerance
         self.steps = 0
-        # What an earlier call returned, and a copy of it as it was.
-        self.kept: tuple[Any, Any] | None = None
+        # What the latest calls returned, each with a copy of it as it was.
+        self.kept: deque[tuple[Any, Any]] = deque(maxlen=KEPT)
 
     def run(self, episodes: int, max_steps: int, seed: int) -> int:
         self.check_spaces()
@@ -88,11 +92,11 @@ class _Comparison:
         actions = self.actions(seed)
         for kwargs in ({"seed": seed}, {"seed": seeds}, {}):
             self.reset(**kwargs)
-            self.step(next(actions))
+            self.advance(next(actions))
         self.reset(seed=seed)
         self.play(actions, episodes, max_steps)
         self.reset(seed=seed + 1)
-        self.step(next(actions))
+        self.advance(next(actions))
         mask = np.arange(n) % 2 == 1 if n > 1 else np.ones(1, dtype=np.bool_)
         self.reset(seed=[*seeds], options={"reset_mask": mask})
         self.play(actions, episodes, max_steps)
@@ -125,38 +129,52 @@ class _Comparison:
 
     def reset(self, **kwargs: Any) -> None:
         described = ", ".join(f"{key}={value}" for key, value in kwargs.items())
-        result = self.both(f"reset({described})", lambda env: env.reset(**deepcopy(kwargs)))
+        result = self.both(f"reset({described})", lambda env, given: env.reset(**given), kwargs)
         observations, _ = result
         if observations not in self.mine.observation_space:
             raise VectorEnvError(f"reset({described}) returned observations outside observation_space: {observations}")
 
     def step(self, actions: Any) -> np.ndarray:
         self.steps += 1
-        result = self.both(f"step {self.steps}", lambda env: env.step(deepcopy(actions)))
+        result = self.both(f"step {self.steps}", lambda env, given: env.step(given), actions)
         if len(result) != 5:
             raise VectorEnvError(f"step {self.steps} returned {len(result)} values, expected 5")
         done: np.ndarray = result[2] | result[3]
         return done
 
+    def advance(self, actions: Any) -> np.ndarray:
+        """Step, and reset what has ended where the environment does not do so itself."""
+        done = self.step(actions)
+        if self.mode is AutoresetMode.DISABLED and done.any():
+            self.reset(options={"reset_mask": done.copy()})
+        return done
+
     def play(self, actions: Iterator[Any], episodes: int, max_steps: int) -> None:
         ended = np.zeros(self.mine.num_envs, dtype=np.int64)
         for _ in range(max_steps):
-            done = self.step(next(actions))
-            ended += done
-            if self.mode is AutoresetMode.DISABLED and done.any():
-                self.reset(options={"reset_mask": done.copy()})
+            ended += self.advance(next(actions))
             if (ended >= episodes).all():
                 return
+        if not ended.any():
+            raise OptionError(f"no episode ended within {max_steps} steps; give a larger max_steps")
 
-    def both(self, call: str, act: Callable[[VectorEnv[Any, Any, Any]], Any]) -> Any:
-        """The same call of both; compares the results, and that the last ones have not been written over."""
-        result = act(self.mine)
-        if self.kept is not None:
-            changed = difference(*self.kept, tolerance=0.0)
+    def both(self, call: str, act: Callable[[VectorEnv[Any, Any, Any], Any], Any], given: Any) -> Any:
+        """The same call of both; compares the results, and that nothing else has been written over."""
+        sent = deepcopy(given)
+        result = act(self.mine, sent)
+        for before, as_it_was in self.kept:
+            changed = difference(before, as_it_was, tolerance=0.0)
             if changed:
-                raise VectorEnvError(f"{call} changed what the call before had returned: {changed}")
-        self.kept = (result, deepcopy(result))
-        different = difference(result, act(self.sync), self.tolerance)
+                raise VectorEnvError(f"{call} changed what a call before had returned: {changed}")
+        self.kept.append((result, deepcopy(result)))
+        # Gymnasium's own environments take the mask out of the options; its values are the caller's all the same.
+        for name, mine, theirs in (
+            ("actions", sent, given) if not isinstance(given, dict) else ("seed", sent.get("seed"), given.get("seed")),
+        ):
+            changed = difference(mine, theirs, tolerance=0.0, path=name)
+            if changed:
+                raise VectorEnvError(f"{call} changed what it was given: {changed}")
+        different = difference(result, act(self.sync, deepcopy(given)), self.tolerance)
         if different:
             raise VectorEnvError(f"{call} differs from SyncVectorEnv over the single environment: {different}")
         return result

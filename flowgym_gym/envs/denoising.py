@@ -120,6 +120,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         self._check_open()
         check_seed(seed)
         self.rollout.check_options(options)
+        seed = None if seed is None else int(seed)
         super().reset(seed=seed)
         if seed is None and not self.rollout.seeded[0]:
             seed = int(self.np_random.integers(2**62))

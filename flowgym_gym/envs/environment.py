@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -140,6 +141,24 @@ class Environment(Generic[D]):
             probe, _ = self._draw(1)
         self.state_shape: tuple[int, ...] = tuple(probe.data.shape[1:])
         self.set_time_grid(discretization_steps, spacing)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides how an episode goes on, as plain values; a state belongs to environments that agree in these."""
+        parts = self._parts or {"base_model": {"id": type(self.base_model).__name__}, "reward": {}}
+        model = self.base_model
+        return {
+            "base_model": parts["base_model"]["id"],
+            "checkpoint": str(parts["base_model"].get("checkpoint", "")),
+            "guidance_scale": getattr(model, "guidance_scale", None),
+            "negative_prompt": getattr(model, "negative_prompt", None),
+            "reward": parts["reward"].get("id", type(self.reward).__name__),
+            "action_type": self.action_type,
+            "sampler": self.sampler,
+            **{
+                name: None if getattr(self, name) is None else float(getattr(self, name))
+                for name in ("noise_level", "noise_schedule", "action_scale", "reward_scale", "control_cost_weight")
+            },
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Environment[D]:
         return copy(self)
@@ -457,6 +476,15 @@ def make(
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, numpy and Python inside, and restore them afterwards."""
+    with _seeding:
+        yield from _seeded(seed)
+
+
+# The global generators are shared by all threads.
+_seeding = threading.RLock()
+
+
+def _seeded(seed: int) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     # Before CUDA has been used, torch.manual_seed would keep a whole stack trace for later, which costs half a
     # millisecond for every episode.

@@ -6,6 +6,7 @@ the noise of every step, so a seed means the same episode on every device, in ev
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,25 @@ import torch
 
 from flowgym_gym.checks import check_mapping, check_whole
 from flowgym_gym.envs.environment import Environment, make, merge_kwargs, seeded
-from flowgym_gym.envs.state import State, check_array, pack, row, unpack
-from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, StateError
+from flowgym_gym.envs.state import State, check_array, check_settings, pack, row, unpack
+from flowgym_gym.errors import ActionError, ModelError, OptionError, ResetNeededError, RewardError, StateError
 from flowgym_gym.time_grid import Steps
 from flowgym_gym.types import FlowTensor
 
 Observation = dict[str, np.ndarray]
 
 # A forked child, such as a worker of AsyncVectorEnv, has none of torch's threads and would wait for them for ever.
+_forked: list[bool] = []
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+    os.register_at_fork(after_in_child=lambda: _forked.append(True))
+
+
+def settle_after_fork() -> None:
+    """In a forked child, and only once, make torch do without the threads that stayed behind."""
+    if _forked:
+        _forked.clear()
+        torch.set_num_threads(1)
+
 
 DEFAULTS: dict[str, Any] = {
     "base_model": "images/stable_diffusion",
@@ -96,14 +106,13 @@ class Rollout:
         self.num_envs = int(num_envs)
         self.generators = [torch.Generator() for _ in range(self.num_envs)]
         shape = (self.num_envs, *environment.state_shape)
-        self.latents = torch.zeros(shape, device=environment.device)
+        self.latents = torch.zeros(shape, dtype=torch.float32, device=environment.device)
         self.index = np.zeros(self.num_envs, dtype=np.int64)
         self.started = np.zeros(self.num_envs, dtype=np.bool_)
         self.seeded = np.zeros(self.num_envs, dtype=np.bool_)
         self._kwargs: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._merged: dict[str, Any] | None = None
         self._output: torch.Tensor | None = None
-        self._noise = torch.zeros(shape)
         prompts = environment.base_model.prompts
         self._embeddings: np.ndarray | None = None
         if prompts is not None and len(prompts) > 1:
@@ -113,6 +122,7 @@ class Rollout:
     @classmethod
     def make(cls, num_envs: int = 1, **options: Any) -> Rollout:
         """Episodes of the environment that :func:`flowgym_gym.make` makes, with the Gymnasium ids' defaults."""
+        settle_after_fork()
         return cls(make(**{**DEFAULTS, **options}), num_envs)
 
     @property
@@ -167,7 +177,7 @@ class Rollout:
         if unknown:
             raise OptionError(f"reset options {unknown} are not known, expected 'prompt' or none")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reset(self, indices: Sequence[int], options: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Start a new episode in some sub-environments.
 
@@ -181,6 +191,7 @@ class Rollout:
         Raises:
             OptionError: If ``options`` has another key.
         """
+        settle_after_fork()
         self.check_options(options)
         options = dict(options or {})
         states, all_kwargs = [], []
@@ -213,14 +224,20 @@ class Rollout:
             indices: Which sub-environments take the step.
 
         Raises:
-            ModelError: If the model returns NaN or infinity; no sub-environment has moved then.
+            ModelError: If the model returns NaN or infinity; no sub-environment has moved then, but its noise is drawn.
+            RewardError: If the reward fails; the episodes that it should have scored are over.
+            ResetNeededError: If one of the episodes is over.
         """
+        settle_after_fork()
         environment, where = self.environment, list(indices)
         everyone = len(where) == self.num_envs
-        for i in where:
-            self._noise[i].normal_(generator=self.generators[i])
+        over = [i for i in where if self.index[i] >= environment.discretization_steps]
+        if over:
+            raise ResetNeededError(f"the episode{self._named(over)} is over; call reset")
+        shape = environment.state_shape
+        draws = [torch.randn(shape, generator=self.generators[i], dtype=torch.float32, device="cpu") for i in where]
         x = self.latents if everyone else self.latents[where]
-        noise = (self._noise if everyone else self._noise[where]).to(x.device)
+        noise = torch.stack(draws).to(x.device)
         action = torch.as_tensor(actions if everyone else actions[where]).to(x.device)
         index = torch.from_numpy(self.index[where]).to(x.device)
         kwargs = self._batch_kwargs(where)
@@ -292,6 +309,7 @@ class Rollout:
             "seeded": self.seeded.copy(),
             "generators": np.stack([generator.get_state().numpy() for generator in self.generators]),
             "times": self.environment.grid.times.numpy().copy(),
+            "settings": np.array(json.dumps(self.environment.settings(), sort_keys=True)),
         }
         if self._embeddings is not None:
             state["embeddings"] = self._embeddings.copy()
@@ -319,6 +337,9 @@ class Rollout:
             for name, array in state.items():
                 if name.startswith("kwargs/") and array.ndim and len(array) != self.num_envs:
                     raise StateError(f"{name} of the state has {len(array)} rows, expected {self.num_envs}")
+            check_settings(str(state["settings"]), str(current["settings"]))
+            if not np.isfinite(arrays["latents"]).all():
+                raise StateError("latents of the state hold NaN or infinity")
             outside = (arrays["index"] < 0) | (arrays["index"] > self.environment.discretization_steps)
             if outside.any():
                 raise StateError(
@@ -341,12 +362,15 @@ class Rollout:
         self._kwargs = each
         self._merged = self._output = None
 
-    def check_actions(self, actions: Any, batched: bool = True) -> np.ndarray | torch.Tensor:
+    def check_actions(
+        self, actions: Any, batched: bool = True, unused: np.ndarray | None = None
+    ) -> np.ndarray | torch.Tensor:
         """Actions, clipped to [-1, 1], as a float32 array of shape ``(n, *)``; tensors stay tensors.
 
         Args:
             actions: Numbers of shape ``(n, *)``, or ``(*)`` if not ``batched``.
             batched: Whether there is a batch dimension.
+            unused: Whose actions are not looked at, bool, shape ``(n,)``.
 
         Raises:
             ActionError: If they are not numbers, have another shape, or hold NaN or infinity.
@@ -355,7 +379,8 @@ class Rollout:
         if isinstance(actions, torch.Tensor):
             good = not actions.is_complex() and actions.dtype is not torch.bool and actions.shape == shape
             if not good or not bool(torch.isfinite(actions).all()):
-                return self.check_actions(actions.detach().cpu().numpy(), batched)
+                host = actions.detach().cpu()
+                return self.check_actions((host.float() if host.is_floating_point() else host).numpy(), batched, unused)
             tensor = actions.detach().to(torch.float32).clamp(-1, 1)
             return tensor if batched else tensor[None]
         try:
@@ -366,7 +391,8 @@ class Rollout:
             raise ActionError(f"action has dtype {array.dtype}, expected float32")
         if array.shape != shape:
             raise ActionError(f"action has shape {array.shape}, expected {shape}")
-        bad = np.argwhere(~np.isfinite(array))
+        finite = np.isfinite(array)
+        bad = np.argwhere(~finite if unused is None else ~finite & ~unused.reshape(-1, *[1] * (array.ndim - 1)))
         if len(bad):
             at = tuple(int(i) for i in bad[0])
             where = f" of sub-environment {at[0]}" if batched else ""
@@ -388,7 +414,8 @@ class Rollout:
             _, rewards, valids = self.environment.score(FlowTensor(self.latents[ended]), **self._batch_kwargs(ended))
         except RewardError as error:
             wrong = ended if error.sample is None else [ended[error.sample]]
-            raise RewardError(f"{error}{self._named(wrong)}; reset to go on") from error.__cause__
+            over = f" (over{self._named(ended)})" if wrong != ended else ""
+            raise RewardError(f"{error}{self._named(wrong)}; reset to go on{over}") from error.__cause__
         return rewards, valids
 
     def _named(self, indices: Sequence[int]) -> str:

@@ -84,6 +84,18 @@ def restore(env: Any, state: Mapping[str, np.ndarray]) -> None:
         raise
 
 
+def check_settings(found: str, expected: str) -> None:
+    """Raise a StateError unless two descriptions of environments agree; names what differs."""
+    theirs, ours = json.loads(found), json.loads(expected)
+    different = [
+        f"{name} = {theirs.get(name)!r}, but this one has {ours[name]!r}"
+        for name in ours
+        if theirs.get(name) != ours[name]
+    ]
+    if different:
+        raise StateError(f"the state is of an environment with {'; '.join(different)}")
+
+
 def check_array(state: Mapping[str, np.ndarray], name: str, like: np.ndarray) -> np.ndarray:
     """The array ``name`` of a state, or a StateError unless it has the shape and dtype of ``like``."""
     if name not in state:

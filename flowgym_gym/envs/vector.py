@@ -15,7 +15,7 @@ from flowgym_gym.checks import check_mapping, check_seed
 from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
 from flowgym_gym.envs.rollout import Observation, Outcome, Rollout, RolloutSettings
 from flowgym_gym.envs.state import State, check_array, pack_random, restore
-from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError
+from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError, RewardError
 
 
 class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.ndarray]):
@@ -152,9 +152,13 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             raise ResetNeededError(
                 f"the episode of {self._first(resetting)} is over; call reset(options={{'reset_mask': mask}})"
             )
-        checked = self.rollout.check_actions(actions)
+        checked = self.rollout.check_actions(actions, unused=resetting)
         stepping = np.flatnonzero(~resetting).tolist()
-        outcome = self.rollout.step(checked, stepping) if stepping else Outcome.zeros(self.num_envs)
+        try:
+            outcome = self.rollout.step(checked, stepping) if stepping else Outcome.zeros(self.num_envs)
+        except RewardError:
+            self._needs_reset = resetting | self.rollout.finished
+            raise
         infos: dict[str, Any] = {}
         if resetting.any():
             infos = self._reset_some(np.flatnonzero(resetting).tolist(), infos)
@@ -199,7 +203,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
                 )
             for one in seed:
                 check_seed(one)
-            return list(seed)
+            return [None if one is None else int(one) for one in seed]
         check_seed(seed)
         return [int(seed) + i for i in range(self.num_envs)]  # type: ignore[arg-type]
 

@@ -39,6 +39,8 @@ from flowgym_gym.schedulers import DiffusionScheduler, FlowMatchScheduler, Sched
 from flowgym_gym.types import FlowTensor, append_dims
 
 DEFAULT_PROMPT = "a photo of a cat"
+# How many prompts besides an environment's own stay encoded.
+ENCODED_PROMPTS = 64
 
 # diffusers' prediction_type -> output_type
 PREDICTIONS: dict[str, OutputType] = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "endpoint"}
@@ -391,7 +393,10 @@ class LatentBaseModel(PipelineBaseModel):
             self.check_prompt(prompt)
             # The cache outlives the call, and tensors made in inference mode could not take part in gradients.
             with torch.inference_mode(False), torch.no_grad():
-                self._encoded[prompt] = self.encode(prompt)
+                encoded = self.encode(prompt)
+            if len(self._encoded) >= max(ENCODED_PROMPTS, 2 * len(self.prompts)):
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[prompt] = encoded
         return self._encoded[prompt]
 
 

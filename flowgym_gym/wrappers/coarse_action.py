@@ -64,7 +64,11 @@ def upsample(action: np.ndarray, coarse_space: gymnasium.Space[Any], space: gymn
     coarse, fine = coarse_space.shape, space.shape
     assert coarse is not None
     assert fine is not None
-    action = action if hasattr(action, "detach") else np.asarray(action)  # a tensor stays one
+    if not hasattr(action, "detach"):  # a tensor stays one
+        try:
+            action = np.asarray(action)
+        except ValueError as error:
+            raise ActionError(f"action is a ragged {type(action).__name__}, expected shape {coarse}") from error
     if action.shape != coarse:
         raise ActionError(f"action has shape {action.shape}, expected {coarse}")
     rows = np.arange(fine[-2]) * coarse[-2] // fine[-2]

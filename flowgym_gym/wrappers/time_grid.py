@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from flowgym_gym.wrappers.check import check_denoising
+
 if TYPE_CHECKING:
     from flowgym_gym.time_grid import Steps
 
@@ -32,4 +34,5 @@ class TimeGrid(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordCons
     def __init__(self, env: gymnasium.Env[Any, Any], steps: Steps, spacing: str | None = None) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(self, steps=steps, spacing=spacing)
         gymnasium.Wrapper.__init__(self, env)
+        check_denoising(env)
         env.unwrapped.set_time_grid(steps, spacing)  # type: ignore[attr-defined]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from flowgym_gym.wrappers.check import check_denoising, check_own_observations
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,10 +18,14 @@ class ToTorch(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConst
     """Observations are torch tensors on the model's device, and actions may be; the latent is handed out uncopied.
 
     What stays as it is: rewards, infos, and the spaces, which describe the same numbers. Gymnasium's ``NumpyToTorch``
-    would carry every latent from the device to the CPU and back. Put it outside of all other wrappers.
+    would carry every latent from the device to the CPU and back. The latent is the environment's own: do not write to
+    it.
 
     Args:
         env: A denoising environment, wrapped or not.
+
+    Raises:
+        OptionError: If a wrapper inside changes the observations.
 
     >>> import gymnasium, flowgym_gym
     >>> env = ToTorch(gymnasium.make("flowgym/StableDiffusion-Red-v0"))
@@ -31,6 +37,8 @@ class ToTorch(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConst
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(self)
         gymnasium.Wrapper.__init__(self, env)
+        check_denoising(env)
+        check_own_observations(env)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -1,7 +1,6 @@
 """The benchmark runs, and its figures mean what they say; no test asserts a time."""
 
 import json
-import math
 import time
 from contextlib import contextmanager
 
@@ -26,10 +25,12 @@ def test_every_row_denoises_the_same_batch(row):
     try:
         with row.open(TINY) as episode:
             batches.clear()
-            assert episode() == 4
+            steps = episode()
     finally:
         handle.remove()
-    assert batches == ([1] * 4 if row.key == "sync" else [2, 2])
+    assert steps == sum(batches)
+    assert steps == 4 or (row.key == "ppo" and steps % 4 == 0)
+    assert set(batches) == {1 if row.key == "sync" else 2}
 
 
 def test_a_ratio_is_that_of_times_in_one_round(monkeypatch):
@@ -58,7 +59,7 @@ def test_a_ratio_is_that_of_times_in_one_round(monkeypatch):
         assert results["slow"][name] == pytest.approx(4)
     # The first run is not counted: the median round is the third run.
     assert results[BARE]["steps_per_second"] == pytest.approx(10 / 1000)
-    assert math.isnan(results["slow"]["outside_network"])  # it never called the network
+    assert results["slow"]["outside_network"] == 1  # it never called the network
 
 
 def test_time_inside_the_network_is_that_of_its_calls():
@@ -81,10 +82,10 @@ def test_results_are_kept_by_case_and_drawn(tmp_path):
     for num_envs in (2, 1, 2):
         entry = {"checkpoint": "tiny", "num_envs": num_envs, "steps": 1, "rounds": 1, "dtype": "float32"}
         entry["rows"] = compare(rows, Case("tiny", num_envs, 1), rounds=1)
-        save(path, machine("cpu"), entry)
+        save(path, {**entry, "machine": machine("cpu")})
     saved = json.loads(path.read_text())
     assert [entry["num_envs"] for entry in saved["comparisons"]] == [1, 2]
-    assert saved["machine"]["versions"]["torch"] == str(torch.__version__)
+    assert saved["comparisons"][0]["machine"]["versions"]["torch"] == str(torch.__version__)
     assert "| DenoisingVectorEnv |" in table(saved["comparisons"][0])
     draw(saved, "tiny", tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 10_000

@@ -5,13 +5,14 @@ import math
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import data_equivalence
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flowgym_gym.envs import DenoisingEnv, DenoisingVectorEnv
-from flowgym_gym.errors import ActionError, FlowGymError, UnknownOptionError
+from flowgym_gym.errors import ActionError, FlowGymError, StateError, UnknownOptionError
 from tests.conftest import FLOWGYM_IDS, RED
 
 MIXTURE = {"base_model": "1d/gaussian_mixture", "reward": "1d/gaussian", "discretization_steps": 3}
@@ -155,14 +156,36 @@ def test_any_number_of_environments_or_mode_is_taken_or_named(num_envs, mode):
         envs.reset(seed=0)
 
 
-@given(st.dictionaries(st.text(max_size=8), anything, max_size=3))
-def test_any_dictionary_is_a_state_or_a_named_error(state):
+def real_state():
     env = DenoisingEnv(**MIXTURE)
     env.reset(seed=0)
-    before = state_of(env)
-    with pytest.raises(FlowGymError):
+    return env.get_state()
+
+
+@given(st.data())
+def test_any_change_of_a_state_is_a_state_or_a_named_error(data):
+    """Keys of a real state that are missing or hold something else, and keys of others."""
+    env = DenoisingEnv(**MIXTURE)
+    env.reset(seed=1)
+    before, state = state_of(env), real_state()
+    for name in data.draw(st.sets(st.sampled_from(sorted(state)), min_size=1, max_size=2)):
+        if data.draw(st.booleans()):
+            del state[name]
+        else:
+            state[name] = data.draw(anything | arrays(state[name].shape) | anything.map(lambda v: np.array(str(v))))
+    state["kwargs/other"] = data.draw(arrays((1,)))
+    try:
         env.set_state(state)
-    assert state_of(env) == before
+    except StateError as error:
+        said(error)
+        assert state_of(env) == before
+    else:
+        env.step(np.zeros(1, np.float32)) if not env.rollout.finished[0] and env.rollout.started[0] else env.reset()
+
+
+@given(arrays((1,)).filter(lambda array: array.dtype.kind in "fiubc"))
+def test_any_tensor_is_taken_or_refused_by_name(array):
+    check_step(DenoisingEnv(**MIXTURE), torch.from_numpy(array), (1,))
 
 
 def test_after_an_error_the_same_episode_goes_on():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, VectorWrapper
 
+from flowgym_gym import wrappers
 from flowgym_gym.envs import DenoisingVectorEnv, check_vector_env
 from flowgym_gym.errors import OptionError, VectorEnvError
 from tests.conftest import FLOWGYM_IDS, PROMPTS, RED, prompted
@@ -110,6 +111,28 @@ class SharedArrays(Wrong):
         return self.kept, *rest
 
 
+class TwoBuffers(Wrong):
+    """Two arrays in turn: the one before the last is written over."""
+
+    def step(self, actions):
+        observations, *rest = super().step(actions)
+        self.buffers = getattr(self, "buffers", [])
+        if len(self.buffers) < 2:
+            self.buffers.append({key: value.copy() for key, value in observations.items()})
+            return self.buffers[-1], *rest
+        self.buffers.append(self.buffers.pop(0))
+        for key, value in observations.items():
+            self.buffers[-1][key][:] = value
+        return self.buffers[-1], *rest
+
+
+class WritesToActions(Wrong):
+    def step(self, actions):
+        result = super().step(actions)
+        actions *= 2
+        return result
+
+
 class OneSeedForAll(Wrong):
     def reset(self, *, seed=None, options=None):
         return super().reset(seed=[seed] * 3 if isinstance(seed, int) else seed, options=options)
@@ -155,7 +178,9 @@ class WrongMode(Wrong):
         (WrongMask, r"result\[4\]\['_control_cost'\]"),
         (NoFinalInfo, "final_info"),
         (OtherFinalObservation, r"final_obs'\]\[0\]\['latent'\]"),
-        (SharedArrays, "changed what the call before had returned"),
+        (SharedArrays, "changed what a call before had returned"),
+        (TwoBuffers, "changed what a call before had returned"),
+        (WritesToActions, "changed what it was given: actions is"),
         (OneSeedForAll, r"reset\(seed=0\) differs"),
         (IgnoresListsOfSeeds, r"reset\(seed=\[114, 107, 100\]\) differs"),
         (IgnoresMasks, "reset_mask.* differs"),
@@ -177,6 +202,24 @@ def test_a_wrong_autoreset_mode_is_found():
     envs.metadata = {}
     with pytest.raises(VectorEnvError, match="metadata"):
         check_vector_env(envs, make_single)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_episodes_of_one_step_pass(mode, num_envs):
+    check_vector_env(gymnasium.make_vec(MIXTURE, num_envs=num_envs, discretization_steps=1, autoreset_mode=mode))
+    blackjack = gymnasium.make_vec(
+        "Blackjack-v1", num_envs=num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}
+    )
+    check_vector_env(blackjack)
+
+
+def test_a_check_that_sees_no_episode_end_says_so():
+    envs = gymnasium.make_vec(MIXTURE, num_envs=2, discretization_steps=20)
+    with pytest.raises(OptionError, match="no episode ended within 5 steps"):
+        check_vector_env(envs, max_steps=5)
+    with pytest.raises(OptionError, match="wrapped in a TimeGrid; give make_single"):
+        check_vector_env(wrappers.vector.TimeGrid(envs, steps=2))
 
 
 def test_a_single_environment_that_cannot_be_made_is_named():

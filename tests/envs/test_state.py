@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
@@ -242,6 +243,7 @@ def test_a_state_keeps_the_prompt_of_its_episode():
         (lambda s: s.pop("random"), "expected what get_state returned"),
         (lambda s: s.update(latents=s["latents"].astype(np.float64)), "latents of the state has .* float64"),
         (lambda s: s.update(latents=s["latents"][:, :2]), r"latents of the state has shape \(1, 2, 8, 8\)"),
+        (lambda s: s.update(latents=s["latents"] * np.float32("nan")), "NaN"),
         (lambda s: s.update(index=[1]), "index of the state has list"),
         (lambda s: s.update(index=np.array([9])), "index of the state is 9"),
         (lambda s: s.update(times=s["times"] ** 2), "times of the state are not"),
@@ -261,6 +263,48 @@ def test_a_state_that_does_not_fit_is_named_and_changes_nothing(change, message)
     with pytest.raises(StateError, match=message):
         env.unwrapped.set_state(state)
     assert data_equivalence(play(env, actions), play(twin, actions), exact=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": 3.0}, "guidance_scale = 1.0, but this one has 3.0"),
+        ({"noise_level": 0.5}, "noise_level = 1.0, but this one has 0.5"),
+        ({"action_type": "noise"}, "action_type = 'velocity', but this one has 'noise'"),
+        ({"reward_scale": 1.0}, "reward_scale = 100.0, but this one has 1.0"),
+    ],
+)
+def test_a_state_of_an_environment_with_other_settings_is_refused(options, message):
+    env, _ = in_the_middle(RED)
+    other = gymnasium.make(RED, discretization_steps=4, **prompted(RED), **options)
+    other.reset(seed=0)
+    with pytest.raises(StateError, match=message):
+        other.unwrapped.set_state(env.unwrapped.get_state())
+
+
+def test_episodes_survive_inference_mode_and_other_default_dtypes():
+    expected = play(*in_the_middle(MIXTURE))
+    with torch.inference_mode():
+        env, actions = in_the_middle(MIXTURE)
+        twin = copy.deepcopy(env)
+    assert data_equivalence(play(env, actions), expected, exact=True)
+    assert data_equivalence(play(twin, actions), expected, exact=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert data_equivalence(play(*in_the_middle(MIXTURE)), expected, exact=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_resets_in_threads_keep_their_seeds():
+    envs = [gymnasium.make(MIXTURE).unwrapped for _ in range(4)]
+    expected = [envs[0].reset(seed=seed)[0]["latent"].item() for seed in range(100)]
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda env: [env.reset(seed=seed)[0]["latent"].item() for seed in range(100)], envs)
+        assert all(latents == expected for latents in found)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_vector_state_needs_as_many_sub_environments():

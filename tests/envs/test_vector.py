@@ -63,11 +63,12 @@ def test_equals_sync_vector_env_with_partial_resets_at_different_times(mode):
             )
 
 
-@pytest.mark.parametrize("seed", [4, [9, 2, 5]])
+@pytest.mark.parametrize("seed", [4, [9, 2, 5], np.int64(4), np.array([9, 2, 5])], ids=str)
 def test_seeds_reach_each_sub_environment(seed):
     vector, sync = both()
-    assert_same(vector.reset(seed=seed), sync.reset(seed=seed))
-    seeds = seed if isinstance(seed, list) else [seed + i for i in range(3)]
+    plain = [int(s) for s in seed] if np.ndim(seed) else int(seed)
+    assert_same(vector.reset(seed=seed), sync.reset(seed=plain))
+    seeds = [int(s) for s in seed] if np.ndim(seed) else [int(seed) + i for i in range(3)]
     single = gymnasium.make(RED, discretization_steps=3)
     vector.reset(seed=seed)
     batch = vector.step(np.zeros((3, 4, 8, 8), np.float32))[0]["latent"]
@@ -178,7 +179,7 @@ class Late(Reward[FlowTensor]):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("nan", r"Late.forward returned nan for sample 1 of 2 in sub-environment 3; reset to go on"),
+        ("nan", r"Late.forward returned nan for sample 1 of 2 in sub-environment 3; reset to go on \(over in sub-env"),
         ("shape", r"shape \(1,\), expected .* in sub-environments 1, 3"),
         ("raises", r"Late raised ZeroDivisionError: nothing to divide by in sub-environments 1, 3"),
     ],
@@ -194,9 +195,46 @@ def test_a_reward_that_fails_names_the_sub_environments_and_a_reset_goes_on(how,
     with pytest.raises(RewardError, match=message):
         vector.step(action)
     environment.reward = reward
+    # Those that should have been scored are over, whether it was their reward that failed or not.
+    vector.reset(options={"reset_mask": np.array([False, False, False, True])})
+    with pytest.raises(ResetNeededError, match="sub-environment 1 is over"):
+        vector.step(action)
+    vector.reset(options={"reset_mask": np.array([False, True, False, False])})
+    vector.step(action)
     vector.reset(seed=0)
     vector.step(action)
     assert vector.step(action)[2].all()
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_after_a_reward_that_fails_a_step_goes_on(mode):
+    vector = gymnasium.make_vec(RED, num_envs=2, discretization_steps=1, autoreset_mode=mode)
+    vector.reset(seed=0)
+    environment = vector.rollout.environment
+    reward, environment.reward = environment.reward, Late("nan")
+    action = np.zeros((2, 4, 8, 8), np.float32)
+    with pytest.raises(RewardError):
+        vector.step(action)
+    environment.reward = reward
+    _, _, terminated, _, infos = vector.step(action)  # a reset, as after any end
+    assert not terminated.any()
+    assert "prompt" in infos
+    assert vector.step(action)[2].all()
+
+
+def test_actions_of_ended_episodes_are_not_looked_at():
+    vector, sync = both(n=2)
+    for envs in (vector, sync):
+        envs.reset(seed=0)
+        envs.step(np.zeros((2, 4, 8, 8), np.float32))
+        envs.reset(seed=[1, 2], options={"reset_mask": np.array([True, False])})
+        for _ in range(2):
+            envs.step(np.zeros((2, 4, 8, 8), np.float32))
+    action = np.zeros((2, 4, 8, 8), np.float32)
+    action[1] = np.nan
+    assert_same(vector.step(action), sync.step(action))
+    with pytest.raises(ActionError, match="sub-environment 1 is nan"):
+        vector.step(action)
 
 
 def test_async_vector_env_equals_sync_vector_env():

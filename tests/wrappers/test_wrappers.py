@@ -136,17 +136,49 @@ def test_tensors_can_be_learned_from_and_stay_as_they_were():
     second, *_ = env.step(torch.zeros(4, 8, 8))
     kept = first["latent"].clone(), second["latent"].clone()
     policy = torch.nn.Conv2d(4, 4, 1)
-    action = policy(second["latent"][None])[0]
+    for latent in (first["latent"], second["latent"]):
+        policy.zero_grad()
+        action = policy(latent[None])[0]
+        action.sum().backward()
+        assert policy.weight.grad.abs().max() > 0
     env.step(action)  # its gradient is not followed
-    action.sum().backward()
-    assert policy.weight.grad.abs().max() > 0
     assert torch.equal(first["latent"], kept[0])
     assert torch.equal(second["latent"], kept[1])
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_tensors_of_reset_episodes_can_be_learned_from(mode):
+    envs = wrappers.vector.ToTorch(gymnasium.make_vec(RED, num_envs=2, discretization_steps=1, autoreset_mode=mode))
+    observations = [envs.reset(seed=0)[0]]
+    observations += [envs.step(torch.zeros(2, 4, 8, 8))[0] for _ in range(3)]
+    for observation in observations:
+        policy = torch.nn.Conv2d(4, 4, 1)
+        policy(observation["latent"]).sum().backward()
+        assert policy.weight.grad.abs().max() > 0
+
+
+def test_tensors_do_not_pass_by_what_changes_observations():
+    env = gymnasium.make(RED, discretization_steps=1)
+    changed = gymnasium.wrappers.TransformObservation(env, lambda observation: observation, env.observation_space)
+    for wrapped in (changed, gymnasium.wrappers.FlattenObservation(env)):
+        with pytest.raises(OptionError, match="changes observations, and ToTorch would pass them by"):
+            wrappers.ToTorch(wrapped)
+
+
+def test_wrappers_of_other_environments_are_refused():
+    other = gymnasium.make("CartPole-v1")
+    sync = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make(RED, discretization_steps=1)])
+    for name in ("RewardScale", "TimeGrid", "ToTorch"):
+        with pytest.raises(OptionError, match="expected a flowgym environment"):
+            getattr(wrappers, name)(other, **KWARGS[name])
+        with pytest.raises(OptionError, match="wrap the single environments"):
+            getattr(wrappers.vector, name)(sync, **KWARGS[name])
 
 
 @pytest.mark.parametrize(
     ("action", "message"),
     [
+        (torch.full((4, 8, 8), torch.nan, dtype=torch.bfloat16), "nan"),
         (torch.zeros(4, 8), r"shape \(4, 8\), expected \(4, 8, 8\)"),
         (torch.full((4, 8, 8), torch.nan), "nan"),
         (torch.zeros(4, 8, 8, dtype=torch.complex64), "dtype complex64"),

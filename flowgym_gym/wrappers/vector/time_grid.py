@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from flowgym_gym.wrappers.check import check_denoising
 from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
 
 if TYPE_CHECKING:
@@ -23,4 +24,5 @@ class TimeGrid(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], steps: Steps, spacing: str | None = None) -> None:
         super().__init__(env)
+        check_denoising(env)
         env.unwrapped.set_time_grid(steps, spacing)  # type: ignore[attr-defined]

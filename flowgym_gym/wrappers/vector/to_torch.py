@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from flowgym_gym.wrappers.check import check_denoising, check_own_observations
 from flowgym_gym.wrappers.to_torch import tensors
 from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
 
@@ -22,6 +23,8 @@ class ToTorch(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         super().__init__(env)
+        check_denoising(env)
+        check_own_observations(env)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], Any]:
         """Start episodes; tensors of shape ``(n, *)``."""
