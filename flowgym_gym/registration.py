@@ -45,6 +45,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "flowgym/PixArt-Red-v0": {"base_model": "images/pixart", "reward": "images/red"},
     "flowgym/DiT-Red-v0": {"base_model": "images/dit", "reward": "images/red"},
     "flowgym/DDPM-Red-v0": {"base_model": "images/ddpm", "reward": "images/red"},
+    "flowgym/StableDiffusion-Alignment-v0": {"base_model": "images/stable_diffusion", "reward": "images/alignment"},
     "flowgym/StableDiffusion-ClipScore-v0": {"base_model": "images/stable_diffusion", "reward": "images/clip_score"},
     "flowgym/StableDiffusion-PickScore-v0": {
         "base_model": "images/stable_diffusion",

@@ -181,6 +181,11 @@ for _domain in ("images", "1d", "2d"):
     )
 reward_registry.register("images/incompression", "flowgym_gym.rewards.images:IncompressionReward")
 reward_registry.register(
+    "images/alignment",
+    "flowgym_gym.rewards.alignment:AlignmentReward",
+    needs="a prompt",
+)
+reward_registry.register(
     "images/clip_score",
     "flowgym_gym.rewards.clip:CLIPScoreReward",
     needs="a prompt; weights: openai/clip-vit-large-patch14",

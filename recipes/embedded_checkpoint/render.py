@@ -26,12 +26,15 @@ SHIFT = 2.0
 def find_font(path: str | None = None) -> Path:
     """Locate Noto Color Emoji.
 
+    Args:
+        path: The font, or the folder ``png/128`` of the noto-emoji project: the pictures that the font is built from.
+
     Raises:
         FileNotFoundError: If the font is neither at ``path`` nor where Linux distributions put it.
     """
     candidates = [path] if path else list(FONT_PATHS)
     for candidate in candidates:
-        if Path(candidate).is_file():
+        if Path(candidate).is_file() or list(Path(candidate).glob("emoji_u*.png")):
             return Path(candidate)
     raise FileNotFoundError(
         f"Noto Color Emoji not found at {', '.join(candidates)}. Install it (Debian and Ubuntu: "
@@ -39,16 +42,30 @@ def find_font(path: str | None = None) -> Path:
     )
 
 
+def drawn_from_font(font_path: Path, emoji: str) -> Image.Image:
+    """The emoji as the font's bitmap, somewhere on a transparent canvas."""
+    canvas = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
+    font = ImageFont.truetype(str(font_path), FONT_SIZE)
+    ImageDraw.Draw(canvas).text((40, 30), emoji, font=font, embedded_color=True)
+    return canvas
+
+
+def drawn_from_folder(folder: Path, emoji: str) -> Image.Image:
+    """The emoji's file in a folder of noto-emoji, whose names spell the code points without variation selectors."""
+    codes = "_".join(f"{ord(character):04x}" for character in emoji if character != "\ufe0f")
+    with Image.open(folder / f"emoji_u{codes}.png") as picture:
+        return picture.convert("RGBA")
+
+
 def cutouts(font_path: Path) -> list[Image.Image]:
     """Render every concept once, centred on a transparent square with premultiplied alpha ("RGBa").
 
     Premultiplied pixels resample without dark fringes.
     """
-    font = ImageFont.truetype(str(font_path), FONT_SIZE)
+    draw_emoji = drawn_from_folder if font_path.is_dir() else drawn_from_font
     pictures = []
     for name, emoji in CONCEPTS.items():
-        canvas = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
-        ImageDraw.Draw(canvas).text((40, 30), emoji, font=font, embedded_color=True)
+        canvas = draw_emoji(font_path, emoji)
         box = canvas.getchannel("A").getbbox()
         if box is None or box[2] - box[0] > 160:
             raise ValueError(f"the font at {font_path} has no single picture for {name!r} ({emoji})")
