@@ -77,7 +77,7 @@ class CLIP:
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit embeddings of images ``(n, 3, H, W)`` in [0, 1], shape ``(n, features)``."""
-        self.model.to(images.device)
+        move(self.model, images.device)
         features = _pooled(self.model.get_image_features(pixel_values=self.prepare(images)))
         return functional.normalize(features, dim=-1)
 
@@ -85,9 +85,8 @@ class CLIP:
         """Unit embeddings of texts, shape ``(n, features)``; each distinct text is embedded once."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
-            # What is kept outlives the call, and tensors made in inference mode could not take part in gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                self.model.to(device)
+            move(self.model, device)
+            with torch.no_grad():
                 for start in range(0, len(new), 64):
                     part = new[start : start + 64]
                     tokens = self.tokenizer(
@@ -268,7 +267,7 @@ class AestheticReward(Reward[FlowTensor]):
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Score images of shape ``(n, 3, H, W)`` in [0, 1]; see :class:`Reward`."""
         images = check_images(type(self).__name__, x)
-        self.head.to(images.device)
+        move(self.head, images.device)
         scores = [self.head(self.clip.embed_images(part)).squeeze(1) for part in images.split(self.batch_size)]
         return all_valid(torch.cat(scores))
 
@@ -287,6 +286,13 @@ def build_head(predictor: str, features: int) -> nn.Module:
         nn.Linear(64, 16),
         nn.Linear(16, 1),
     )
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Bring a module to a device, where gradients can pass through it later."""
+    # Weights that were copied in inference mode could not take part in gradients.
+    with torch.inference_mode(False):
+        module.to(device)
 
 
 def prompted_images(name: str, x: FlowTensor, kwargs: dict[str, Any]) -> tuple[Tensor, list[str]]:
