@@ -121,12 +121,13 @@ def test_a_dataset_without_its_library_says_the_pip_command(monkeypatch):
 
 def test_a_column_of_a_dataset_on_disk(tmp_path):
     datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_dict({"caption": ["a cat", "a dog"], "n": [1, 2]})
+    table = datasets.table.InMemoryTable.from_pydict({"caption": ["a cat", "a dog"], "n": [1, 2]})
+    rows = datasets.Dataset(table, fingerprint="rows")
     rows.save_to_disk(tmp_path / "plain")
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "split")
     assert read_prompts(f"dataset:{tmp_path / 'plain'}#caption") == ["a cat", "a dog"]
     assert read_prompts(f"dataset:{tmp_path / 'split'}[test]#caption") == ["a cat", "a dog"]
-    with pytest.raises(OptionError, match="which cannot be read: KeyError"):
+    with pytest.raises(OptionError, match=r"which cannot be read: .*text"):
         read_prompts(f"dataset:{tmp_path / 'plain'}#text")
     with pytest.raises(OptionError, match="expected a prompt"):
         read_prompts(f"dataset:{tmp_path / 'plain'}#n")
