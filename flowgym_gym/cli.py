@@ -7,6 +7,7 @@ torch and everything that needs it are imported by the commands that use them.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import flowgym_gym
 from flowgym_gym.errors import FlowGymError, OptionError
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 EPISODES = 256
 
 
@@ -39,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `flowgym-gym list | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     return code
 
 

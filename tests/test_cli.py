@@ -139,3 +139,10 @@ def test_a_missing_extra_is_named_with_its_cure(tmp_path):
     assert result.returncode == 2
     assert 'pip install "flowgym_gym[agents]"' in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m flowgym_gym list | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""

@@ -181,7 +181,13 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
         import diffusers
 
         pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
-            source.name, dtype=dtype, use_safetensors=True, local_files_only=source.local, **options
+            source.name,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=source.local,
+            # Without accelerate diffusers would do the same, after many lines of advice.
+            low_cpu_mem_usage=diffusers.utils.is_accelerate_available(),
+            **options,
         )
     for part, replacement in ((denoiser, changes.denoiser), ("vae", changes.vae)):
         if replacement is not None:
