@@ -179,6 +179,7 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
         options["requires_safety_checker"] = False  # type: ignore[assignment]
     with _quiet(bars=source.local), _loading(source):
         import diffusers
+        from diffusers.utils.import_utils import is_accelerate_available
 
         pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
             source.name,
@@ -186,7 +187,7 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
             use_safetensors=True,
             local_files_only=source.local,
             # Without accelerate diffusers would do the same, after many lines of advice.
-            low_cpu_mem_usage=diffusers.utils.is_accelerate_available(),
+            low_cpu_mem_usage=is_accelerate_available(),
             **options,
         )
     for part, replacement in ((denoiser, changes.denoiser), ("vae", changes.vae)):
