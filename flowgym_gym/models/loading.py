@@ -154,7 +154,7 @@ def check_device(device: torch.device | str | None) -> torch.device:
     try:
         checked = torch.device("cpu" if device is None else device)
         torch.empty(0, device=checked)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
         reason = str(error).split("\n")[0]
         raise OptionError(f"device is {device!r}, which cannot be used here ({reason}); try 'cpu'") from error
     return checked

@@ -98,6 +98,8 @@ PARTS = {
 @pytest.mark.parametrize("name", OPTIONS)
 @settings(max_examples=60)
 @given(value=anything)
+@example(value=2**63)
+@example(value=-1)
 def test_any_value_of_any_option_makes_an_environment_or_a_named_error(name, value):
     stable_diffusion = {"reward": "images/red", "discretization_steps": 2}
     base = stable_diffusion if name in OPTIONS[16:] else MIXTURE
