@@ -148,7 +148,7 @@ class Environment(Generic[D]):
         model = self.base_model
         return {
             "base_model": parts["base_model"]["id"],
-            "checkpoint": str(parts["base_model"].get("checkpoint", "")),
+            "checkpoint": str(parts["base_model"].get("checkpoint") or getattr(model, "default_checkpoint", None)),
             "guidance_scale": getattr(model, "guidance_scale", None),
             "negative_prompt": getattr(model, "negative_prompt", None),
             "reward": parts["reward"].get("id", type(self.reward).__name__),

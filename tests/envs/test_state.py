@@ -282,6 +282,14 @@ def test_a_state_of_an_environment_with_other_settings_is_refused(options, messa
         other.unwrapped.set_state(env.unwrapped.get_state())
 
 
+def test_a_default_that_is_written_out_is_the_same_setting():
+    env, actions = in_the_middle(RED)
+    named = gymnasium.make(RED, discretization_steps=4, checkpoint="tiny", **prompted(RED))
+    named.reset(seed=9)
+    named.unwrapped.set_state(env.unwrapped.get_state())
+    assert data_equivalence(named.step(actions[0]), env.step(actions[0]), exact=True)
+
+
 def test_episodes_survive_inference_mode_and_other_default_dtypes():
     expected = play(*in_the_middle(MIXTURE))
     with torch.inference_mode():
