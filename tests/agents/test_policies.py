@@ -6,7 +6,7 @@ from gymnasium.spaces import Box, Dict
 from stable_baselines3 import PPO, SAC
 
 from flowgym_gym.agents import LatentActorCriticPolicy, LatentSACPolicy, SB3VecEnv
-from flowgym_gym.agents.policies import LatentEncoder, sinusoidal
+from flowgym_gym.agents.networks import LatentEncoder, sinusoidal
 from flowgym_gym.errors import OptionError
 from flowgym_gym.wrappers.vector import CoarseAction
 from tests.conftest import RED

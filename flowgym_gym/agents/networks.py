@@ -1,0 +1,135 @@
+r"""The networks of the latent policies, in plain torch: an exported policy needs nothing else.
+
+One network, :class:`LatentEncoder`, reads the observation: a 3x3 convolution of the latent, then residual blocks
+
+.. math:: h \leftarrow h + W_2 * \mathrm{silu}\bigl((1 + a(e)) \odot (W_1 * \mathrm{silu}(h)) + b(e)\bigr),
+
+modulated feature by feature (FiLM, Perez et al., AAAI 2018) by an embedding :math:`e` of the time (sinusoidal) and,
+where there is one, of the prompt. Its map is averaged down to the resolution of the action, and a 1x1 convolution gives
+the action's mean. That last layer starts at zero, so that the deterministic action of an untrained agent is exactly
+zero: the untrained agent is the base model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+TIME_FEATURES = 32
+
+
+class LatentEncoder(nn.Module):
+    """Feature map of an observation, at the resolution of the action.
+
+    Parameters: ``9 C w + w`` for the stem, ``w^2 + 34 w`` for the time, ``p w + w`` for a prompt of ``p`` numbers, and
+    ``20 w^2 + 4 w`` per block: 3,296 and 20,608 per block for ``C = 4``, ``w = 32`` and no prompt.
+
+    Args:
+        observation_space: ``Dict(latent=Box(C, H, W), time=Box((1,)))``, optionally with ``prompt=Box((p,))``. A latent
+            that is a vector ``(C,)`` is taken as ``(C, 1, 1)``.
+        resolution: Height and width of the map it returns.
+        width: Number of features ``w`` of each cell.
+        blocks: Number of residual blocks.
+    """
+
+    def __init__(
+        self, observation_space: gymnasium.Space[Any], resolution: tuple[int, int], width: int = 32, blocks: int = 1
+    ) -> None:
+        super().__init__()
+        # stable-baselines3 sizes its own (linear) layers by features_dim; here they act on each cell of the map.
+        self.features_dim = width
+        assert isinstance(observation_space, gymnasium.spaces.Dict)
+        self.shape = image_shape(observation_space["latent"].shape)
+        self.stem = nn.Conv2d(self.shape[0], width, 3, padding=1)
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        prompt = observation_space.spaces.get("prompt")
+        self.prompt = None if prompt is None else nn.Linear((prompt.shape or ())[0], width)
+        self.blocks = nn.ModuleList(FiLMBlock(width) for _ in range(blocks))
+        self.pool = nn.AdaptiveAvgPool2d(resolution)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Features of shape ``(n, width, *resolution)``."""
+        embedding = self.time(sinusoidal(observations["time"]))
+        if self.prompt is not None:
+            embedding = embedding + self.prompt(observations["prompt"])
+        features = self.stem(observations["latent"].reshape(-1, *self.shape))
+        for block in self.blocks:
+            features = block(features, embedding)
+        pooled: Tensor = self.pool(functional.silu(features))
+        return pooled
+
+
+class FiLMBlock(nn.Module):
+    """A residual block: two 3x3 convolutions, feature-wise modulation between them; ``20 w^2 + 4 w`` parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(width, 2 * width)
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Features ``(n, w, H, W)`` and embedding ``(n, w)`` to features of the same shape."""
+        scale, shift = self.film(functional.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+        hidden = self.first(functional.silu(features)) * (1 + scale) + shift
+        updated: Tensor = features + self.second(functional.silu(hidden))
+        return updated
+
+
+def sinusoidal(time: Tensor, features: int = TIME_FEATURES) -> Tensor:
+    """Sines and cosines of a time in [0, 1], shape ``(n, 1)`` to ``(n, features)``; half a period to 32 periods."""
+    frequencies = torch.logspace(0, 6, features // 2, base=2.0, device=time.device) * math.pi
+    angles = time * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class ActionHead(nn.Sequential):
+    """A 1x1 convolution to the action, flattened as stable-baselines3 wants it; its weights start at zero.
+
+    Args:
+        width: Number of features of each cell.
+        channels: Number of channels of the action.
+        bias: What it gives before training.
+    """
+
+    def __init__(self, width: int, channels: int, bias: float = 0.0) -> None:
+        convolution = nn.Conv2d(width, channels, 1)
+        nn.init.zeros_(convolution.weight)
+        nn.init.constant_(convolution.bias, bias)  # type: ignore[arg-type]
+        super().__init__(convolution, nn.Flatten())
+
+
+class ValueHead(nn.Module):
+    """One number from a feature map: 1x1 convolution, mean over the cells, linear; ``w_in w + 2 w + 1`` parameters.
+
+    Args:
+        features: Number of features of each cell, ``w_in``.
+        width: Number of hidden features ``w``.
+        scale: Typical size of the number, so that the network itself works with numbers about 1.
+    """
+
+    def __init__(self, features: int, width: int, scale: float) -> None:
+        super().__init__()
+        self.hidden = nn.Conv2d(features, width, 1)
+        self.output = nn.Linear(width, 1)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``(n, w_in, h, w)`` to values ``(n, 1)``."""
+        value: Tensor = self.scale * self.output(functional.silu(self.hidden(features)).mean(dim=(2, 3)))
+        return value
+
+
+def image_shape(shape: tuple[int, ...] | None) -> tuple[int, int, int]:
+    """A shape of up to three dimensions as ``(C, H, W)``.
+
+    >>> image_shape((2,)), image_shape((4, 8, 8))
+    ((2, 1, 1), (4, 8, 8))
+    """
+    channels, height, width = (*(shape or ()), 1, 1)[:3]
+    return channels, height, width
