@@ -14,6 +14,7 @@ from flowgym_gym.registry import base_model_registry, reward_registry
 
 if TYPE_CHECKING:
     from flowgym_gym.envs import (
+        ControlEnvironment,
         DenoisingEnv,
         DenoisingVectorEnv,
         Environment,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "BaseModel": "flowgym_gym.models",
     "ConstantNoiseSchedule": "flowgym_gym.schedulers",
+    "ControlEnvironment": "flowgym_gym.envs",
     "CosineScheduler": "flowgym_gym.schedulers",
     "DenoisingEnv": "flowgym_gym.envs",
     "DenoisingVectorEnv": "flowgym_gym.envs",
@@ -60,6 +62,7 @@ _LAZY = {
 __all__ = [
     "BaseModel",
     "ConstantNoiseSchedule",
+    "ControlEnvironment",
     "CosineScheduler",
     "DenoisingEnv",
     "DenoisingVectorEnv",

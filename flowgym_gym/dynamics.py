@@ -5,7 +5,8 @@ A network output is first read as a pair :math:`(x_1, \varepsilon)` with
 
 .. math:: x_s = \mu + g_t c + \tau z, \qquad z \sim \mathcal N(0, I),
 
-in which the correction :math:`c` of the prediction (of the velocity or of the noise) moves the mean linearly.
+in which the correction :math:`c` moves the mean linearly: it is added to the predicted velocity, to the predicted noise,
+or, as the control of stochastic optimal control, to :math:`z` itself (:math:`g_t = \tau`).
 
 Sampler ``"ddim"`` with noise level :math:`e`:
 
@@ -43,7 +44,7 @@ from flowgym_gym.time_grid import Grid
 from flowgym_gym.types import append_dims
 
 SAMPLERS = ("ddim", "euler")
-ACTION_TYPES = ("velocity", "noise")
+ACTION_TYPES = ("velocity", "noise", "control")
 # Control costs grow with 1 / noise_level^2; below this they would leave float32's range.
 LEAST_NOISE = 1e-6
 
@@ -127,7 +128,8 @@ class Transitions:
         Args:
             grid: The visited times.
             output_type: What the network predicts, a key of ``OUTPUTS``.
-            action_type: What a correction is added to, ``"velocity"`` or ``"noise"``.
+            action_type: What a correction is added to: the predicted ``"velocity"`` or ``"noise"``, or, for
+                ``"control"``, the standard normal ``z`` that the transition draws.
             sampler: ``"ddim"`` or ``"euler"``.
             noise_level: 0 (deterministic), or 1e-6 to 1 (memoryless).
             device: Where the coefficients are kept.
@@ -146,12 +148,15 @@ class Transitions:
 
         start = Schedule(grid.alpha[:-1], grid.beta[:-1], grid.alpha_dot[:-1], grid.beta_dot[:-1])
         (p, q), (r, s) = OUTPUTS[output_type](start)
-        (_, shift_endpoint), (_, shift_noise) = OUTPUTS["epsilon" if action_type == "noise" else "velocity"](start)
 
         weights = _ddim_weights if sampler == "ddim" else _euler_weights
         from_x, from_endpoint, from_noise, std = weights(grid, start, noise_level)
         cost_std = std if (std > 0).any() else _ddim_weights(grid, start, 1.0)[3]
-        gain = from_endpoint * shift_endpoint + from_noise * shift_noise
+        if action_type == "control":
+            gain = cost_std
+        else:
+            (_, shift_endpoint), (_, shift_noise) = OUTPUTS["epsilon" if action_type == "noise" else "velocity"](start)
+            gain = from_endpoint * shift_endpoint + from_noise * shift_noise
         coefficients = cls(
             endpoint_x=p,
             endpoint_output=q,
@@ -194,7 +199,7 @@ class Transitions:
         Args:
             x: States, shape ``(n, *)``.
             output: The network's predictions there, same shape.
-            correction: Added to the predicted velocity or noise, same shape.
+            correction: Added to what the action type says, same shape.
             noise: Standard normal, same shape.
 
         Returns:
@@ -277,7 +282,7 @@ def _raise_singular(
         if output_type in ("epsilon", "score"):
             advice.append("take a model that predicts the velocity or the endpoint")
         if action_type == "noise":
-            advice.append("take velocity corrections")
+            advice.append("take velocity corrections, or controls")
         if sampler == "euler":
             advice.append("take the 'ddim' sampler or a constant noise_schedule")
         advice.append("list the times of a grid that starts later")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.distributions import Independent, Normal, kl_divergence
 
 from flowgym_gym import CosineScheduler, DiffusionScheduler, OptimalTransportScheduler
-from flowgym_gym.dynamics import OUTPUTS, Schedule, Transitions, control_cost, default_action_scale
+from flowgym_gym.dynamics import ACTION_TYPES, OUTPUTS, Schedule, Transitions, control_cost, default_action_scale
 from flowgym_gym.errors import OptionError
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -129,7 +129,7 @@ def test_optimal_transport_without_noise_is_diffusers_flow_matching_euler():
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("action_type", ["velocity", "noise"])
+@pytest.mark.parametrize("action_type", ACTION_TYPES)
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 @pytest.mark.parametrize("noise_level", [0.3, 1.0])
 def test_control_cost_is_the_divergence_of_the_two_transitions(action_type, sampler, noise_level):
@@ -150,6 +150,18 @@ def test_control_cost_is_the_divergence_of_the_two_transitions(action_type, samp
     assert torch.equal(steered[~noisy], free[~noisy])
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+def test_a_control_is_a_shift_of_the_noise_that_a_transition_draws(sampler):
+    grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, set_alpha_to_one=False)).time_grid(12)
+    here = Transitions.build(grid, "epsilon", "control", sampler, 1.0).at(torch.arange(12), 2)
+    x, output, c, z = (draw(12, 6, seed=seed) for seed in range(4))
+    steered, cost = here.step(x, output, c, z)
+    shifted, nothing = here.step(x, output, torch.zeros_like(c), z + c)
+    torch.testing.assert_close(steered, shifted)
+    torch.testing.assert_close(cost, 0.5 * c.square().sum(dim=1))
+    assert (nothing == 0).all()
+
+
 def test_costs_without_noise_are_measured_in_the_memoryless_noise():
     grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, set_alpha_to_one=False)).time_grid(10)
     ode = Transitions.build(grid, "epsilon", "noise", "ddim", 0.0)
@@ -165,7 +177,7 @@ def test_costs_without_noise_are_measured_in_the_memoryless_noise():
 def test_costs_are_finite_on_every_grid(noise_level, spacing, set_alpha_to_one, steps):
     ddim = DDIMScheduler(**SD, set_alpha_to_one=set_alpha_to_one)
     grid = DiffusionScheduler.from_diffusers(ddim).time_grid(steps, spacing)
-    for action_type in ("velocity", "noise"):
+    for action_type in ACTION_TYPES:
         transitions = Transitions.build(grid, "epsilon", action_type, "ddim", noise_level)
         x = torch.ones(steps, 3)
         following, cost = transitions.at(torch.arange(steps), 2).step(x, x, x, x)
@@ -177,7 +189,7 @@ def test_costs_are_finite_on_every_grid(noise_level, spacing, set_alpha_to_one, 
     timesteps=st.lists(st.integers(0, 999), min_size=1, max_size=12, unique=True),
     noise_level=st.just(0.0) | st.floats(1e-6, 1),
     sampler=st.sampled_from(["ddim", "euler"]),
-    action_type=st.sampled_from(["velocity", "noise"]),
+    action_type=st.sampled_from(ACTION_TYPES),
     set_alpha_to_one=st.booleans(),
 )
 def test_costs_are_finite_whatever_time_steps_are_visited(
@@ -227,7 +239,7 @@ def test_every_output_is_read_back_as_sample_and_noise(t, x1, eps, output_type, 
 
 def test_random_actions_cost_what_the_default_action_scale_promises():
     grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)).time_grid(20)
-    for action_type in ("velocity", "noise"):
+    for action_type in ACTION_TYPES:
         transitions = Transitions.build(grid, "epsilon", action_type, "ddim", 1.0)
         scale = default_action_scale(transitions, 4 * 8 * 8, 10.0)
         actions = torch.rand(200, 20, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1

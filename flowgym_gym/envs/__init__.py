@@ -3,6 +3,7 @@
 from flowgym_gym.envs.checker import check_vector_env
 from flowgym_gym.envs.denoising import DenoisingEnv
 from flowgym_gym.envs.environment import (
+    ControlEnvironment,
     Environment,
     NoiseEnvironment,
     Sample,
@@ -12,6 +13,7 @@ from flowgym_gym.envs.environment import (
 from flowgym_gym.envs.vector import DenoisingVectorEnv
 
 __all__ = [
+    "ControlEnvironment",
     "DenoisingEnv",
     "DenoisingVectorEnv",
     "Environment",

@@ -41,7 +41,8 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         reward: Registered id of the reward.
         base_model_kwargs: Arguments of the base model, plain values.
         reward_kwargs: Arguments of the reward, plain values.
-        action_type: ``"velocity"`` or ``"noise"``: what an action corrects.
+        action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for ``"control"`` the
+            transition's mean, in its own standard deviations.
         action_scale: Size of the correction that an action of 1 makes. By default it is worked out from the grid and
             the latent's size so that a uniformly random agent's control cost over an episode is 10 nats on average, a
             tenth of the default reward scale: for the embedded Stable Diffusion with 50 steps 0.321 (velocity) and

@@ -388,7 +388,18 @@ class NoiseEnvironment(Environment[D]):
     action_type = "noise"
 
 
-ENVIRONMENTS: dict[str, type[Environment[Any]]] = {"velocity": VelocityEnvironment, "noise": NoiseEnvironment}
+class ControlEnvironment(Environment[D]):
+    """Actions move a transition's mean, in units of its standard deviation; see :class:`Environment`.
+
+    This is the control of stochastic optimal control: half its squared norm is the control cost, at every step.
+    """
+
+    action_type = "control"
+
+
+ENVIRONMENTS: dict[str, type[Environment[Any]]] = {
+    cls.action_type: cls for cls in (VelocityEnvironment, NoiseEnvironment, ControlEnvironment)
+}
 
 
 def make(
@@ -414,12 +425,13 @@ def make(
         device: Where the model runs.
         base_model_kwargs: Arguments of the base model.
         reward_kwargs: Arguments of the reward.
-        action_type: ``"velocity"`` or ``"noise"``: what an action corrects.
+        action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for ``"control"`` the
+            transition's mean, in its own standard deviations.
         dtype: Number format of the network.
         **options: Further arguments of :class:`Environment`, or of the base model.
 
     Returns:
-        A :class:`VelocityEnvironment` or :class:`NoiseEnvironment`.
+        A :class:`VelocityEnvironment`, :class:`NoiseEnvironment` or :class:`ControlEnvironment`.
 
     Raises:
         UnknownIdError: If an id is not registered.

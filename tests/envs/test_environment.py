@@ -8,6 +8,7 @@ import torch
 import flowgym_gym
 from flowgym_gym import (
     BaseModel,
+    ControlEnvironment,
     FlowTensor,
     NoiseEnvironment,
     OptimalTransportScheduler,
@@ -94,6 +95,9 @@ def test_make_returns_the_environment_of_the_action_type():
     noise = flowgym_gym.make("images/stable_diffusion", "images/red", 5, action_type="noise", guidance_scale=2.0)
     assert isinstance(noise, NoiseEnvironment)
     assert noise.base_model.guidance_scale == 2
+    assert isinstance(
+        flowgym_gym.make("images/stable_diffusion", "images/red", 5, action_type="control"), ControlEnvironment
+    )
 
 
 def test_sample_has_the_documented_shapes(torch_env):
