@@ -1,4 +1,4 @@
-"""The command line, installed as ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``.
+"""The command line, installed as ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``, ``frontier``.
 
 Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM.
 torch and everything that needs it are imported by the commands that use them.
@@ -85,6 +85,30 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=int, default=EPISODES, help="episodes of each (default: %(default)s)")
     evaluate.add_argument("--seed", type=int, default=0, help="first held-out seed (default: %(default)s)")
     evaluate.set_defaults(command=evaluate_run)
+
+    frontier = commands.add_parser("frontier", help="reward against divergence: best of n, guidance and agents")
+    frontier.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
+    frontier.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder; what it holds is not repeated"
+    )
+    frontier.add_argument("--algos", nargs="*", default=["ppo", "sac"], help="agents (default: ppo sac)")
+    frontier.add_argument(
+        "--reward-scales", type=float, nargs="+", metavar="S", help="what a reward of 1 is worth in nats, for agents"
+    )
+    frontier.add_argument("--strengths", type=float, nargs="*", metavar="S", help="the same for guidance")
+    frontier.add_argument(
+        "--gradients", nargs="*", default=["network"], help="guidance's gradient: endpoint, network (default: network)"
+    )
+    frontier.add_argument("--best-of", type=int, nargs="+", metavar="N", help="numbers of samples (default: 2 to 64)")
+    frontier.add_argument("--pool", type=int, default=1024, help="base samples to estimate from (default: %(default)s)")
+    frontier.add_argument(
+        "--episodes", type=int, default=EPISODES, help="of each guidance and agent (default: %(default)s)"
+    )
+    frontier.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    frontier.add_argument("--timesteps", type=int, help="of each training (default: the preset's)")
+    frontier.add_argument("--batch-size", type=int, default=32, help="episodes at a time (default: %(default)s)")
+    _add_set(frontier, "a setting of the presets, such as env.prompts='a red heart'")
+    frontier.set_defaults(command=draw_frontier)
     return root
 
 
@@ -171,6 +195,35 @@ def evaluate_run(options: argparse.Namespace) -> int:
     """Compare the agent of a run with the base model."""
     _import_agents()
     _evaluate(options.run, options.episodes, options.seed)
+    return 0
+
+
+def draw_frontier(options: argparse.Namespace) -> int:
+    """Measure reward against divergence, as far as it has not been measured yet."""
+    _import_agents()
+    from flowgym_gym.agents.frontier import BEST_OF, PICTURE, REPORT, frontier, table
+    from flowgym_gym.agents.settings import parse_assignments
+
+    result = frontier(
+        options.env,
+        out=options.out,
+        algos=options.algos,
+        reward_scales=options.reward_scales,
+        strengths=options.strengths,
+        gradients=options.gradients,
+        best_of=BEST_OF if options.best_of is None else options.best_of,
+        pool=options.pool,
+        episodes=options.episodes,
+        seed=options.seed,
+        timesteps=options.timesteps,
+        overrides=parse_assignments(options.set),
+        batch_size=options.batch_size,
+    )
+    if result.signal is not None:
+        print("to go on: the same command again", flush=True)
+        return 128 + result.signal
+    print(table(result.report))
+    print(f"picture in {options.out / PICTURE}, everything in {options.out / REPORT}")
     return 0
 
 

@@ -42,6 +42,8 @@ class GaussianReward(Reward[FlowTensor]):
         std: Standard deviation in every dimension.
     """
 
+    differentiable = True
+
     def __init__(self, mean: Sequence[float] = (-2.5,), std: float = 0.8) -> None:
         check_number("std", std, minimum=0)
         try:
