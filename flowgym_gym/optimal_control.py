@@ -21,6 +21,7 @@ grid of cells that covers every state an agent can steer to; the exponentials st
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from flowgym_gym.dynamics import control_cost
 from flowgym_gym.envs.environment import Environment, seeded
-from flowgym_gym.errors import OptionError
+from flowgym_gym.errors import ActionError, OptionError
 from flowgym_gym.types import FlowTensor
 from flowgym_gym.wrappers import RewardScale, TimeGrid
 from flowgym_gym.wrappers.vector import RewardScale as VectorRewardScale
 from flowgym_gym.wrappers.vector import TimeGrid as VectorTimeGrid
+
+Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 # States beyond this many standard deviations of the initial noise are not visited.
 REACH = 6.0
@@ -137,14 +141,40 @@ def optimal_value(env: Any, cells: int | None = None, actions: int = 201) -> Opt
 
 
 @torch.no_grad()
-def uncontrolled_value(env: Any, cells: int | None = None) -> float:
-    """Expected return of the zero policy, on the same cells; arguments and errors as :func:`free_energy`."""
+def policy_value(env: Any, policy: Policy, cells: int | None = None) -> float:
+    """Expected return of a deterministic policy, without the noise of sampled episodes, on the cells of the optimum.
+
+    Args:
+        env: As for :func:`optimal_value`, with states of one or two dimensions.
+        policy: Takes a batch of observations ``latent (n, d)`` and ``time (n, 1)`` to actions ``(n, d)``, as a
+            vector environment's agent does; actions are clipped to [-1, 1], as there.
+        cells: Number of cells per dimension, as for :func:`free_energy`.
+
+    Raises:
+        OptionError: If the states have more dimensions, or the problem cannot be solved for the reasons that
+            :func:`optimal_value` names.
+        ActionError: If the policy returns another shape, NaN or infinity.
+    """
     environment, scale = _problem(env)
     grid = _Cells.of(environment, cells)
+    transitions, weight = environment.transitions, environment.control_cost_weight
+    latent = grid.points.numpy().astype(np.float32)
     value = grid.terminal(environment, scale)
     for i in reversed(range(environment.discretization_steps)):
-        value = grid.interpolate(grid.smooth(value, float(environment.transitions.std[i])), grid.means(environment, i))
+        time = np.full((len(latent), 1), environment.grid.times[i], dtype=np.float32)
+        action = _checked(policy({"latent": latent.copy(), "time": time}), latent.shape)
+        shift = float(transitions.gain[i]) * environment.action_scale
+        cost = control_cost(shift * action, transitions.cost_std[i].double().cpu())
+        expected = grid.interpolate(
+            grid.smooth(value, float(transitions.std[i])), grid.means(environment, i) + shift * action
+        )
+        value = expected - weight * grid.shaped(cost)
     return float((value * grid.initial()).sum())
+
+
+def uncontrolled_value(env: Any, cells: int | None = None) -> float:
+    """Expected return of the zero policy, on the same cells; arguments and errors as :func:`policy_value`."""
+    return policy_value(env, lambda observation: np.zeros_like(observation["latent"]), cells)
 
 
 @torch.no_grad()
@@ -288,6 +318,15 @@ class _Cells:
             place, image = place.flip(-1), values[None, None]
         sampled = grid_sample(image, place.reshape(1, 1, -1, 2), align_corners=True, padding_mode="border")
         return self.shaped(sampled.flatten())
+
+
+def _checked(actions: Any, shape: tuple[int, ...]) -> Tensor:
+    """Actions within [-1, 1], float64, or an ActionError if they are none."""
+    array = np.asarray(actions)
+    if array.shape != shape or not np.isfinite(array).all():
+        got = f"shape {array.shape}" if array.shape != shape else "NaN or infinity"
+        raise ActionError(f"the policy returned {got}, expected finite actions of shape {shape}")
+    return torch.from_numpy(array.astype(np.float64)).clamp(-1, 1)
 
 
 def _refine(pay: Any, action: Tensor, h: float) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 
 import flowgym_gym
 from flowgym_gym import FlowTensor, VelocityEnvironment
-from flowgym_gym.errors import OptionError
+from flowgym_gym.errors import ActionError, OptionError
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
-from flowgym_gym.optimal_control import free_energy, optimal_value, uncontrolled_value
+from flowgym_gym.optimal_control import free_energy, optimal_value, policy_value, uncontrolled_value
 from flowgym_gym.rewards.vectors import GaussianReward
 from flowgym_gym.wrappers import RewardScale, TimeGrid
 
@@ -113,6 +113,42 @@ def test_rolling_out_no_policy_earns_the_uncontrolled_value(id):
     assert earned.mean() == pytest.approx(uncontrolled_value(environment), abs=interval)
 
 
+def towards_the_reward(observation):
+    """Some policy that depends on state and time, and whose actions are sometimes out of range."""
+    return 0.5 * (1 - observation["time"]) * (-2 - observation["latent"])
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs"),
+    [
+        (IDS[0], {}),
+        (IDS[1], {}),
+        (IDS[1], {"control_cost_weight": 4.0, "noise_level": 0.5}),
+        (IDS[1], {"noise_level": 0.0, "base_model_kwargs": {"schedule": "diffusion"}}),
+        (IDS[1], EULER),
+        ("flowgym/GaussianMixture-Gaussian2D-v0", {}),
+    ],
+)
+def test_the_value_of_a_policy_is_what_its_episodes_earn(id, kwargs):
+    earned = returns_of(id, towards_the_reward, episodes=4000, **kwargs)
+    value = policy_value(gymnasium.make(id, **kwargs), towards_the_reward)
+    assert value == pytest.approx(earned.mean(), abs=3 * earned.std() / math.sqrt(len(earned)))
+    assert abs(value - uncontrolled_value(gymnasium.make(id, **kwargs))) > 0.5
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_value_of_the_optimal_policy_is_the_optimum(id):
+    env = gymnasium.make(id)
+    solution = optimal_value(env, 801, 51)
+    assert policy_value(env, solution.policy, 801) == pytest.approx(solution.value, abs=1e-5)
+
+
+def test_actions_out_of_range_are_worth_as_much_as_those_at_the_limit():
+    env = gymnasium.make(IDS[1])
+    values = [policy_value(env, lambda o, a=a: np.full_like(o["latent"], a), 401) for a in (-0.5, -1, -3)]
+    assert values[1] == values[2] != values[0]
+
+
 @pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
 def test_the_bound_is_the_free_energy_of_sampled_rewards(weight):
     """Memoryless: the sample does not depend on the noise, so the bound is a plain log mean exp of rewards."""
@@ -145,6 +181,9 @@ def test_bad_input_is_named():
         optimal_value(gymnasium.make("CartPole-v1"))
     with pytest.raises(OptionError, match="env is a str"):
         free_energy("CartPole")
+    for actions, message in [(np.zeros(3), r"shape \(3,\)"), (np.full((401, 1), np.nan), "NaN")]:
+        with pytest.raises(ActionError, match=f"the policy returned {message}"):
+            policy_value(gymnasium.make(IDS[0]), lambda observation, a=actions: a, 401)
     with pytest.raises(OptionError, match=r"\(2,\)"):
         optimal_value(gymnasium.make("flowgym/GaussianMixture-Gaussian2D-v0"))
     for kwargs in ({"noise_level": 0.0}, {"control_cost_weight": 0}, {"sampler": "euler", "noise_schedule": 0.0}):

@@ -1,6 +1,7 @@
 r"""The networks of the latent policies, in plain torch: an exported policy needs nothing else.
 
-One network, :class:`LatentEncoder`, reads the observation: a 3x3 convolution of the latent, then residual blocks
+One network, :class:`LatentEncoder`, reads the observation: a 3x3 convolution of the latent (1x1 where it is a vector:
+there are no neighbours), then residual blocks
 
 .. math:: h \leftarrow h + W_2 * \mathrm{silu}\bigl((1 + a(e)) \odot (W_1 * \mathrm{silu}(h)) + b(e)\bigr),
 
@@ -27,7 +28,8 @@ class LatentEncoder(nn.Module):
     """Feature map of an observation, at the resolution of the action.
 
     Parameters: ``9 C w + w`` for the stem, ``w^2 + 34 w`` for the time, ``p w + w`` for a prompt of ``p`` numbers, and
-    ``20 w^2 + 4 w`` per block: 3,296 and 20,608 per block for ``C = 4``, ``w = 32`` and no prompt.
+    ``20 w^2 + 4 w`` per block: 3,296 and 20,608 per block for ``C = 4``, ``w = 32`` and no prompt. For a vector, a
+    multi-layer perceptron: ``C w + w`` for the stem and ``4 w^2 + 4 w`` per block, 2,176 and 4,224 for ``C = 1``.
 
     Args:
         observation_space: ``Dict(latent=Box(C, H, W), time=Box((1,)))``, optionally with ``prompt=Box((p,))``. A latent
@@ -45,11 +47,12 @@ class LatentEncoder(nn.Module):
         self.features_dim = width
         assert isinstance(observation_space, gymnasium.spaces.Dict)
         self.shape = image_shape(observation_space["latent"].shape)
-        self.stem = nn.Conv2d(self.shape[0], width, 3, padding=1)
+        kernel = 1 if self.shape[1:] == (1, 1) else 3
+        self.stem = nn.Conv2d(self.shape[0], width, kernel, padding=kernel // 2)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         prompt = observation_space.spaces.get("prompt")
         self.prompt = None if prompt is None else nn.Linear((prompt.shape or ())[0], width)
-        self.blocks = nn.ModuleList(FiLMBlock(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(FiLMBlock(width, kernel) for _ in range(blocks))
         self.pool = nn.AdaptiveAvgPool2d(resolution)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
@@ -65,12 +68,12 @@ class LatentEncoder(nn.Module):
 
 
 class FiLMBlock(nn.Module):
-    """A residual block: two 3x3 convolutions, feature-wise modulation between them; ``20 w^2 + 4 w`` parameters."""
+    """A residual block: two convolutions, feature-wise modulation between them; ``20 w^2 + 4 w`` parameters if 3x3."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, kernel: int = 3) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = nn.Conv2d(width, width, kernel, padding=kernel // 2)
+        self.second = nn.Conv2d(width, width, kernel, padding=kernel // 2)
         self.film = nn.Linear(width, 2 * width)
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:

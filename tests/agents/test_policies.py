@@ -141,6 +141,9 @@ def test_parameter_counts_are_those_of_the_docstrings():
     encoder = LatentEncoder(observation_space, (1, 1), width=w, blocks=2)
     expected = (9 * 4 * w + w) + (w**2 + 34 * w) + (5 * w + w) + 2 * (20 * w**2 + 4 * w)
     assert parameters(encoder) == expected
+    observation_space, _ = spaces((1,), (1,))
+    assert parameters(LatentEncoder(observation_space, (1, 1), width=32, blocks=0)) == 2_176
+    assert parameters(LatentEncoder(observation_space, (1, 1), width=32, blocks=1)) == 2_176 + 4_224
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
