@@ -48,7 +48,7 @@ class LatentEncoder(nn.Module):
         assert isinstance(observation_space, gymnasium.spaces.Dict)
         self.shape = image_shape(observation_space["latent"].shape)
         kernel = 1 if self.shape[1:] == (1, 1) else 3
-        self.stem = nn.Conv2d(self.shape[0], width, kernel, padding=kernel // 2)
+        self.stem = Convolution(self.shape[0], width, kernel, padding=kernel // 2)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         prompt = observation_space.spaces.get("prompt")
         self.prompt = None if prompt is None else nn.Linear((prompt.shape or ())[0], width)
@@ -72,8 +72,8 @@ class FiLMBlock(nn.Module):
 
     def __init__(self, width: int, kernel: int = 3) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, kernel, padding=kernel // 2)
-        self.second = nn.Conv2d(width, width, kernel, padding=kernel // 2)
+        self.first = Convolution(width, width, kernel, padding=kernel // 2)
+        self.second = Convolution(width, width, kernel, padding=kernel // 2)
         self.film = nn.Linear(width, 2 * width)
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
@@ -82,6 +82,16 @@ class FiLMBlock(nn.Module):
         hidden = self.first(functional.silu(features)) * (1 + scale) + shift
         updated: Tensor = features + self.second(functional.silu(hidden))
         return updated
+
+
+class Convolution(nn.Conv2d):
+    """A convolution that takes a 1x1 one of a single cell, a matrix product, as such: that is twice as fast."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``(n, w_in, H, W)`` to ``(n, w_out, H, W)``."""
+        if features.shape[2:] == self.kernel_size == (1, 1):
+            return functional.linear(features.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+        return super().forward(features)
 
 
 def sinusoidal(time: Tensor, features: int = TIME_FEATURES) -> Tensor:
@@ -101,7 +111,7 @@ class ActionHead(nn.Sequential):
     """
 
     def __init__(self, width: int, channels: int, bias: float = 0.0) -> None:
-        convolution = nn.Conv2d(width, channels, 1)
+        convolution = Convolution(width, channels, 1)
         nn.init.zeros_(convolution.weight)
         nn.init.constant_(convolution.bias, bias)  # type: ignore[arg-type]
         super().__init__(convolution, nn.Flatten())
@@ -118,7 +128,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, features: int, width: int, scale: float) -> None:
         super().__init__()
-        self.hidden = nn.Conv2d(features, width, 1)
+        self.hidden = Convolution(features, width, 1)
         self.output = nn.Linear(width, 1)
         self.scale = scale
 

@@ -6,7 +6,7 @@ from gymnasium.spaces import Box, Dict
 from stable_baselines3 import PPO, SAC
 
 from flowgym_gym.agents import LatentActorCriticPolicy, LatentSACPolicy, SB3VecEnv
-from flowgym_gym.agents.networks import LatentEncoder, sinusoidal
+from flowgym_gym.agents.networks import Convolution, LatentEncoder, sinusoidal
 from flowgym_gym.errors import OptionError
 from flowgym_gym.wrappers.vector import CoarseAction
 from tests.conftest import RED
@@ -183,3 +183,12 @@ def test_spaces_it_cannot_act_in_are_refused(policy):
         policy(observation_space, gymnasium.spaces.Discrete(3), lambda _: 1e-3)
     with pytest.raises(OptionError, match="use_sde"):
         policy(observation_space, action_space, lambda _: 1e-3, use_sde=True)
+
+
+def test_a_convolution_of_a_single_cell_is_the_convolution():
+    torch.manual_seed(0)
+    for shape, kernel in [((5, 6, 1, 1), 1), ((5, 6, 2, 3), 1), ((5, 6, 1, 1), 3)]:
+        layer = Convolution(6, 4, kernel, padding=kernel // 2)
+        features = torch.randn(shape)
+        expected = torch.nn.functional.conv2d(features, layer.weight, layer.bias, padding=kernel // 2)
+        torch.testing.assert_close(layer(features), expected)
