@@ -5,8 +5,8 @@ A network output is first read as a pair :math:`(x_1, \varepsilon)` with
 
 .. math:: x_s = \mu + g_t c + \tau z, \qquad z \sim \mathcal N(0, I),
 
-in which the correction :math:`c` moves the mean linearly: it is added to the predicted velocity, to the predicted noise,
-or, as the control of stochastic optimal control, to :math:`z` itself (:math:`g_t = \tau`).
+in which the correction :math:`c` moves the mean linearly: it is added to the predicted velocity, to the predicted
+noise, or, as the control of stochastic optimal control, to :math:`z` itself (:math:`g_t = \tau`).
 
 Sampler ``"ddim"`` with noise level :math:`e`:
 
@@ -225,7 +225,8 @@ def control_cost(delta_mean: Tensor, std: Tensor) -> Tensor:
     References:
         Domingo-Enrich et al., Adjoint Matching, ICLR 2025, section 3.
     """
-    ratio = torch.where(std > 0, delta_mean / std, torch.zeros_like(delta_mean))
+    # Dividing by 0 would put NaN into the gradient, even where the quotient is not taken.
+    ratio = torch.where(std > 0, delta_mean / torch.where(std > 0, std, 1.0), 0.0)
     return 0.5 * ratio.square().flatten(1).sum(dim=1)
 
 

@@ -152,7 +152,7 @@ def test_control_cost_is_the_divergence_of_the_two_transitions(action_type, samp
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_a_control_is_a_shift_of_the_noise_that_a_transition_draws(sampler):
-    grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, set_alpha_to_one=False)).time_grid(12)
+    grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)).time_grid(12)
     here = Transitions.build(grid, "epsilon", "control", sampler, 1.0).at(torch.arange(12), 2)
     x, output, c, z = (draw(12, 6, seed=seed) for seed in range(4))
     steered, cost = here.step(x, output, c, z)
@@ -273,7 +273,9 @@ def test_bad_options_are_named(change, message):
 
 def test_a_singular_combination_is_an_error_and_not_nan():
     grid = OptimalTransportScheduler().time_grid(4)
-    with pytest.raises(OptionError, match=r"singular at time 0 .*; take velocity corrections, or list the times"):
+    with pytest.raises(
+        OptionError, match=r"singular at time 0 .*; take velocity corrections, or controls, or list the times"
+    ):
         Transitions.build(grid, "velocity", "noise", "ddim", 1.0)
     with pytest.raises(OptionError, match=r"; take the 'ddim' sampler or a constant noise_schedule, or list"):
         Transitions.build(grid, "velocity", "velocity", "euler", 1.0)

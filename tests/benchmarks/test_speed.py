@@ -57,8 +57,8 @@ def test_a_ratio_is_that_of_times_in_one_round(monkeypatch):
     assert results[BARE]["ratio"] == 1
     for name in ("ratio", "ratio_low", "ratio_high"):
         assert results["slow"][name] == pytest.approx(4)
-    # The first run is not counted: the median round is the third run.
-    assert results[BARE]["steps_per_second"] == pytest.approx(10 / 1000)
+    # The first two runs are not counted: the median round is the fourth run.
+    assert results[BARE]["steps_per_second"] == pytest.approx(10 / 10_000)
     assert results["slow"]["outside_network"] == 1  # it never called the network
 
 
