@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     frontier.add_argument("--strengths", type=float, nargs="*", metavar="S", help="the same for guidance")
     frontier.add_argument(
-        "--gradients", nargs="*", default=["network"], help="guidance's gradient: endpoint, network (default: network)"
+        "--gradients", nargs="*", default=["endpoint"], help="guidance's gradient: endpoint, network (default: endpoint)"
     )
     frontier.add_argument("--best-of", type=int, nargs="+", metavar="N", help="numbers of samples (default: 2 to 64)")
     frontier.add_argument("--pool", type=int, default=1024, help="base samples to estimate from (default: %(default)s)")

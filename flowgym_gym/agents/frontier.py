@@ -162,7 +162,7 @@ def frontier(
     algos: Sequence[str] = ("ppo", "sac"),
     reward_scales: Sequence[float] | None = None,
     strengths: Sequence[float] | None = None,
-    gradients: Sequence[str] = ("network",),
+    gradients: Sequence[str] = ("endpoint",),
     best_of: Sequence[int] = BEST_OF,
     pool: int = POOL,
     episodes: int = EPISODES,
@@ -287,7 +287,7 @@ class RewardGuidance:
     (torch.Size([2]), True)
     """
 
-    def __init__(self, environment: Environment[Any], strength: float, gradient: str = "network") -> None:
+    def __init__(self, environment: Environment[Any], strength: float, gradient: str = "endpoint") -> None:
         check_number("strength", strength)
         check_choice("gradient", gradient, GRADIENTS)
         if not environment.reward.differentiable:
