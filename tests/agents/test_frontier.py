@@ -1,0 +1,410 @@
+import itertools
+import json
+import math
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import flowgym_gym
+from flowgym_gym import FlowTensor, Reward, reward_registry
+from flowgym_gym.agents.frontier import (
+    RewardGuidance,
+    against_best_of_n,
+    best_of_n,
+    draw,
+    frontier,
+    kl_best_of_n,
+    maximum_weights,
+    table,
+)
+from flowgym_gym.agents.runs import Metrics, read_metrics
+from flowgym_gym.cli import main
+from flowgym_gym.envs.environment import seeded
+from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, RewardError, UnknownOptionError
+from tests.conftest import PROMPTS, RED
+
+GAUSSIAN = "flowgym/GaussianMixture-Gaussian-v0"
+SMALL = {"num_envs": 2, "policy.width": 8, "algo.batch_size": 8, "checkpoint_every": 40, "discretization_steps": 2}
+
+
+@reward_registry.register("1d/linear_for_frontier")
+class Linear(Reward[FlowTensor]):
+    differentiable = True
+
+    def forward(self, x, **kwargs):
+        return 1.5 * x.data[:, 0], torch.ones(len(x), dtype=torch.bool)
+
+
+@reward_registry.register("1d/cut_for_frontier")
+class Cut(Linear):
+    def forward(self, x, **kwargs):
+        rewards, valids = super().forward(x)
+        return rewards.detach(), valids
+
+
+def gaussian(steps, std=0.5, reward="1d/linear_for_frontier", schedule="optimal_transport", **options):
+    model = {"means": [[1.0]], "stds": [std], "weights": [1.0], "schedule": schedule}
+    return flowgym_gym.make("1d/gaussian_mixture", reward, steps, base_model_kwargs=model, **options)
+
+
+def sample(env, n, policy=None, seed=0):
+    with seeded(seed):
+        return env.sample(n, policy)
+
+
+# Best of n
+
+
+def test_the_divergence_of_best_of_n_is_that_of_the_law_of_the_maximum():
+    u = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
+    for n in (1, 2, 3, 10, 64):
+        density = n * u ** (n - 1)
+        assert kl_best_of_n(n) == pytest.approx(float(torch.xlogy(density, density).mean()), abs=1e-4)
+
+
+def test_the_estimate_is_the_mean_over_all_subsets_of_the_pool():
+    rewards = np.array([0.3, -1.0, 2.0, 0.3, 0.9, -0.2, 5.0])
+    best = best_of_n(rewards, 7)
+    for n in range(1, 8):
+        subsets = [max(subset) for subset in itertools.combinations(rewards, n)]
+        assert best["mean"][n - 1] == pytest.approx(np.mean(subsets), abs=1e-12)
+        assert maximum_weights(7, n).sum() == pytest.approx(1)
+
+
+def test_with_several_prompts_the_best_is_one_of_the_same_prompt():
+    rewards = np.array([0.0, 10.0, 1.0, 12.0, 4.0, 2.0, 11.0])
+    prompts = ["low", "high", "low", "high", "low", "low", "high"]
+    best = best_of_n(rewards, 3, prompts)
+    for n in (1, 2, 3):
+        low = np.mean([max(s) for s in itertools.combinations([0.0, 1.0, 4.0, 2.0], n)])
+        high = np.mean([max(s) for s in itertools.combinations([10.0, 12.0, 11.0], n)])
+        assert best["mean"][n - 1] == pytest.approx((4 * low + 3 * high) / 7)
+
+
+def test_the_estimate_is_unbiased_and_its_interval_covers_the_truth():
+    rng = np.random.default_rng(0)
+    small = np.array([maximum_weights(10, 6) @ np.sort(pool) for pool in rng.uniform(size=(40_000, 10))])
+    # The maximum of n uniform numbers has mean n / (n + 1).
+    assert small.mean() == pytest.approx(6 / 7, abs=4 * small.std() / 200)
+    covered = np.zeros(16)
+    for pool in rng.uniform(size=(100, 128)):
+        best, truth = best_of_n(pool, 16), np.arange(1, 17) / np.arange(2, 18)
+        covered += (best["low"] <= truth) & (truth <= best["high"])
+    assert (covered / 100 > 0.88).all()
+    assert (covered / 100).mean() < 0.99
+
+
+# Guidance
+
+
+@pytest.mark.parametrize("strength", [0.4, 2.0])
+def test_guidance_of_a_linear_reward_and_gaussian_samples_is_the_optimal_tilt(strength):
+    # N(m, v) tilted by exp(lambda a x) is N(m + lambda a v, v), at a divergence of (lambda a)^2 v / 2.
+    few, many = gaussian(20), gaussian(400)
+    # With few steps the free process falls short of the model's variance, 0.25; its own is what counts.
+    own = sample(few, 40_000).sample.data.var().item()
+    for env, variance, tolerance in ((few, own, 4 * (2 / 40_000) ** 0.5), (many, 0.25, 0.02)):
+        free, steered = (sample(env, 8, policy) for policy in (None, RewardGuidance(env, strength, "network")))
+        moved = steered.sample.data - free.sample.data
+        np.testing.assert_allclose(moved, strength * 1.5 * variance, rtol=tolerance)
+        cost = (strength * 1.5) ** 2 * variance / 2
+        np.testing.assert_allclose(steered.control_costs.sum(dim=0), cost, rtol=tolerance)
+
+
+@pytest.mark.parametrize("action", [("velocity", 1.0), ("noise", 0.3), ("control", 2.5)])
+@pytest.mark.parametrize("noise_level", [0.5, 1.0])
+def test_every_shift_is_strength_times_variance_times_gradient_whatever_an_action_is(action, noise_level):
+    kind, scale = action
+    env = gaussian(5, schedule="diffusion", action_type=kind, action_scale=scale, noise_level=noise_level)
+    free = sample(env, 16)
+    policy = RewardGuidance(env, 0.7, "network")
+    steered = sample(env, 16, policy)
+    alpha, beta, alpha_s, beta_s = env.grid.alpha[:-1], env.grid.beta[:-1], env.grid.alpha[1:], env.grid.beta[1:]
+    variance = noise_level**2 * (beta_s / beta) ** 2 * (beta**2 - (alpha / alpha_s * beta_s) ** 2)
+    # E[x_1 | x_s] of N(1, 0.25) has this slope; the last state is the sample itself.
+    slope = alpha_s * 0.25 / (alpha_s**2 * 0.25 + beta_s**2)
+    slope[-1] = 1.0
+    shift = 0.7 * variance * 1.5 * slope
+    costs = torch.where(variance > 0, shift**2 / (2 * variance), 0.0)
+    np.testing.assert_allclose(steered.control_costs.double().T, costs.expand(16, 5), rtol=1e-4, atol=1e-9)
+    # What a shift moves the next state by, as the free process goes on from there.
+    index = torch.zeros(16, dtype=torch.int64)
+    action = policy(steered.trajectory[0], env.times[index])
+    output = env.predict(steered.trajectory[0], index)
+    noise = torch.zeros(16, 1)
+    moved, _ = env.advance(free.trajectory[0].data, output, action, noise, index)
+    still, _ = env.advance(free.trajectory[0].data, output, noise, noise, index)
+    np.testing.assert_allclose(moved - still, float(shift[0]), rtol=1e-3)
+
+
+def test_the_gradient_that_stops_at_the_expected_sample_is_right_for_samples_of_unit_variance():
+    env = gaussian(8, std=1.0)
+    through, stopped = (sample(env, 8, RewardGuidance(env, 1.3, how)) for how in ("network", "endpoint"))
+    np.testing.assert_allclose(through.latents.data, stopped.latents.data, rtol=1e-5, atol=1e-6)
+    other = gaussian(8, std=0.5)
+    through, stopped = (sample(other, 8, RewardGuidance(other, 1.3, how)) for how in ("network", "endpoint"))
+    assert (through.latents.data - stopped.latents.data).abs().min() > 0.1
+
+
+def test_the_gradient_through_the_network_agrees_with_finite_differences():
+    env = flowgym_gym.make("2d/gaussian_mixture", "2d/gaussian", 6)
+    torch.manual_seed(3)
+    x, index = FlowTensor(torch.randn(12, 2)), torch.full((12,), 3)
+    gradient = RewardGuidance(env, 1.0, "network").gradient(x, index)
+    model = env.base_model
+    t, s = float(env.grid.times[3]), float(env.grid.times[4])
+    data, noise = model.conditional_means(x.data, torch.full((12,), t))
+    # At noise level 1 the free mean is that of x_s given x_t and the expected x_1.
+    spread = (1 - t) ** 2 - (t / s * (1 - s)) ** 2
+    kept = math.sqrt((1 - s) ** 2 - ((1 - s) / (1 - t)) ** 2 * spread)
+    mean = s * data + kept * noise
+
+    def value(at):
+        return env.reward(FlowTensor(model.conditional_means(at, torch.full((12,), s))[0]))[0]
+
+    h = 1e-5
+    for axis in (0, 1):
+        step = torch.zeros(2, dtype=torch.float64)
+        step[axis] = h
+        expected = (value(mean + step) - value(mean - step)) / (2 * h)
+        np.testing.assert_allclose(gradient[:, axis], expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["endpoint", "network"])
+def test_guidance_of_strength_zero_is_the_base_model_and_more_of_it_earns_and_costs_more(gradient):
+    env = flowgym_gym.make("images/stable_diffusion", "images/redness", 3)
+    free = sample(env, 4)
+    zero, weak, strong = (sample(env, 4, RewardGuidance(env, s, gradient)) for s in (0.0, 20.0, 200.0))
+    assert torch.equal(zero.latents.data, free.latents.data)
+    assert torch.equal(zero.rewards, free.rewards)
+    assert not zero.control_costs.any()
+    assert free.rewards.mean() < weak.rewards.mean() < strong.rewards.mean()
+    assert 0 < weak.control_costs.sum() < strong.control_costs.sum()
+
+
+def test_guidance_needs_a_gradient():
+    with pytest.raises(OptionError, match="BinaryReward is not differentiable"):
+        RewardGuidance(flowgym_gym.make("1d/gaussian_mixture", "1d/binary", 4), 1.0)
+    env = gaussian(4, reward="1d/cut_for_frontier")
+    with pytest.raises(RewardError, match="carries no gradient"):
+        env.sample(2, RewardGuidance(env, 1.0))
+
+
+# The report
+
+
+def point(method, setting, kl, reward, half=0.01):
+    reward = {"mean": reward, "low": reward - half, "high": reward + half}
+    return {"method": method, "setting": setting, "kl": {"mean": kl, "low": kl, "high": kl}, "reward": reward}
+
+
+@pytest.fixture
+def report():
+    """Best of 1 to 8 of uniform rewards, known to 0.005."""
+    mean = np.arange(1, 9) / np.arange(2, 10)
+    best = {"mean": mean.tolist(), "low": (mean - 0.005).tolist(), "high": (mean + 0.005).tolist()}
+    points = {
+        "base": point("base", 0, 0.0, 0.5),
+        "best-of-8": point("best_of_n", 8, kl_best_of_n(8), 8 / 9),
+        "ppo-1": point("ppo", 1.0, kl_best_of_n(4), 0.7),
+        "ppo-10": point("ppo", 10.0, kl_best_of_n(4), 0.8),
+        "ppo-100": point("ppo", 100.0, 50.0, 0.95),
+        "sac-1": point("sac", 1.0, kl_best_of_n(4), 0.9),
+        "sac-10": point("sac", 10.0, 50.0, 0.8),
+    }
+    for name, p in points.items():
+        if "-of-" not in name and name != "base":
+            p["against_best_of_n"] = against_best_of_n(p, best)
+    return {"env_id": RED, "settings": {"env": {}}, "best_of_n": best, "points": points, "notes": ["a note"]}
+
+
+def test_a_point_is_compared_with_best_of_n_at_its_own_divergence(report):
+    verdicts = {name: p.get("against_best_of_n") for name, p in report["points"].items()}
+    assert verdicts == {
+        "base": None,
+        "best-of-8": None,
+        "ppo-1": "below",  # best of 4 earns 0.8
+        "ppo-10": "level",
+        "ppo-100": "beyond n = 8",
+        "sac-1": "above",
+        "sac-10": "below",  # best of 8 earns 0.89 for less
+    }
+
+
+def test_the_table_has_a_row_for_every_point_and_the_notes(report):
+    lines = table(report).splitlines()
+    assert len(lines) == 2 + 7 + 2
+    assert lines[4] == "| PPO | scale = 1 | 0.6363 | 0.7 ± 0.01 | below |"
+    assert lines[-1] == "a note"
+
+
+def test_what_lies_below_best_of_n_is_drawn_hollow(report):
+    axis = draw(report).axes[0]
+    hollow = {}
+    for container in axis.containers:
+        line = container[0]
+        at = tuple(float(values[0]) for values in line.get_data())
+        hollow[at] = line.get_markerfacecolor() == "white"
+    below = {p["reward"]["mean"] for p in report["points"].values() if p.get("against_best_of_n") == "below"}
+    assert len(hollow) == 7
+    assert sorted(at[1] for at, is_hollow in hollow.items() if is_hollow) == sorted(below) == [0.7, 0.8]
+    assert {text.get_text() for text in axis.texts} == {"", "1", "8", "10", "100"}
+
+
+# The command
+
+
+def command(out):
+    changes = [f"--set={key}={value}" for key, value in SMALL.items()]
+    return [
+        "frontier", "GaussianMixture-Gaussian-v0", "--out", str(out), "--algos", "ppo", "--timesteps", "80",
+        "--reward-scales", "3", "60", "--strengths", "0", "20", "--best-of", "2", "4", "--pool", "8",
+        "--episodes", "8", *changes,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def terminate_at(monkeypatch):
+    """Send the process SIGTERM when a run has done this many timesteps."""
+
+    def install(timesteps, append=Metrics.append):
+        def watch(self, row):
+            append(self, row)
+            if row["timesteps"] == timesteps:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(Metrics, "append", watch)
+
+    return install
+
+
+def test_an_interrupted_command_goes_on_without_repeating_and_ends_as_an_uninterrupted_one(
+    tmp_path, terminate_at, monkeypatch, capsys
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(command(whole)) == 0
+    printed = capsys.readouterr().out
+    assert "| PPO | scale = 60 |" in printed
+    assert str(whole / "frontier.png") in printed
+    with Image.open(whole / "frontier.png") as picture:
+        assert picture.width > 500
+
+    terminate_at(40)
+    assert main(command(parts)) == 128 + signal.SIGTERM
+    assert "same command again" in capsys.readouterr().out
+    saved = json.loads((parts / "frontier.json").read_text())
+    assert sorted(saved["points"]) == ["base", "best-of-2", "best-of-4", "endpoint-0", "endpoint-20"]
+    assert not (parts / "runs" / "ppo-60").exists()
+
+    terminate_at(None)
+    with monkeypatch.context() as patched:
+        for done in ("play", "RewardGuidance"):
+            patched.setattr(f"flowgym_gym.agents.frontier.{done}", lambda *a: pytest.fail("done before"))
+        assert main(command(parts)) == 0
+        assert "resuming at 40 timesteps" in capsys.readouterr().err
+    finished, expected = (json.loads((out / "frontier.json").read_text()) for out in (parts, whole))
+    assert finished == expected
+    assert [row["timesteps"] for row in read_metrics(parts / "runs" / "ppo-3" / "metrics.csv")] == [40, 80]
+
+    monkeypatch.setattr("flowgym_gym.agents.frontier.run", lambda *a: pytest.fail("done before"))
+    assert main(command(parts)) == 0
+    assert json.loads((parts / "frontier.json").read_text()) == expected
+
+
+def test_the_numbers_are_those_of_the_runs_of_the_torch_environment_and_of_the_pool(tmp_path):
+    options = {"episodes": 8, "pool": 8, "best_of": [2], "reward_scales": [60], "strengths": [0, 20], "timesteps": 40}
+    report = frontier(GAUSSIAN, out=tmp_path, overrides=SMALL, **options).report
+    points = report["points"]
+    for algo in ("ppo", "sac"):
+        folder = tmp_path / "runs" / f"{algo}-60"
+        played = json.loads((folder / "evaluation.json").read_text())
+        assert points[f"{algo}-60"]["reward"] == played["agent"]["terminal_reward"]
+        assert points[f"{algo}-60"]["kl"] == played["agent"]["control_cost"]
+        assert points["base"]["reward"] == played["base"]["terminal_reward"]
+        settings = json.loads((folder / "config.json").read_text())["settings"]
+        # The environment's own reward scale is 30: a reward of 1 is worth 60 nats.
+        assert settings["env"]["control_cost_weight"] == 0.5
+        assert settings["timesteps"] == 40
+    rewards = report["pool"]["rewards"]
+    pairs = [max(pair) for pair in itertools.combinations(rewards, 2)]
+    assert points["best-of-2"]["reward"]["mean"] == pytest.approx(np.mean(pairs))
+    assert points["endpoint-0"]["kl"]["mean"] == 0
+    env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", 2, action_type="control")
+    guided = sample(env, 8, RewardGuidance(env, 20.0), seed=2**32)
+    assert points["endpoint-20"]["reward"]["mean"] == pytest.approx(guided.rewards.double().mean().item())
+    assert points["endpoint-20"]["kl"]["mean"] == pytest.approx(guided.control_costs.sum(dim=0).double().mean().item())
+    assert {"torch", "stable_baselines3"} <= set(report["versions"])
+
+
+def test_prompts_without_enough_samples_and_rewards_without_gradient_leave_out_a_part_with_a_note(tmp_path):
+    changes = {"prompts": PROMPTS, "discretization_steps": 2, "reward": "images/compression"}
+    with pytest.raises(UnknownOptionError):
+        frontier(RED, out=tmp_path, algos=[], overrides={"promts": PROMPTS})
+    result = frontier(RED, out=tmp_path, algos=[], overrides=changes, pool=6, best_of=[2, 6])
+    assert set(result.report["points"]) == {"base", "best-of-2"}
+    first, second = result.report["notes"]
+    assert re.fullmatch("best of 6 is left out: the pool has only [12345] samples of one of the prompts", first)
+    assert second == "no guidance: CompressionReward is not differentiable"
+    assert first in table(result.report)
+    pool = result.report["pool"]
+    means = {
+        prompt: np.mean([max(p) for p in itertools.combinations(rewards, 2)])
+        for prompt in PROMPTS
+        for rewards in [[r for r, own in zip(pool["rewards"], pool["prompts"], strict=True) if own == prompt]]
+    }
+    expected = np.mean([means[prompt] for prompt in pool["prompts"]])
+    assert result.report["points"]["best-of-2"]["reward"]["mean"] == pytest.approx(expected)
+
+
+def test_points_of_earlier_calls_stay(tmp_path):
+    options = {"out": tmp_path, "algos": [], "pool": 4, "best_of": [2], "episodes": 2}
+    frontier(GAUSSIAN, strengths=[1], overrides={"discretization_steps": 2}, **options)
+    report = frontier(GAUSSIAN, strengths=[5], overrides={"discretization_steps": 2}, **options).report
+    assert [name for name in report["points"] if name.startswith("endpoint")] == ["endpoint-1", "endpoint-5"]
+    with pytest.raises(OptionError, match="of another environment or other settings"):
+        frontier(GAUSSIAN, strengths=[5], overrides={"discretization_steps": 3}, **options)
+    (tmp_path / "frontier.json").write_text('{"env_id": ')
+    with pytest.raises(CheckpointError, match="is damaged"):
+        frontier(GAUSSIAN, strengths=[5], overrides={"discretization_steps": 2}, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"env_id": "flowgym/Nothing-v0"}, "no environment"),
+        ({"algos": ["pp0"]}, "algo is 'pp0'"),
+        ({"gradients": ["unet"]}, "gradients is 'unet'"),
+        ({"best_of": [1]}, "best_of is 1"),
+        ({"best_of": [8], "pool": 4}, "best_of has 8, but the pool only 4"),
+        ({"episodes": 1}, "episodes is 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"reward_scales": [0]}, "reward_scales has 0"),
+        ({"reward_scales": [-1.0]}, "reward_scales is -1.0"),
+        ({"strengths": [math.nan]}, "strengths is nan"),
+        ({"timesteps": 0}, "timesteps is 0"),
+        ({"overrides": {"control_cost_weight": 1.0}}, "follows from the reward scales"),
+        ({"overrides": {"reward_scale": 0.0}}, "could be env.reward_scale or wrappers.reward_scale"),
+        ({"overrides": {"env.reward_scale": 0.0}}, "reward_scale is 0.0"),
+        ({"overrides": {"env.means": object()}}, "no plain value"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("flowgym_gym.agents.frontier.make_vector_env", lambda *a: pytest.fail("work began"))
+    with pytest.raises(FlowGymError, match=message):
+        frontier(**{"env_id": GAUSSIAN, "out": tmp_path / "new", **options})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_process_without_noise_has_no_frontier(tmp_path):
+    with pytest.raises(OptionError, match="no finite divergence"):
+        frontier(GAUSSIAN, out=tmp_path, algos=[], overrides={"noise_level": 0.0})
+
+
+def test_a_reward_that_remembers_has_no_frontier(tmp_path):
+    changes = {"reward": "1d/standardize", "reward_kwargs": {"reward": "1d/gaussian", "per_prompt": False}}
+    with pytest.raises(OptionError, match="remembers what it has scored"):
+        frontier(GAUSSIAN, out=tmp_path, algos=[], overrides=changes)
