@@ -267,6 +267,30 @@ class Environment(Generic[D]):
         """
         return self.transitions.at(index, x.ndim).step(x, output, self.action_scale * action, noise)
 
+    def log_prob(self, x: Tensor, output: Tensor, action: Tensor, following: Tensor, index: Tensor) -> Tensor:
+        r"""Log density of transitions that were drawn: the likelihood of a policy that is the steered sampler itself.
+
+        .. math:: \log \mathcal N(x_s;\, \mu + g_t c,\, \tau^2 I)
+
+        Args:
+            x: States, shape ``(n, *)``.
+            output: The network's output there, same shape.
+            action: Correction in units of ``action_scale``, same shape; gradients reach it.
+            following: The states that came next, same shape.
+            index: Which visited time each state is at, int64, shape ``(n,)``.
+
+        Returns:
+            Log density, shape ``(n,)``; 0 where the transition draws no noise.
+
+        References:
+            Black et al., Training diffusion models with reinforcement learning (DDPO), ICLR 2024, section 4.3.
+        """
+        mean, _ = self.advance(x, output, action, torch.zeros_like(x), index)
+        std = self.transitions.at(index, x.ndim).std
+        drawn = std > 0
+        log_density = torch.distributions.Normal(mean, torch.where(drawn, std, 1.0)).log_prob(following)
+        return torch.where(drawn, log_density, 0.0).flatten(1).sum(dim=1)
+
     def expected_endpoint(self, x: Tensor, output: Tensor, index: Tensor) -> Tensor:
         """The final state that the model expects from states ``x``, shape ``(n, *)``."""
         return self.transitions.at(index, x.ndim).endpoint(x, output)

@@ -112,6 +112,43 @@ def test_sample_has_the_documented_shapes(torch_env):
     torch.testing.assert_close(sample.rewards, sample.sample.data[:, 0].mean(dim=(1, 2)))
 
 
+@pytest.mark.parametrize("action_type", ["velocity", "noise", "control"])
+def test_log_probabilities_are_those_of_the_noise_that_was_drawn(action_type):
+    times = [0.1, 0.25, 0.5, 0.75]
+    env = flowgym_gym.make("2d/gaussian_mixture", "2d/gaussian", times, action_type=action_type, action_scale=2.0)
+    index = torch.arange(4).repeat_interleave(3)
+    x, noise, action = torch.randn(3, 12, 2).unbind()
+    action.requires_grad_()
+    output = env.predict(FlowTensor(x), index)
+    following, _ = env.advance(x, output, action.detach(), noise, index)
+    log_prob = env.log_prob(x, output, action, following, index)
+
+    # Song et al., ICLR 2021, equation 16; the last transition draws nothing.
+    alpha, beta = env.grid.alpha[index], env.grid.beta[index]
+    alpha_s, beta_s = env.grid.alpha[index + 1], env.grid.beta[index + 1]
+    std = (beta_s / beta * (beta**2 - (alpha / alpha_s * beta_s) ** 2).sqrt()).float()[:, None]
+    drawn = index < 3
+    expected = torch.distributions.Normal(0.0, std[drawn]).log_prob(std[drawn] * noise[drawn]).sum(dim=1)
+    torch.testing.assert_close(log_prob[drawn], expected, rtol=1e-4, atol=1e-4)
+    assert (log_prob[~drawn] == 0).all()
+
+    # The derivative by the mean, in standard deviations, is the noise itself.
+    log_prob.sum().backward()
+    gain = env.transitions.gain[index][:, None] * 2
+    torch.testing.assert_close(action.grad[drawn], (gain * noise / std)[drawn], rtol=1e-3, atol=1e-3)
+    assert (action.grad[~drawn] == 0).all()
+
+
+def test_control_costs_have_gradients_also_where_nothing_is_drawn():
+    env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", 4, action_type="control", action_scale=2.0)
+    action = torch.ones(4, 1, requires_grad=True)
+    zeros, index = torch.zeros(4, 1), torch.arange(4)
+    _, cost = env.advance(zeros, zeros, action, zeros, index)
+    cost.sum().backward()
+    torch.testing.assert_close(cost.detach(), torch.tensor([2.0, 2.0, 2.0, 0.0]))
+    torch.testing.assert_close(action.grad[:, 0], torch.tensor([4.0, 4.0, 4.0, 0.0]))
+
+
 def test_torch_rollout_equals_the_gymnasium_episode():
     """One transition, two interfaces: the same states from the same noise."""
     policy = lambda x, t, **kwargs: 0.3 * torch.tanh(x.data)  # noqa: E731
