@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 import torch
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -35,6 +36,9 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         log_std_init: Logarithm of the initial standard deviation of the actions.
         value_scale: Typical size of a return; the critic predicts in this unit. The value loss still is in squared
             units of the return, so choose ``vf_coef`` near ``0.5 / value_scale**2``.
+        state_dependent_std: Let the standard deviation depend on the observation, by a head beside the one of the mean
+            (``w + 1`` parameters for each channel of the action) that starts at zero: where an action costs much in one
+            step and little in another, exploration has a size for each.
         use_sde: Must be False; stable-baselines3 passes it.
         optimizer_class: Of the joint optimiser.
         optimizer_kwargs: Its arguments, without the learning rate.
@@ -61,12 +65,14 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         blocks: int = 1,
         log_std_init: float = -1.0,
         value_scale: float = 1.0,
+        state_dependent_std: bool = False,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         resolution = check_spaces(observation_space, action_space, use_sde)
         self.width, self.blocks, self.value_scale = width, blocks, value_scale
+        self.state_dependent_std = state_dependent_std
         super().__init__(
             observation_space,
             action_space,
@@ -85,7 +91,15 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         super()._build(lr_schedule)
         self.action_net = ActionHead(self.width, image_shape(self.action_space.shape)[0])
         self.value_net = ValueHead(self.width, self.width, self.value_scale)  # type: ignore[assignment]
+        if self.state_dependent_std:
+            self.log_std_net = ActionHead(self.width, image_shape(self.action_space.shape)[0])
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        if not self.state_dependent_std:
+            return super()._get_action_dist_from_latent(latent_pi)
+        log_std = self.log_std + self.log_std_net(latent_pi)
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), log_std)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -96,6 +110,7 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
             "blocks": self.blocks,
             "log_std_init": self.log_std_init,
             "value_scale": self.value_scale,
+            "state_dependent_std": self.state_dependent_std,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }

@@ -1,3 +1,5 @@
+import math
+
 import gymnasium
 import numpy as np
 import pytest
@@ -192,3 +194,25 @@ def test_a_convolution_of_a_single_cell_is_the_convolution():
         features = torch.randn(shape)
         expected = torch.nn.functional.conv2d(features, layer.weight, layer.bias, padding=kernel // 2)
         torch.testing.assert_close(layer(features), expected)
+
+
+def test_exploration_can_depend_on_the_observation(tmp_path):
+    observation_space, action_space = spaces((4, 8, 8), (4, 2, 2))
+    kwargs = {"width": 8, "log_std_init": -1.5}
+    agent = LatentActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, state_dependent_std=True, **kwargs)
+    fixed = LatentActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, **kwargs)
+    assert parameters(agent) == parameters(fixed) + 4 * (8 + 1)
+    observations = agent.obs_to_tensor(observe(observation_space))[0]
+    for policy in (agent, fixed):
+        std = policy.get_distribution(observations).distribution.stddev
+        torch.testing.assert_close(std, torch.full((3, 16), math.exp(-1.5)))
+    torch.nn.init.normal_(agent.log_std_net[0].weight)
+    before = agent.get_distribution(observations).distribution
+    assert (before.stddev[0] - before.stddev[1]).abs().min() > 0
+    assert (before.mean == 0).all()
+    actions = torch.rand(3, 16)
+    _, log_prob, _ = agent.evaluate_actions(observations, actions)
+    torch.testing.assert_close(log_prob, torch.distributions.Normal(0.0, before.stddev).log_prob(actions).sum(1))
+    agent.save(tmp_path / "policy.pth")
+    loaded = LatentActorCriticPolicy.load(tmp_path / "policy.pth", device="cpu")
+    torch.testing.assert_close(loaded.get_distribution(observations).distribution.stddev, before.stddev)
