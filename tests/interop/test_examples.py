@@ -6,7 +6,11 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from moviepy import VideoFileClip
+
+import flowgym_gym
+from flowgym_gym import FlowTensor, reward_registry
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -49,6 +53,57 @@ def test_tqc_is_evaluated_on_held_out_seeds(capsys):
     assert "agent: red 0." in capsys.readouterr().out
 
 
+def test_reinforce_climbs_towards_the_bound():
+    base, mean, bound = load("reinforce").main(["--iterations", "25"])
+    assert base + 0.4 * (bound - base) < mean < bound + 0.3
+
+
+def test_plain_torch_ppo_learns():
+    base, mean, best = load("cleanrl_ppo").main(["--iterations", "8"])
+    assert base + 0.15 * (best - base) < mean < best + 0.3
+
+
+@pytest.fixture
+def ring():
+    yield load("custom_reward")
+    del reward_registry._entries["2d/ring"]
+
+
+def test_the_custom_reward_is_what_its_docstring_says_and_is_learnt(ring):
+    reward = ring.RingReward(radius=5.0, width=2.0)
+    points = FlowTensor(torch.tensor([[3.0, -4.0], [0.0, 7.0], [0.0, 0.0]]))
+    rewards, valids = reward(points)
+    torch.testing.assert_close(rewards, torch.tensor([0.0, -0.5, -3.125]).exp())
+    assert valids.all()
+
+    report = ring.main(["--timesteps", "12800"])
+    assert report["difference"]["terminal_reward"]["low"] > 0.1
+    # The base model, sampled through the torch interface.
+    env = flowgym_gym.make("2d/gaussian_mixture", "2d/ring", 10, reward_kwargs={"radius": 4.0})
+    assert report["base"]["terminal_reward"]["mean"] == pytest.approx(env.sample(4096).rewards.mean().item(), abs=0.03)
+
+
+def test_the_batched_agent_is_evaluated_on_held_out_seeds(capsys):
+    report = load("batched").main(["--timesteps", "320", "--episodes", "2"])
+    assert report["timesteps"] == 320
+    assert report["base"]["control_cost"]["mean"] == 0 < report["agent"]["control_cost"]["mean"]
+    assert "agent: redness 0." in capsys.readouterr().out
+
+
+def test_the_custom_policy_starts_as_the_base_model_and_sees_channel_statistics():
+    example = load("custom_policy")
+    report = example.main(["--timesteps", "0", "--episodes", "2"])
+    assert report["agent"] == report["base"]
+
+    envs = example.make(3, "Disabled")
+    observations, _ = envs.reset(seed=0)
+    tensors = {name: torch.from_numpy(value) for name, value in observations.items()}
+    features = example.ChannelStatistics(envs.single_observation_space)(tensors).numpy()
+    cells = observations["latent"].reshape(3, 4, -1)
+    expected = np.concatenate([cells.mean(-1), cells.std(-1, ddof=1), observations["time"]], axis=1)
+    np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.nightly
 def test_ppo_comes_half_of_the_way_to_the_optimum():
     base, mean, best = load("ppo").main([])
@@ -60,6 +115,14 @@ def test_tqc_beats_the_base_model():
     report = load("tqc").main([])
     assert report["difference"]["return"]["low"] > 0
     assert report["difference"]["terminal_reward"]["low"] > 0.1
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "least"), [("batched", 0.2), ("custom_policy", 0.1)])
+def test_the_agents_on_pictures_beat_the_base_model(name, least):
+    report = load(name).main([])
+    assert report["difference"]["return"]["low"] > 0
+    assert report["difference"]["terminal_reward"]["low"] > least
 
 
 @pytest.mark.nightly

@@ -1,0 +1,73 @@
+"""A policy of one's own for stable-baselines3 on the dictionary of latent and time.
+
+The features are what one might try first: mean and standard deviation of every channel, and the time. The policy is
+stable-baselines3's own, but for its last layer, which starts at zero, so that the untrained agent is the base model.
+
+    pip install "flowgym_gym[agents]"
+    python examples/custom_policy.py
+"""
+
+import argparse
+
+import gymnasium
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+import flowgym_gym  # noqa: F401 (registers the ids)
+from flowgym_gym.agents import SB3VecEnv, evaluate
+from flowgym_gym.wrappers.vector import CoarseAction
+
+
+class ChannelStatistics(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=2 * observation_space["latent"].shape[0] + 1)
+
+    def forward(self, observations):
+        latent = observations["latent"]
+        return torch.cat([latent.mean(dim=(2, 3)), latent.std(dim=(2, 3)), observations["time"]], dim=1)
+
+
+class BaseModelFirst(MultiInputActorCriticPolicy):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, features_extractor_class=ChannelStatistics, net_arch=[64], log_std_init=-1.0, **kwargs)
+
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        torch.nn.init.zeros_(self.action_net.weight)
+        torch.nn.init.zeros_(self.action_net.bias)
+
+
+def make(num_envs, autoreset_mode):
+    envs = gymnasium.make_vec(
+        "flowgym/StableDiffusion-Brightness-v0",
+        num_envs,
+        autoreset_mode=autoreset_mode,
+        discretization_steps=5,
+        action_type="noise",
+        action_scale=0.3,
+        reward_scale=10.0,
+        control_cost_weight=0.005,
+    )
+    return CoarseAction(envs, 1)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--timesteps", type=int, default=4_800)
+    parser.add_argument("--episodes", type=int, default=64, help="episodes of the evaluation")
+    options = parser.parse_args(arguments)
+
+    envs = SB3VecEnv(make(32, "SameStep"))
+    agent = PPO(BaseModelFirst, envs, n_steps=5, batch_size=40, learning_rate=1e-3, gamma=1.0, seed=0, device="cpu")
+    agent.learn(options.timesteps)
+    report = evaluate(agent, options.episodes, vector_env=make(min(32, options.episodes), "Disabled"))
+    for who in ("base", "agent"):
+        bright, paid = (report[who][name]["mean"] for name in ("terminal_reward", "return"))
+        print(f"{who:5}: brightness {bright:.3f}, return {paid:.2f}")
+    return report
+
+
+if __name__ == "__main__":
+    main()
