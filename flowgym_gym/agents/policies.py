@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from flowgym_gym.agents.networks import ActionHead, LatentEncoder, ValueHead, image_shape
 from flowgym_gym.errors import OptionError
 
+# Where a step wants no exploration at all a standard deviation would shrink until PPO's ratios overflow.
+LOG_STD_RANGE = (-4.0, 2.0)
+
 
 class LatentActorCriticPolicy(ActorCriticPolicy):
     """Convolutional actor and critic for PPO (and A2C).
@@ -98,7 +101,7 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if not self.state_dependent_std:
             return super()._get_action_dist_from_latent(latent_pi)
-        log_std = self.log_std + self.log_std_net(latent_pi)
+        log_std = (self.log_std + self.log_std_net(latent_pi)).clamp(*LOG_STD_RANGE)
         return self.action_dist.proba_distribution(self.action_net(latent_pi), log_std)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -5,18 +5,21 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict
+from sb3_contrib import TQC
+from sb3_contrib.tqc.policies import MultiInputPolicy
 from stable_baselines3 import PPO, SAC
 
-from flowgym_gym.agents import LatentActorCriticPolicy, LatentSACPolicy, SB3VecEnv
+from flowgym_gym.agents import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy, SB3VecEnv
 from flowgym_gym.agents.networks import Convolution, LatentEncoder, sinusoidal
 from flowgym_gym.errors import OptionError
 from flowgym_gym.wrappers.vector import CoarseAction
 from tests.conftest import RED
 
-POLICIES = [LatentActorCriticPolicy, LatentSACPolicy]
+POLICIES = [LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy]
 ALGORITHMS = {
     "ppo": (PPO, LatentActorCriticPolicy, {"n_steps": 4, "batch_size": 8, "n_epochs": 1}),
     "sac": (SAC, LatentSACPolicy, {"buffer_size": 64, "learning_starts": 4, "batch_size": 8}),
+    "tqc": (TQC, LatentTQCPolicy, {"buffer_size": 64, "learning_starts": 4, "batch_size": 8}),
 }
 
 
@@ -113,6 +116,20 @@ def test_sac_critic_depends_on_the_action():
     assert (agent.critic.q1_forward(observations, torch.zeros(3, 16)) == values[0][0]).all()
 
 
+def test_tqc_critics_give_quantiles_of_the_action_in_the_shape_of_sb3_contribs_own():
+    observation_space, action_space = spaces((4, 8, 8), (4, 2, 2))
+    kwargs = {"n_critics": 3, "n_quantiles": 7}
+    ours = LatentTQCPolicy(observation_space, action_space, lambda _: 1e-3, width=8, **kwargs).critic
+    theirs = MultiInputPolicy(observation_space, action_space, lambda _: 1e-3, **kwargs).critic
+    agent = LatentTQCPolicy(observation_space, action_space, lambda _: 1e-3, width=8)
+    observations = agent.obs_to_tensor(observe(observation_space))[0]
+    values = [ours(observations, torch.full((3, 16), a)) for a in (0.0, 0.5)]
+    assert values[0].shape == theirs(observations, torch.zeros(3, 16)).shape == (3, 3, 7)
+    for name in ("quantiles_total", "n_critics", "n_quantiles"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert (values[0] != values[1]).all()
+
+
 def test_value_scale_is_the_unit_of_the_critic():
     observation_space, action_space = spaces((4, 8, 8), (4, 2, 2))
     values = []
@@ -138,6 +155,9 @@ def test_parameter_counts_are_those_of_the_docstrings():
     sac = LatentSACPolicy(observation_space, action_space, lambda _: 1e-3)
     assert parameters(sac.actor) == 24_168
     assert parameters(sac.critic) == 26_338
+    tqc = LatentTQCPolicy(observation_space, action_space, lambda _: 1e-3)
+    assert parameters(tqc.actor) == 24_168
+    assert parameters(tqc.critic) == 27_922
     observation_space, _ = spaces((4, 8, 8), (4, 1, 1), prompt=5)
     w = 16
     encoder = LatentEncoder(observation_space, (1, 1), width=w, blocks=2)
@@ -216,3 +236,6 @@ def test_exploration_can_depend_on_the_observation(tmp_path):
     agent.save(tmp_path / "policy.pth")
     loaded = LatentActorCriticPolicy.load(tmp_path / "policy.pth", device="cpu")
     torch.testing.assert_close(loaded.get_distribution(observations).distribution.stddev, before.stddev)
+    torch.nn.init.constant_(agent.log_std_net[0].bias, -50.0)
+    least = agent.get_distribution(observations).distribution.stddev.min().item()
+    assert least == pytest.approx(math.exp(-4))  # else the ratios of PPO overflow
