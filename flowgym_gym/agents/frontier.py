@@ -214,7 +214,6 @@ def frontier(
                 return Frontier(plan.out, report, result.signal)
             played = evaluate(prepared.out, episodes, seed)
             _add(plan, report, agent.name, {**agent.asked, "timesteps": played["timesteps"]}, played["agent"])
-        _save(plan, report)
     return Frontier(plan.out, report)
 
 

@@ -91,11 +91,11 @@ def test_the_estimate_is_unbiased_and_its_interval_covers_the_truth():
     # The maximum of n uniform numbers has mean n / (n + 1).
     assert small.mean() == pytest.approx(6 / 7, abs=4 * small.std() / 200)
     covered = np.zeros(16)
-    for pool in rng.uniform(size=(100, 128)):
+    for pool in rng.uniform(size=(60, 128)):
         best, truth = best_of_n(pool, 16), np.arange(1, 17) / np.arange(2, 18)
         covered += (best["low"] <= truth) & (truth <= best["high"])
-    assert (covered / 100 > 0.88).all()
-    assert (covered / 100).mean() < 0.99
+    assert (covered / 60 > 0.85).all()
+    assert (covered / 60).mean() < 0.99
 
 
 # Guidance
