@@ -139,6 +139,7 @@ class Plan:
     Attributes:
         process: Settings of the process that all methods share.
         agents: Those to train.
+        notes: What the user should know, one line each.
     """
 
     env_id: str
@@ -153,6 +154,7 @@ class Plan:
     seed: int
     timesteps: int | None
     batch_size: int
+    notes: list[str]
 
 
 def frontier(
@@ -176,7 +178,7 @@ def frontier(
     Args:
         env_id: The environment, with or without ``flowgym/``.
         out: Folder for ``frontier.json``, ``frontier.png`` and the agents' ``runs``; points of earlier calls stay.
-        algos: Algorithms of the agents.
+        algos: Algorithms of the agents. The preset for the first decides the process, its steps say, for all.
         reward_scales: ``reward_scale / control_cost_weight`` of the agents; 0.1 to 10 times the environment's own
             reward scale if None.
         strengths: Strengths of the guidance; 0.03 to 3 times the environment's own reward scale if None.
@@ -203,10 +205,11 @@ def frontier(
     report = _begin(plan)
     waiting = [agent for agent in plan.agents if not _is_done(report, agent.name, agent.asked)]
     runs = [_prepare_run(plan, agent) for agent in waiting]
+    env = _make_env(plan)
     plan.out.mkdir(parents=True, exist_ok=True)
     with locked(plan.out):
-        _measure_base_model(plan, report)
-        _measure_guidance(plan, report)
+        _measure_base_model(plan, report, env)
+        _measure_guidance(plan, report, _environment(env))
         for agent, prepared in zip(waiting, runs, strict=True):
             _say(f"training {agent.algo.upper()} at reward scale {agent.scale:g} in {prepared.out}")
             result = run(prepared)
@@ -464,26 +467,18 @@ def _plan(
             raise OptionError(f"{name} cannot be set: it follows from the reward scales")
     check_writable(out)
 
-    presets = {algo: override(load_preset(env_id, algo), overrides, env_id, algo) for algo in algos or ("ppo",)}
-    processes = {algo: _process(settings) for algo, settings in presets.items()}
-    process = next(iter(processes.values()))
-    for algo, other in processes.items():
-        differing = [
-            f"{section}.{name}"
-            for section in process
-            for name in sorted({*process[section], *other[section]})
-            if process[section].get(name) != other[section].get(name)
-        ]
-        if differing:
-            raise OptionError(
-                f"the presets of {next(iter(processes))} and {algo} differ in {', '.join(differing)}, which changes "
-                "the base model; set the same for both, or draw a frontier for each"
-            )
-    unit = _reward_scale(env_id, next(iter(presets.values())))
-    agents = []
-    for algo in dict.fromkeys(algos):
+    algos = list(dict.fromkeys(algos))
+    presets = {algo: override(load_preset(env_id, algo), overrides, env_id, algo) for algo in algos or ["ppo"]}
+    first = next(iter(presets))
+    process, unit = _process(presets[first]), _reward_scale(env_id, presets[first])
+    agents, notes = [], []
+    for algo in algos:
+        shared = _shared(process, _process(presets[algo]), first, algo)
+        if shared:
+            values = ", ".join(f"{name}={value}" for name, value in shared.items())
+            notes.append(f"{algo} steers the process of the preset for {first}: {values}")
         for scale in _scales(reward_scales, REWARD_SCALES, unit):
-            changes = {**overrides, COST_WEIGHT: _reward_scale(env_id, presets[algo]) / scale}
+            changes = {**overrides, **shared, COST_WEIGHT: _reward_scale(env_id, presets[algo]) / scale}
             asked = {"episodes": episodes, "seed": seed, "asked_timesteps": timesteps, "overrides": _plain(changes)}
             agents.append(Agent(algo, scale, {"method": algo, "setting": scale, **asked}))
     return Plan(
@@ -499,7 +494,29 @@ def _plan(
         seed=seed,
         timesteps=timesteps,
         batch_size=batch_size,
+        notes=notes,
     )
+
+
+def _shared(process: Settings, own: Settings, first: str, algo: str) -> dict[str, Any]:
+    """What to change about a preset with the process ``own`` to make it steer ``process``.
+
+    Raises:
+        OptionError: If the other preset says nothing of something that this one sets.
+    """
+    changes = {
+        f"{section}.{name}": process[section].get(name)
+        for section in process
+        for name in {**process[section], **own[section]}
+        if process[section].get(name) != own[section].get(name)
+    }
+    for name, value in changes.items():
+        if value is None and name.startswith("env."):
+            raise OptionError(
+                f"the preset for {algo} sets {name}, that for {first} does not, and both must steer one process; give "
+                f"{name} yourself"
+            )
+    return changes
 
 
 def _scales(given: Sequence[float] | None, multiples: Sequence[float], unit: float) -> list[float]:
@@ -554,8 +571,9 @@ def _begin(plan: Plan) -> Report:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             same = all(found[name] == report[name] for name in ("env_id", "settings"))
-            report["pool"], report["points"] = dict(found["pool"]), dict(found["points"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            report["pool"] = dict(found["pool"])
+            report["points"] = {name: p for name, p in found["points"].items() if p["method"] != "best_of_n"}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}; move it away") from error
         if not same:
             raise OptionError(f"{path} is the frontier of another environment or other settings; choose another folder")
@@ -565,7 +583,7 @@ def _begin(plan: Plan) -> Report:
         "interval": FORMULA,
         "interval_of_best_of_n": f"mean +- 1.96 standard deviations of {BOOTSTRAP_SAMPLES} bootstrap samples",
         "versions": versions(),
-        "notes": [],
+        "notes": list(plan.notes),
     }
 
 
@@ -574,15 +592,8 @@ def _is_done(report: Report, name: str, asked: Mapping[str, Any]) -> bool:
     return all(point.get(key) == value for key, value in asked.items()) and bool(point)
 
 
-def _measure_base_model(plan: Plan, report: Report) -> None:
+def _measure_base_model(plan: Plan, report: Report, env: VectorEnv[Any, Any, Any]) -> None:
     """The pool of base samples, and what follows from it: the base model's own mean and best of n."""
-    env = _make_env(plan, min(plan.batch_size, plan.pool))
-    reward = _environment(env).reward
-    if reward.stateful:
-        raise OptionError(
-            f"{type(reward).__name__} remembers what it has scored, and a frontier compares samples by one measure; "
-            "take the reward inside it"
-        )
     asked = {"episodes": plan.pool, "seed": plan.seed}
     if {key: report.get("pool", {}).get(key) for key in asked} != asked:
         seeds = held_out_seeds(plan.pool, plan.seed)
@@ -593,7 +604,6 @@ def _measure_base_model(plan: Plan, report: Report) -> None:
         report["pool"] = {
             **asked, "seeds": [seeds[0], seeds[-1]], "rewards": rewards.tolist(), "prompts": prompts if several else [],
         }  # fmt: skip
-    env.close()
     rewards, prompts = np.array(report["pool"]["rewards"]), report["pool"]["prompts"]
     fewest = min(np.unique(prompts, return_counts=True)[1]) if prompts else len(rewards)
     possible = [n for n in plan.best_of if n <= fewest]
@@ -617,11 +627,8 @@ def _measure_base_model(plan: Plan, report: Report) -> None:
     _say(f"base model: reward {_cell(base)}" + "".join(f", best of {n}: {best['mean'][n - 1]:.4g}" for n in possible))
 
 
-def _measure_guidance(plan: Plan, report: Report) -> None:
-    """Guidance at every strength, in batches with the held-out seeds of their first episodes."""
-    env = _make_env(plan, 1)
-    environment = _environment(env)
-    env.close()
+def _measure_guidance(plan: Plan, report: Report, environment: Environment[Any]) -> None:
+    """Guidance at every strength, in batches that are seeded as the first of their episodes."""
     if not environment.reward.differentiable and plan.strengths and plan.gradients:
         report["notes"].append(f"no guidance: {type(environment.reward).__name__} is not differentiable")
         _say(report["notes"][-1])
@@ -670,12 +677,21 @@ def _save(plan: Plan, report: Report) -> None:
         raise CheckpointError(f"{plan.out} cannot be written: {error.strerror or error}") from error
 
 
-def _make_env(plan: Plan, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """The process that all methods share; its actions are controls in standard deviations of the transition."""
+def _make_env(plan: Plan) -> VectorEnv[Any, Any, Any]:
+    """The process that all methods share; its actions are controls in standard deviations of the transition.
+
+    Raises:
+        OptionError: If no divergence can be measured on it, or no reward compared.
+    """
     settings = {**plan.process, "env": {**plan.process["env"], "action_type": "control", "action_scale": 1.0}}
-    env = make_vector_env(plan.env_id, settings, num_envs, AutoresetMode.DISABLED)
-    std = _environment(env).transitions.std
-    if not bool((std > 0).any()):
+    env = make_vector_env(plan.env_id, settings, min(plan.batch_size, plan.pool), AutoresetMode.DISABLED)
+    reward = _environment(env).reward
+    if reward.stateful:
+        raise OptionError(
+            f"{type(reward).__name__} remembers what it has scored, and a frontier compares samples by one measure; "
+            "take the reward inside it"
+        )
+    if not bool((_environment(env).transitions.std > 0).any()):
         raise OptionError(
             "this process draws no noise, so that a steered one has no finite divergence from it; take a noise_level "
             "above 0"

@@ -22,6 +22,7 @@ from flowgym_gym.agents.frontier import (
     table,
 )
 from flowgym_gym.agents.runs import Metrics, read_metrics
+from flowgym_gym.agents.settings import complete
 from flowgym_gym.cli import main
 from flowgym_gym.envs.environment import seeded
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, RewardError, UnknownOptionError
@@ -363,13 +364,41 @@ def test_prompts_without_enough_samples_and_rewards_without_gradient_leave_out_a
 def test_points_of_earlier_calls_stay(tmp_path):
     options = {"out": tmp_path, "algos": [], "pool": 4, "best_of": [2], "episodes": 2}
     frontier(GAUSSIAN, strengths=[1], overrides={"discretization_steps": 2}, **options)
+    options |= {"best_of": [3]}
     report = frontier(GAUSSIAN, strengths=[5], overrides={"discretization_steps": 2}, **options).report
-    assert [name for name in report["points"] if name.startswith("endpoint")] == ["endpoint-1", "endpoint-5"]
+    assert set(report["points"]) == {"base", "best-of-3", "endpoint-1", "endpoint-5"}
     with pytest.raises(OptionError, match="of another environment or other settings"):
         frontier(GAUSSIAN, strengths=[5], overrides={"discretization_steps": 3}, **options)
     (tmp_path / "frontier.json").write_text('{"env_id": ')
     with pytest.raises(CheckpointError, match="is damaged"):
         frontier(GAUSSIAN, strengths=[5], overrides={"discretization_steps": 2}, **options)
+
+
+def test_all_agents_steer_the_process_of_the_first_ones_preset(tmp_path, monkeypatch):
+    presets = {
+        "ppo": {"env": {"discretization_steps": 2}, "wrappers": {"time_grid": 3}, "policy": {"width": 8}},
+        "sac": {"env": {"discretization_steps": 5, "action_type": "control"}, "policy": {"width": 8}},
+    }
+    small = {"num_envs": 2, "timesteps": 8, "algo": {"batch_size": 2}}
+    monkeypatch.setattr(
+        "flowgym_gym.agents.frontier.load_preset", lambda id, algo: complete({**small, **presets[algo]})
+    )
+    monkeypatch.setattr(
+        "flowgym_gym.agents.training.load_preset", lambda id, algo: complete({**small, **presets[algo]})
+    )
+    options = {"pool": 2, "best_of": [2], "episodes": 2, "strengths": [], "reward_scales": [15]}
+    report = frontier(
+        GAUSSIAN, out=tmp_path / "a", algos=["sac", "ppo"], overrides={"algo.n_steps": 1}, **options
+    ).report
+    assert report["settings"] == {"env": {"discretization_steps": 5}, "wrappers": {}}
+    env = json.loads((tmp_path / "a" / "runs" / "ppo-15" / "config.json").read_text())["settings"]
+    assert env["env"] == {"discretization_steps": 5, "control_cost_weight": 2.0}
+    assert env["wrappers"] == {"time_grid": None}
+    note = "ppo steers the process of the preset for sac: env.discretization_steps=5, wrappers.time_grid=None"
+    assert report["notes"] == [note]
+    presets["sac"]["env"]["noise_level"] = 0.5
+    with pytest.raises(OptionError, match=r"the preset for sac sets env\.noise_level, that for ppo does not"):
+        frontier(GAUSSIAN, out=tmp_path / "b", **options)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +430,8 @@ def test_bad_input_is_refused_before_any_work(options, message, tmp_path, monkey
 
 def test_a_process_without_noise_has_no_frontier(tmp_path):
     with pytest.raises(OptionError, match="no finite divergence"):
-        frontier(GAUSSIAN, out=tmp_path, algos=[], overrides={"noise_level": 0.0})
+        frontier(GAUSSIAN, out=tmp_path / "new", algos=[], overrides={"noise_level": 0.0})
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_reward_that_remembers_has_no_frontier(tmp_path):
