@@ -94,8 +94,8 @@ METHODS: dict[str, tuple[str, str, str, str, tuple[int, int]]] = {
     "best_of_n": ("best of n", "n", "tab:gray", "o", (-4, 7)),
     "endpoint": ("guidance, gradient to the expected sample", "strength", "tab:olive", "v", (5, -9)),
     "network": ("guidance, gradient through the network", "strength", "tab:green", "^", (5, -9)),
-    "ppo": ("PPO", "scale", "tab:red", "D", (5, 5)),
-    "sac": ("SAC", "scale", "tab:blue", "P", (5, 5)),
+    "ppo": ("PPO", "scale", "tab:red", "D", (-5, 6)),
+    "sac": ("SAC", "scale", "tab:blue", "P", (6, -10)),
 }
 OTHER_METHOD = ("scale", "tab:purple", "X", (5, 5))
 
@@ -396,17 +396,17 @@ def draw(report: Report) -> Figure:
     points = _sorted(report)
     for method in dict.fromkeys(point["method"] for point in points):
         shown, kind, color, marker, offset = _style(method)
-        label = f"{shown} ({kind} = ...)" if kind else shown
+        axis.plot([], [], color=color, marker=marker, linestyle="", label=f"{shown} ({kind} = ...)" if kind else shown)
         own = [point for point in points if point["method"] == method]
         if method not in ("base", "best_of_n"):
             axis.plot([p["kl"]["mean"] for p in own], [p["reward"]["mean"] for p in own], color=color, linewidth=0.7)
-        for i, point in enumerate(own):
+        for point in own:
             kl, reward = point["kl"], point["reward"]
             below = point.get("against_best_of_n") == "below"
             axis.errorbar(
                 kl["mean"], reward["mean"], xerr=_bars(kl), yerr=_bars(reward), color=color, marker=marker,
                 markerfacecolor="white" if below else color, markersize=7, linestyle="", capsize=2,
-                label=label if i == 0 else None, zorder=3,
+                zorder=3,
             )  # fmt: skip
             axis.annotate(
                 f"{point['setting']:g}" if kind else "", (kl["mean"], reward["mean"]), textcoords="offset points",
@@ -415,7 +415,7 @@ def draw(report: Report) -> Figure:
     axis.plot([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label="hollow: below best of n")
     furthest = max(point["kl"].get("high", point["kl"]["mean"]) for point in points)
     axis.set_xscale("symlog", linthresh=1, linscale=1)
-    axis.set_xlim(-0.05, 1.3 * max(furthest, 1.0))
+    axis.set_xlim(-0.05, 1.6 * max(furthest, 1.0))
     ticks = [0, 0.2, 0.5, *(d * 10.0**e for e in range(8) for d in (1, 2, 5))]
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
