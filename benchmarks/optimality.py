@@ -1,0 +1,199 @@
+"""Agents that learn, against the known optimum: ``python -m benchmarks.optimality``.
+
+Trains the presets of the Gaussian mixtures on several seeds and says how much of the way they come from the return of
+the base model to the optimum of dynamic programming (in two dimensions: to the free energy, which no policy passes).
+Returns are expectations, worked out on the cells of the optimum for the deterministic policy: nothing is sampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from benchmarks.measure import machine
+from flowgym_gym.agents import load_agent, train
+from flowgym_gym.agents.evaluation import deterministic
+from flowgym_gym.agents.runs import write_json
+from flowgym_gym.agents.settings import (
+    ALGORITHMS,
+    full_id,
+    load_preset,
+    make_vector_env,
+    override,
+    parse_assignments,
+)
+from flowgym_gym.optimal_control import Policy, free_energy, optimal_value, policy_value, uncontrolled_value
+
+RESULTS = Path(__file__).parent / "results" / "optimality.json"
+RUNS = Path("runs/optimality")
+IDS = [f"flowgym/GaussianMixture-{reward}-v0" for reward in ("Gaussian", "Binary", "Gaussian2D")]
+DRAWN = IDS[0]
+TRAJECTORIES = 2000
+# Quantile 0.975 of Student's t by the number of seeds; above ten that of ten, which is a little too wide.
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what has no result yet, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimality", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ids", nargs="+", default=IDS, help="environments with states of one or two dimensions")
+    parser.add_argument("--algos", nargs="+", choices=sorted(ALGORITHMS), default=["ppo", "sac"])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="results; what is there is not trained again")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="where the run folders go, in place of older ones")
+    parser.add_argument("--draw", type=Path, help=f"draw the action fields of the first seed on {DRAWN}, a png")
+    args = parser.parse_args(arguments)
+    changes = parse_assignments(args.set)
+    cases = [(full_id(id), algo, seed) for id in args.ids for algo in args.algos for seed in range(args.seeds)]
+    results = json.loads(args.out.read_text()) if args.out.is_file() else {"references": {}, "trainings": []}
+    chosen = []
+    for number, (id, algo, seed) in enumerate(cases, start=1):
+        settings = override(load_preset(id, algo), changes, id, algo)
+        if id not in results["references"]:
+            results["references"][id] = references(id, settings)
+        training = recorded(results, id, algo, seed, settings)
+        if training is None:
+            print(f"[{number}/{len(cases)}] {id}, {algo}, seed {seed}", file=sys.stderr, flush=True)
+            training = {
+                "id": id, "algo": algo, "seed": seed, "settings": settings,
+                **learn(id, algo, seed, changes, folder_of(args.runs, id, algo, seed)),
+            }  # fmt: skip
+            others = [old for old in results["trainings"] if (old["id"], old["algo"], old["seed"]) != (id, algo, seed)]
+            results["trainings"] = [*others, training]
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.out, results)
+            share = 100 * way(training["value"], results["references"][id])
+            print(f"{share:.1f} % of the way in {training['seconds']:.0f} s", file=sys.stderr, flush=True)
+        chosen.append(training)
+    print(table(results["references"], chosen))
+    if args.draw is not None:
+        agents = {algo: load_agent(folder_of(args.runs, DRAWN, algo, 0)) for algo in args.algos}
+        draw({algo.upper(): deterministic(agent) for algo, agent in agents.items()}, args.draw)
+
+
+def folder_of(runs: Path, id: str, algo: str, seed: int) -> Path:
+    """The run folder of a training."""
+    return runs / f"{id.rpartition('/')[2]}-{algo}-{seed}"
+
+
+def recorded(results: dict[str, Any], id: str, algo: str, seed: int, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of this training with these settings, if there is one."""
+    for old in results["trainings"]:
+        # A setting that did not exist when a result was made is at its default.
+        same = all(settings.get(name) == value for name, value in old["settings"].items())
+        if same and (old["id"], old["algo"], old["seed"]) == (id, algo, seed):
+            return old  # type: ignore[no-any-return]
+    return None
+
+
+def references(id: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns that agents are measured against: of the base model, the optimum where it can be solved, the bound."""
+    env = make_vector_env(id, settings, 1)
+    solvable = env.single_action_space.shape == (1,)
+    return {
+        "uncontrolled": uncontrolled_value(env),
+        "optimum": optimal_value(env).value if solvable else None,
+        "bound": free_energy(env),
+    }
+
+
+def learn(id: str, algo: str, seed: int, changes: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Train into a new run folder; the expected return of the agent, and the time it took."""
+    shutil.rmtree(out, ignore_errors=True)
+    started = time.perf_counter()
+    result = train(id, algo, out=out, seed=seed, overrides=changes)
+    seconds = time.perf_counter() - started
+    if result.signal is not None:
+        raise KeyboardInterrupt
+    agent = load_agent(out)
+    return {
+        "timesteps": result.timesteps,
+        "seconds": round(seconds, 1),
+        "value": policy_value(agent.get_env().vector_env, deterministic(agent)),
+        "machine": machine("cpu"),
+    }
+
+
+def way(value: float, reference: dict[str, Any]) -> float:
+    """How much of the way from the base model's return to the optimum, or else to the bound, a return has come."""
+    end = reference["bound"] if reference["optimum"] is None else reference["optimum"]
+    return (value - reference["uncontrolled"]) / (end - reference["uncontrolled"])
+
+
+def table(references: dict[str, Any], trainings: list[dict[str, Any]]) -> str:
+    """Trainings as a Markdown table, one line for each environment and algorithm."""
+    lines = [
+        "| environment | algorithm | steps | seconds | base model | agent | optimum | of the way, % | worst seed, % |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for id, algo in dict.fromkeys((training["id"], training["algo"]) for training in trainings):
+        rows = [training for training in trainings if (training["id"], training["algo"]) == (id, algo)]
+        reference = references[id]
+        values = [row["value"] for row in rows]
+        shares = [100 * way(value, reference) for value in values]
+        optimum = "at most {bound:.3f}" if reference["optimum"] is None else "{optimum:.3f}"
+        lines.append(
+            f"| `{id}` | {algo.upper()} | {rows[0]['timesteps']:,} | "
+            f"{statistics.mean(row['seconds'] for row in rows):.0f} | {reference['uncontrolled']:.3f} | "
+            f"{interval(values, 3)} | {optimum.format(**reference)} | "
+            f"{interval(shares, 1)} | {min(shares):.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def interval(values: list[float], digits: int) -> str:
+    """Mean with its 95 % confidence interval over seeds (Student's t)."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    half = STUDENT[min(len(values), max(STUDENT))] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean} ± {half:.{digits}f}"
+
+
+def draw(agents: dict[str, Policy], path: Path) -> None:
+    """The actions of the optimum and of agents over state and time, and where their episodes go."""
+    settings = load_preset(DRAWN)
+    env = make_vector_env(DRAWN, settings, TRAJECTORIES, AutoresetMode.DISABLED)
+    optimum = optimal_value(env)
+    policies: dict[str, Policy] = {"optimum": optimum.policy, **agents}
+    states = np.linspace(-5, 5, 401, dtype=np.float32)[:, None]
+    _, panels = plt.subplots(1, len(policies), figsize=(4 * len(policies), 3.6), sharey=True, constrained_layout=True)
+    for panel, (name, policy) in zip(panels, policies.items(), strict=True):
+        times = optimum.times[:-1]
+        field = [policy({"latent": states, "time": np.full_like(states, t)})[:, 0] for t in times]
+        image = panel.pcolormesh(times, states[:, 0], np.transpose(field), cmap="RdBu", vmin=-1, vmax=1)
+        visited = episodes(env, policy)
+        quantiles = np.quantile(visited, [0.05, 0.5, 0.95], axis=1)
+        panel.plot(optimum.times, quantiles.T, color="black", linewidth=1)
+        panel.set(title=f"{name}: return {policy_value(env, policy):.2f}", xlabel="time", xlim=(0, 1))
+    panels[0].set_ylabel("state")
+    plt.colorbar(image, ax=panels, label="action")
+    plt.savefig(path, dpi=120)
+    plt.close()
+
+
+def episodes(env: Any, policy: Policy) -> np.ndarray:
+    """States at every visited time, shape ``(steps + 1, n)``."""
+    observation, _ = env.reset(seed=0)
+    visited, done = [observation["latent"][:, 0]], False
+    while not done:
+        observation, _, terminations, _, _ = env.step(policy(observation))
+        visited.append(observation["latent"][:, 0])
+        done = bool(terminations.all())
+    return np.array(visited)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The table of agents against the optimum means what it says."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import optimality
+from flowgym_gym.agents import load_agent
+from flowgym_gym.agents.evaluation import deterministic, evaluation_env, held_out_seeds, play
+from flowgym_gym.agents.runs import read_config
+
+ID = "flowgym/GaussianMixture-Binary-v0"
+LITTLE = ["num_envs=4", "timesteps=80", "checkpoint_every=80", "algo.n_steps=20", "algo.batch_size=20"]
+
+
+def call(folder, *arguments, settings=LITTLE):
+    sets = [part for setting in settings for part in ("--set", setting)]
+    paths = ["--out", str(folder / "results.json"), "--runs", str(folder / "runs")]
+    optimality.main([*paths, *sets, "--ids", ID, "--algos", "ppo", "--seeds", "2", *arguments])
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("optimality")
+    return folder, call(folder)
+
+
+def test_what_is_done_is_not_trained_again(trained, monkeypatch, capsys):
+    folder, results = trained
+    assert [(t["algo"], t["seed"], t["timesteps"]) for t in results["trainings"]] == [("ppo", 0, 80), ("ppo", 1, 80)]
+    monkeypatch.setattr(optimality, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert call(folder) == results
+    assert f"| `{ID}` | PPO | 80 |" in capsys.readouterr().out
+
+
+def test_other_settings_are_trained_and_replace_the_old(trained, monkeypatch):
+    folder, results = trained
+    seeds = []
+
+    def learn(id, algo, seed, changes, out):
+        seeds.append(seed)
+        return {"timesteps": changes["timesteps"], "seconds": 1.0, "value": 5.0, "machine": {}}
+
+    monkeypatch.setattr(optimality, "learn", learn)
+    other = folder / "other"
+    other.mkdir()
+    (other / "results.json").write_text(json.dumps(results))
+    changed = call(other, settings=[*LITTLE, "timesteps=160"])
+    assert seeds == [0, 1]
+    assert [t["timesteps"] for t in changed["trainings"]] == [160, 160]
+
+
+def test_the_return_of_a_training_is_that_of_episodes_of_its_agent(trained):
+    folder, results = trained
+    run = optimality.folder_of(folder / "runs", ID, "ppo", 1)
+    episodes = play(evaluation_env(read_config(run), 500), held_out_seeds(500), deterministic(load_agent(run)))
+    error = 3 * episodes.returns.std() / np.sqrt(len(episodes.returns))
+    assert results["trainings"][1]["value"] == pytest.approx(episodes.returns.mean(), abs=error)
+
+
+def test_the_table_gives_the_share_of_the_way_with_its_interval():
+    references = {ID: {"uncontrolled": 2.0, "optimum": 12.0, "bound": 13.0}}
+    trainings = [
+        {"id": ID, "algo": "sac", "seed": s, "timesteps": 1000, "seconds": 10.0 * s, "value": v}
+        for s, v in enumerate([11.0, 11.5, 12.0])
+    ]
+    *_, row = optimality.table(references, trainings).splitlines()
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    # A standard deviation of 5 %, times 4.303 / sqrt(3).
+    assert cells[1:] == ["SAC", "1,000", "10", "2.000", "11.500 ± 1.242", "12.000", "95.0 ± 12.4", "90.0"]
+    references[ID]["optimum"] = None
+    *_, row = optimality.table(references, trainings[:1]).splitlines()
+    assert row.endswith("| 11.000 | at most 13.000 | 81.8 | 81.8 |")
+
+
+def test_the_quantiles_are_students():
+    for n, quantile in optimality.STUDENT.items():
+        torch.manual_seed(n)
+        inside = torch.distributions.StudentT(n - 1.0).sample((200_000,)).abs() < quantile
+        assert inside.double().mean().item() == pytest.approx(0.95, abs=0.002)
+
+
+def test_the_optimum_is_drawn_beside_the_agents(tmp_path, monkeypatch):
+    monkeypatch.setattr(optimality, "TRAJECTORIES", 20)
+    optimality.draw({"none": lambda observation: np.zeros_like(observation["latent"])}, tmp_path / "fields.png")
+    assert (tmp_path / "fields.png").stat().st_size > 10_000
