@@ -1,4 +1,4 @@
-"""The command line, installed as ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``, ``frontier``.
+"""The command line ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``, ``export``, ``frontier``.
 
 Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM.
 torch and everything that needs it are imported by the commands that use them.
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train an agent with the environment's preset")
     train.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
-    train.add_argument("--algo", default="ppo", help="ppo or sac (default: %(default)s)")
+    train.add_argument("--algo", default="ppo", help="ppo, sac or tqc (default: %(default)s)")
     train.add_argument(
         "--timesteps", type=int, help="environment steps of all sub-environments (default: the preset's)"
     )
@@ -84,7 +84,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, metavar="DIR", help="run folder")
     evaluate.add_argument("--episodes", type=int, default=EPISODES, help="episodes of each (default: %(default)s)")
     evaluate.add_argument("--seed", type=int, default=0, help="first held-out seed (default: %(default)s)")
+    _add_which(evaluate)
     evaluate.set_defaults(command=evaluate_run)
+
+    export = commands.add_parser("export", help="write a run's policy alone, to act without stable-baselines3")
+    export.add_argument("run", type=Path, metavar="DIR", help="run folder")
+    export.add_argument("--out", type=Path, required=True, metavar="POLICY_DIR", help="folder to write, new or empty")
+    _add_which(export)
+    export.set_defaults(command=export_policy)
 
     frontier = commands.add_parser("frontier", help="reward against divergence: best of n, guidance and agents")
     frontier.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
@@ -97,7 +104,10 @@ def parser() -> argparse.ArgumentParser:
     )
     frontier.add_argument("--strengths", type=float, nargs="*", metavar="S", help="the same for guidance")
     frontier.add_argument(
-        "--gradients", nargs="*", default=["endpoint"], help="guidance's gradient: endpoint, network (default: endpoint)"
+        "--gradients",
+        nargs="*",
+        default=["endpoint"],
+        help="guidance's gradient: endpoint, network (default: endpoint)",
     )
     frontier.add_argument("--best-of", type=int, nargs="+", metavar="N", help="numbers of samples (default: 2 to 64)")
     frontier.add_argument("--pool", type=int, default=1024, help="base samples to estimate from (default: %(default)s)")
@@ -156,6 +166,7 @@ def sample_base_model(options: argparse.Namespace) -> int:
 def train_agent(options: argparse.Namespace) -> int:
     """Train, evaluate, and say what to do next."""
     _import_agents()
+    from flowgym_gym.agents.records import tensorboard_installed
     from flowgym_gym.agents.settings import describe, parse_assignments
     from flowgym_gym.agents.training import prepare, run
 
@@ -179,22 +190,34 @@ def train_agent(options: argparse.Namespace) -> int:
         print(f"to go on: {again}", flush=True)
         return 128 + result.signal
     print(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
-    if options.no_evaluate:
-        print(f"next: flowgym-gym evaluate {here}")
-        return 0
-    _evaluate(options.out, EPISODES, seed=0)
-    print(
-        f"next: flowgym-gym evaluate {here} --seed 1000\n"
-        f"      flowgym-gym train {options.env} --algo {options.algo} --out {here} --resume "
-        f"--timesteps {2 * result.target}"
-    )
+    commands = [f"flowgym-gym evaluate {here}"]
+    if not options.no_evaluate:
+        _evaluate(options.out, EPISODES, seed=0)
+        commands[0] += " --seed 1000"
+    if result.stopped is None:
+        again = f"flowgym-gym train {options.env} --algo {options.algo} --out {here} --resume"
+        commands.append(f"{again} --timesteps {2 * result.target}")
+    commands.append(f"flowgym-gym export {here} --out {shlex.quote(str(options.out / 'policy'))}")
+    if tensorboard_installed():
+        commands.append(f"tensorboard --logdir {here}")
+    print("next: " + "\n      ".join(commands))
     return 0
 
 
 def evaluate_run(options: argparse.Namespace) -> int:
     """Compare the agent of a run with the base model."""
     _import_agents()
-    _evaluate(options.run, options.episodes, options.seed)
+    _evaluate(options.run, options.episodes, options.seed, options.which)
+    return 0
+
+
+def export_policy(options: argparse.Namespace) -> int:
+    """Write a run's policy alone."""
+    _import_agents()
+    from flowgym_gym.agents import export
+
+    folder = export(options.run, options.out, options.which)
+    print(f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it")
     return 0
 
 
@@ -227,16 +250,25 @@ def draw_frontier(options: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(out: Path, episodes: int, seed: int) -> None:
+def _evaluate(out: Path, episodes: int, seed: int, which: str = "best") -> None:
     from flowgym_gym.agents.evaluation import evaluate, table
     from flowgym_gym.agents.training import save_curve
 
-    print(table(evaluate(out, episodes, seed)))
+    print(table(evaluate(out, episodes, seed, which=which)))
     save_curve(out)
 
 
 def _add_set(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"{what}; can be repeated")
+
+
+def _add_which(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--which",
+        choices=["best", "newest"],
+        default="best",
+        help="the agent: the best in the evaluations of the run, if it had any, or the newest (default: %(default)s)",
+    )
 
 
 def _import_agents() -> None:

@@ -1,4 +1,6 @@
+import inspect
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -7,8 +9,10 @@ import pytest
 from PIL import Image
 
 import flowgym_gym
-from flowgym_gym.agents.runs import Metrics
-from flowgym_gym.cli import main
+from flowgym_gym.agents import evaluate, load_policy
+from flowgym_gym.agents.records import tensorboard_installed
+from flowgym_gym.agents.runs import Metrics, read_config, read_metrics
+from flowgym_gym.cli import main, parser
 from tests.agents.conftest import TINY
 from tests.conftest import ALL_IDS, RED
 
@@ -65,6 +69,10 @@ def test_sample_writes_a_grid_and_the_mean_reward(tmp_path, capsys):
         assert picture.width > 100
 
 
+def next_line(lines):
+    return next(line for line in lines if line.startswith("next: "))
+
+
 def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("flowgym_gym.cli.EPISODES", 3)
     out = tmp_path / "run"
@@ -77,11 +85,20 @@ def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
     assert [line.split("  ")[0] for line in lines[table + 1 : table + 4]] == [
         "terminal reward", "control cost", "return"
     ]  # fmt: skip
-    assert lines[-2].startswith("next: flowgym-gym evaluate")
+    following = [line.removeprefix("next:").strip() for line in lines[lines.index(next_line(lines)) :]]
+    assert following[0] == f"flowgym-gym evaluate {out} --seed 1000"
+    assert following[1] == f"flowgym-gym train {SHORT} --algo ppo --out {out} --resume --timesteps 16"
+    assert following[2] == f"flowgym-gym export {out} --out {out / 'policy'}"
+    assert following[3:] == ([f"tensorboard --logdir {out}"] if tensorboard_installed() else [])
     assert (out / "evaluation.json").is_file()
 
-    assert main(["train", RED, "--out", str(out), "--resume", "--timesteps", "16", "--no-evaluate"]) == 0
-    assert "trained for 16 timesteps" in capsys.readouterr().out
+    # What it says runs as it stands.
+    for command in following[1:3]:
+        assert main([*shlex.split(command)[1:], *(["--no-evaluate"] if " train " in command else [])]) == 0
+    printed = capsys.readouterr().out
+    assert "trained for 16 timesteps" in printed
+    assert next_line(printed.splitlines()) == f"next: flowgym-gym evaluate {out}"
+    assert load_policy(out / "policy").description["timesteps"] == 16
     assert main(["evaluate", str(out), "--episodes", "2", "--seed", "5"]) == 0
     assert "means of 2 episodes" in capsys.readouterr().out
 
@@ -96,6 +113,7 @@ def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
         (["sample", SHORT, "--out", "x.png", "--set", "num_envs=3"], "no setting"),
         (["sample", SHORT, "--out", "x.png", "--set", "prompts"], "name=value"),
         (["train", SHORT, "--algo", "td3", "--out", "run"], "algo is 'td3'"),
+        (["export", "nowhere", "--out", "policy"], "holds no run"),
         (["train", SHORT, "--timesteps", "0", "--out", "run"], "timesteps is 0"),
         (["train", SHORT, "--out", "run", "--set", "env.noise_levl=1"], "did you mean 'env.noise_level'"),
         (["train", SHORT, "--out", "run", "--resume"], "holds no run"),
@@ -139,6 +157,34 @@ def test_a_missing_extra_is_named_with_its_cure(tmp_path):
     assert result.returncode == 2
     assert 'pip install "flowgym_gym[agents]"' in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_tqc_without_its_library_is_named_with_its_cure(tmp_path):
+    code = (
+        "import sys; sys.modules['sb3_contrib'] = None\n"
+        "from flowgym_gym.cli import main\n"
+        f"sys.exit(main(['train', {SHORT!r}, '--algo', 'tqc', '--out', {str(tmp_path / 'run')!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith(
+        "error: algo 'tqc' needs sb3-contrib, which is not installed; run: pip install sb3-c"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_is_changed_by_its_bare_name(tmp_path):
+    command = ["train", SHORT, "--timesteps", "8", "--num-envs", "2", "--out", str(tmp_path / "run"), "--no-evaluate"]
+    assert main([*command, *settings(), "--set", "learning_rate=1e-4", "--set", "evaluate_every=8"]) == 0
+    found = read_config(tmp_path / "run")["settings"]
+    assert found["algo"]["learning_rate"] == 1e-4
+    assert found["evaluate_every"] == 8
+    assert [row["learning_rate"] for row in read_metrics(tmp_path / "run" / "metrics.csv")] == [1e-4]
+
+
+def test_evaluate_plays_256_episodes_unless_told_otherwise():
+    assert parser().parse_args(["evaluate", "run"]).episodes == 256
+    assert inspect.signature(evaluate).parameters["episodes"].default == 256
 
 
 def test_a_reader_that_stops_early_is_no_error():

@@ -1,6 +1,6 @@
 """Training agents with stable-baselines3: an adapter, policies for latents, presets, ``train`` and ``evaluate``.
 
-The names below are loaded when they are first used. They need the ``agents`` extra:
+The names below are loaded when they are first used. All but ``load_policy`` need the ``agents`` extra:
 ``pip install "flowgym_gym[agents]"``.
 """
 
@@ -13,7 +13,8 @@ from flowgym_gym.errors import FlowGymError
 
 if TYPE_CHECKING:
     from flowgym_gym.agents.evaluation import evaluate
-    from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy
+    from flowgym_gym.agents.exporting import export, load_policy
+    from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
     from flowgym_gym.agents.settings import load_preset
     from flowgym_gym.agents.training import load_agent, train
     from flowgym_gym.agents.vec_env import SB3VecEnv
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 _LAZY = {
     "LatentActorCriticPolicy": "flowgym_gym.agents.policies",
     "LatentSACPolicy": "flowgym_gym.agents.policies",
+    "LatentTQCPolicy": "flowgym_gym.agents.policies",
     "SB3VecEnv": "flowgym_gym.agents.vec_env",
     "evaluate": "flowgym_gym.agents.evaluation",
+    "export": "flowgym_gym.agents.exporting",
     "load_agent": "flowgym_gym.agents.training",
+    "load_policy": "flowgym_gym.agents.exporting",
     "load_preset": "flowgym_gym.agents.settings",
     "train": "flowgym_gym.agents.training",
 }
@@ -33,10 +37,13 @@ EXTRA = {"stable_baselines3", "matplotlib", "yaml", "tqdm"}
 __all__ = [
     "LatentActorCriticPolicy",
     "LatentSACPolicy",
+    "LatentTQCPolicy",
     "MissingExtraError",
     "SB3VecEnv",
     "evaluate",
+    "export",
     "load_agent",
+    "load_policy",
     "load_preset",
     "train",
 ]

@@ -1,4 +1,4 @@
-r"""Evaluation: an agent and the base model on the same held-out seeds.
+r"""Evaluation: an agent and the base model on the same held-out seeds, and the agent at intervals of its training.
 
 The interval of a mean is the normal approximation
 
@@ -6,13 +6,16 @@ The interval of a mean is the normal approximation
 
 with :math:`s` the sample standard deviation (denominator :math:`n - 1`). The difference between agent and base model is
 paired: it is the mean of the differences of episodes with the same seed, that is, the same initial noise.
+
+Seeds lie apart: training takes those below ``2**32``, :func:`evaluate` and the pictures those from ``2**32`` on, and
+the evaluations by which a run chooses its best agent those from ``2**33`` on, so that the choice flatters no result.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -20,12 +23,26 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
 
-from flowgym_gym.agents.runs import freeze_reward, load_agent, newest_checkpoint, read_config, write_json
+from flowgym_gym.agents.runs import (
+    BEST,
+    Metrics,
+    Row,
+    best_return,
+    chosen_checkpoint,
+    freeze_reward,
+    load_agent,
+    read_config,
+    save_best,
+    write_json,
+)
 from flowgym_gym.agents.settings import SEEDS, make_vector_env
+from flowgym_gym.agents.vec_env import SB3VecEnv
 from flowgym_gym.errors import CheckpointError, ModelError, OptionError
 
 EVALUATION = "evaluation.json"
+EVALUATIONS = "evaluations.csv"
 BATCH = 32
 SHOWN_PROMPTS = 10
 CONFIDENCE = 0.95
@@ -74,6 +91,15 @@ def held_out_seeds(episodes: int, seed: int = 0) -> list[int]:
     return [SEEDS + seed + i for i in range(episodes)]
 
 
+def selection_seeds(episodes: int) -> list[int]:
+    """Seeds of the episodes by which a run chooses its best agent: from ``2**33`` on.
+
+    >>> selection_seeds(2)
+    [8589934592, 8589934593]
+    """
+    return [2 * SEEDS + i for i in range(episodes)]
+
+
 def play(
     env: VectorEnv[Any, Any, Any], seeds: list[int], predict: Predict | None = None, pictures: int = 0
 ) -> Episodes:
@@ -113,8 +139,93 @@ def play(
     )
 
 
+def watch(env: VectorEnv[Any, Any, Any], seed: int, predict: Predict) -> list[list[np.ndarray]]:
+    """Film the base model and an agent on the same seed.
+
+    Args:
+        env: A denoising vector environment of two, with autoreset mode DISABLED.
+        seed: Of both episodes.
+        predict: The agent.
+
+    Returns:
+        At the start and after each step the two samples that the model expects, base model first; nothing if samples
+        are no pictures.
+    """
+    observations, _ = env.reset(seed=[seed, seed])  # type: ignore[arg-type]
+    frames, done = [_frames(env)], False
+    while frames[0] and not done:
+        actions = np.array(predict(observations))
+        actions[0] = 0
+        observations, _, terminations, truncations, _ = env.step(actions)
+        frames.append(_frames(env))
+        done = bool((terminations | truncations).all())
+    return frames if frames[0] else []
+
+
+class Evaluations:
+    """The evaluations of a run: ``evaluations.csv``, and the best agent.
+
+    They have an environment and seeds of their own and draw no random numbers, so training does not notice them. All
+    are on the same seeds, and a reward that remembers what it has scored scores them with an empty memory, so that they
+    can be compared.
+
+    Args:
+        out: The run folder.
+        config: Its configuration.
+    """
+
+    COLUMNS = ("timesteps", "episodes", *(f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high")))
+
+    def __init__(self, out: Path, config: dict[str, Any]) -> None:
+        self.out = out
+        self.budget = config["settings"]["kl_budget"]
+        self.metrics = Metrics(out / EVALUATIONS, self.COLUMNS)
+        self._seeds = selection_seeds(config["settings"]["evaluation_episodes"])
+        self._env = evaluation_env(config, min(len(self._seeds), BATCH))
+
+    def run(self, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping[str, Any]) -> Row:
+        """Evaluate an agent, and keep it if it is the best so far among those within the budget.
+
+        Args:
+            model: The agent, between two rollouts.
+            env: The environment that it trains in.
+            progress: What a checkpoint keeps besides.
+
+        Returns:
+            The new row of ``evaluations.csv``.
+        """
+        episodes = self.play(model)
+        row: Row = {"timesteps": model.num_timesteps, "episodes": len(self._seeds)}
+        for name, attribute in QUANTITIES.items():
+            values = interval(getattr(episodes, attribute))
+            row |= {name: values["mean"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
+        self.metrics.append(row)
+        if not over_budget(self.budget, row) and episodes.returns.mean() > best_return(self.out):
+            save_best(self.out, model, env, progress, row)
+        return row
+
+    def play(self, model: BaseAlgorithm) -> Episodes:
+        """The episodes of an evaluation."""
+        return play(self._env, self._seeds, deterministic(model))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+def over_budget(budget: float | None, row: Row | None) -> bool:
+    """Whether the mean control cost in a row of metrics or evaluations passes the budget, if there is one."""
+    cost = None if row is None else row["control_cost"]
+    return budget is not None and cost is not None and cost > budget
+
+
 def evaluate(
-    run_or_policy: Any, episodes: int = 256, seed: int = 0, *, vector_env: VectorEnv[Any, Any, Any] | None = None
+    run_or_policy: Any,
+    episodes: int = 256,
+    seed: int = 0,
+    *,
+    which: str = "best",
+    vector_env: VectorEnv[Any, Any, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare an agent, acting deterministically, with the base model on the same held-out seeds.
 
@@ -122,13 +233,15 @@ def evaluate(
         run_or_policy: A run folder, what ``train`` returned, or anything with stable-baselines3's ``predict``.
         episodes: Number of episodes of each, at least 2.
         seed: Episode ``i`` starts from seed ``2**32 + seed + i``, which no training run uses.
+        which: ``"best"`` or ``"newest"`` agent of a run folder; see ``load_agent``.
         vector_env: Where to play; needed for a policy that comes without a run folder. Its autoreset mode must be
             DISABLED.
 
     Returns:
         For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and ``std`` of
         ``terminal_reward``, ``control_cost`` and ``return``; with several prompts, the same for the episodes of each
-        under ``prompts``. Also written to the run folder's ``evaluation.json``.
+        under ``prompts``; for a run folder, which ``checkpoint`` the agent is. Also written to the run folder's
+        ``evaluation.json``.
 
     Raises:
         OptionError: If a number is out of range, or there is nothing to evaluate.
@@ -136,14 +249,14 @@ def evaluate(
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 2:
         raise OptionError(f"episodes is {episodes!r}, expected a whole number, at least 2")
-    check_seed(seed)
+    check_seed(seed, episodes)
     out = getattr(run_or_policy, "out", run_or_policy)
     folder = Path(out) if isinstance(out, str | Path) else None
-    agent = run_or_policy
+    agent, checkpoint = run_or_policy, None
     if folder is not None:
         config = read_config(folder)
-        agent = load_agent(folder)
-        vector_env = vector_env or evaluation_env(config, min(episodes, BATCH), newest_checkpoint(folder))
+        agent, checkpoint = load_agent(folder, which), chosen_checkpoint(folder, which)
+        vector_env = vector_env or evaluation_env(config, min(episodes, BATCH), checkpoint)
     if not hasattr(agent, "predict"):
         raise OptionError(f"run_or_policy is a {type(agent).__name__}, expected a run folder or a policy with predict")
     if vector_env is None:
@@ -161,6 +274,7 @@ def evaluate(
         "seed": seed,
         "seeds": [seeds[0], seeds[-1]],
         "timesteps": getattr(agent, "num_timesteps", None),
+        "checkpoint": checkpoint and ("best" if checkpoint.parent.name == BEST else "newest"),
         "confidence": CONFIDENCE,
         "interval": FORMULA,
         "agent": {name: interval(getattr(played, a)) for name, a in QUANTITIES.items()},
@@ -242,6 +356,8 @@ def table(report: dict[str, Any]) -> str:
         cells = [_cell(report[who][name]) for who in ("agent", "base", "difference")]
         lines.append(f"{name.replace('_', ' '):17}" + "".join(f"{cell:>24}" for cell in cells))
     lines += _prompt_lines(report.get("prompts", {}))
+    if report["checkpoint"] is not None:
+        lines.append(f"agent: the {report['checkpoint']} of the run, after {report['timesteps']} timesteps")
     lines.append(f"means of {report['episodes']} episodes each on the same held-out seeds; 95 % confidence: {FORMULA}")
     return "\n".join(lines)
 

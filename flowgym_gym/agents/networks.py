@@ -124,16 +124,17 @@ class ValueHead(nn.Module):
         features: Number of features of each cell, ``w_in``.
         width: Number of hidden features ``w``.
         scale: Typical size of the number, so that the network itself works with numbers about 1.
+        outputs: How many numbers; ``w + 1`` parameters more for each beyond the first.
     """
 
-    def __init__(self, features: int, width: int, scale: float) -> None:
+    def __init__(self, features: int, width: int, scale: float, outputs: int = 1) -> None:
         super().__init__()
         self.hidden = Convolution(features, width, 1)
-        self.output = nn.Linear(width, 1)
+        self.output = nn.Linear(width, outputs)
         self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``(n, w_in, h, w)`` to values ``(n, 1)``."""
+        """Features ``(n, w_in, h, w)`` to values ``(n, outputs)``."""
         value: Tensor = self.scale * self.output(functional.silu(self.hidden(features)).mean(dim=(2, 3)))
         return value
 

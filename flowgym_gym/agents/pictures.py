@@ -1,4 +1,4 @@
-"""What a run shows: picture grids and the learning curve."""
+"""What a run shows: picture grids, a film, and the learning curve."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
 from flowgym_gym.agents.runs import Row
 
+# Sizes of the film in pixels: a picture's height, space between pictures, and the line above them.
+FILM_SIZE, GAP, HEADER = 256, 4, 18
+FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 150, 2000
 # Column of metrics.csv, and what the axis says.
 PANELS = (
     ("terminal_reward", "terminal reward"),
@@ -43,7 +47,38 @@ def picture_grid(path: Path, parts: Sequence[tuple[str, Sequence[np.ndarray], np
     figure.savefig(path, dpi=120)
 
 
-def learning_curve(path: Path, rows: Sequence[Row], title: str, base: dict[str, Any] | None) -> None:
+def film(path: Path, frames: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> None:
+    """Save an animation of pictures side by side.
+
+    Args:
+        path: GIF file to write.
+        frames: At each moment the pictures, uint8 ``(H, W, 3)``, from left to right.
+        titles: What is written above each.
+    """
+    height, width, _ = frames[0][0].shape
+    scale = FILM_SIZE // height or FILM_SIZE / height
+    size = (round(width * scale), round(height * scale))
+    stills = []
+    for moment, pictures in enumerate(frames):
+        still = Image.new("RGB", (len(pictures) * (size[0] + GAP) - GAP, size[1] + HEADER), "white")
+        draw = ImageDraw.Draw(still)
+        for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+            left = i * (size[0] + GAP)
+            draw.text((left + GAP, GAP), f"{title}, step {moment}", fill="black")
+            still.paste(Image.fromarray(picture).resize(size, Image.Resampling.BOX), (left, HEADER))
+        stills.append(still)
+    durations = [FRAME_MILLISECONDS] * (len(stills) - 1) + [LAST_FRAME_MILLISECONDS]
+    stills[0].save(path, save_all=True, append_images=stills[1:], duration=durations, loop=0)
+
+
+def learning_curve(
+    path: Path,
+    rows: Sequence[Row],
+    title: str,
+    base: dict[str, Any] | None,
+    evaluations: Sequence[Row] = (),
+    best: int | None = None,
+) -> None:
     """Save reward, return and control cost over the timesteps.
 
     Args:
@@ -51,6 +86,8 @@ def learning_curve(path: Path, rows: Sequence[Row], title: str, base: dict[str, 
         rows: Rows of ``metrics.csv``.
         title: Title of the figure.
         base: Means of the base model, drawn as a dashed line, and their number of ``episodes``.
+        evaluations: Rows of ``evaluations.csv``, drawn with their intervals.
+        best: Timesteps of the best agent, marked among them.
     """
     figure = Figure(figsize=(7, 7), layout="constrained")
     figure.suptitle(title)
@@ -63,6 +100,20 @@ def learning_curve(path: Path, rows: Sequence[Row], title: str, base: dict[str, 
             axis.plot(
                 timesteps[window - 1 :], moving_average(values, window), color="tab:red", label="agent, exploring"
             )
+        if evaluations:
+            timesteps, means, lows, highs = np.array(
+                [
+                    [row[name] for name in ("timesteps", column, f"{column}_low", f"{column}_high")]
+                    for row in evaluations
+                ],
+                dtype=float,
+            ).T
+            axis.errorbar(
+                timesteps, means, (means - lows, highs - means), color="tab:blue", marker="o", markersize=3, capsize=2,
+                label=f"agent, evaluated, mean of {evaluations[-1]['episodes']} and 95 % interval",
+            )  # fmt: skip
+            chosen = timesteps == best
+            axis.plot(timesteps[chosen], means[chosen], "*", color="tab:blue", markersize=12, label="best agent")
         if base is not None:
             label_base = f"base model, mean of {base['episodes']}"
             axis.axhline(base[column], color="black", linestyle="--", linewidth=1, label=label_base)

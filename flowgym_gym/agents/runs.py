@@ -10,7 +10,10 @@ nor a power cut leaves half of one under its name.
     Counters, random states (Python, numpy, torch, action space, one generator per sub-environment), the running
     episodes, what the reward remembers, and the last observation.
 ``replay_buffer.npz``
-    What is in SAC's replay buffer; only the newest checkpoint has it.
+    What is in the replay buffer of SAC and TQC; only the newest checkpoint has it.
+
+The checkpoint of the agent that did best in the evaluations of the run lies in ``best/<timesteps>/``, without a replay
+buffer.
 
 Reading one back loads tensors, numbers and text only; a pickle that would make anything else is refused.
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import pickle
 import platform
@@ -27,7 +31,7 @@ import random
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +44,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from flowgym_gym.agents.memory import readable
 from flowgym_gym.agents.settings import (
     check,
     check_algorithm,
@@ -58,11 +63,14 @@ Row = dict[str, float | int | None]
 
 CONFIG = "config.json"
 METRICS = "metrics.csv"
+CHECKPOINTS = "checkpoints"
+BEST = "best"
+WHICH = ("best", "newest")
 # Names under which files and folders are written before they get their own.
 WRITING = "writing-"
 KEPT_CHECKPOINTS = 3
-# What a run writes besides its checkpoints: pictures, metrics, configuration.
-OTHER_BYTES = 10_000_000
+# What a run writes besides its checkpoints: pictures, a film, metrics, configuration.
+OTHER_BYTES = 20_000_000
 LIBRARIES = ("flowgym_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "diffusers", "transformers")
 # What reading a half-written or foreign checkpoint can raise.
 UNREADABLE = (
@@ -114,7 +122,7 @@ def read_config(out: Path) -> Config:
         check(settings, algo)
     except (OptionError, UnknownOptionError) as error:
         raise CheckpointError(f"{path} does not describe a run: {error}") from error
-    return config
+    return {**config, "settings": settings}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -155,7 +163,7 @@ def sync(path: Path) -> None:
 
 def remove_leftovers(out: Path) -> None:
     """Delete what a killed process was writing."""
-    for folder in (out, out / "checkpoints"):
+    for folder in (out, out / CHECKPOINTS, out / BEST):
         for path in folder.glob(f"{WRITING}*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -188,7 +196,7 @@ def locked(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def needed_space(model: BaseAlgorithm, env: SB3VecEnv) -> int:
+def needed_space(model: BaseAlgorithm, env: SB3VecEnv, best: bool = False) -> int:
     """Bytes that a run takes on the disk at most.
 
     While a checkpoint is written, the older ones are still there: one more than are kept, and two replay buffers.
@@ -196,24 +204,25 @@ def needed_space(model: BaseAlgorithm, env: SB3VecEnv) -> int:
     Args:
         model: The agent, after its ``learn`` has been called once.
         env: Its environment.
+        best: Whether the best agent is kept, too.
     """
     weights = sum(int(tensor.nbytes) for tensor in model.policy.state_dict().values())
     states = sum(int(np.asarray(array).nbytes) for array in _capture(model, env)[1].values())
     # Adam keeps two numbers for each weight.
     checkpoint = 3 * weights + states + 120_000
-    return (KEPT_CHECKPOINTS + 1) * checkpoint + 2 * buffer_bytes(model) + OTHER_BYTES
+    return (KEPT_CHECKPOINTS + 1 + 2 * best) * checkpoint + 2 * buffer_bytes(model) + OTHER_BYTES
 
 
-def check_space(out: Path, model: BaseAlgorithm, env: SB3VecEnv) -> None:
+def check_space(out: Path, model: BaseAlgorithm, env: SB3VecEnv, best: bool = False) -> None:
     """Raise an OptionError if the disk has no room for what the run will write to ``out``; see :func:`needed_space`."""
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    needed, free = needed_space(model, env) - written, shutil.disk_usage(existing).free
+    needed, free = needed_space(model, env, best) - written, shutil.disk_usage(existing).free
     if needed > free:
         buffer = buffer_bytes(model)
-        cause = f", of which twice {_size(buffer)} for the replay buffer (algo.buffer_size)" if buffer else ""
+        cause = f", of which twice {readable(buffer)} for the replay buffer (algo.buffer_size)" if buffer else ""
         raise OptionError(
-            f"the run in {out} needs about {_size(needed)} of disk space{cause}, but {_size(free)} are free; "
+            f"the run in {out} needs about {readable(needed)} of disk space{cause}, but {readable(free)} are free; "
             "make room, or choose another folder"
         )
 
@@ -231,7 +240,10 @@ def versions() -> dict[str, str]:
 
 def checkpoints(out: Path) -> list[Path]:
     """Checkpoints of a run, newest first."""
-    folder = out / "checkpoints"
+    return _numbered(out / CHECKPOINTS)
+
+
+def _numbered(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
@@ -245,9 +257,57 @@ def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: M
         env: Its environment.
         progress: Further numbers and arrays of the training loop, returned by :func:`restore_checkpoint`.
     """
-    target = out / "checkpoints" / f"{model.num_timesteps:09d}"
+    target = out / CHECKPOINTS / f"{model.num_timesteps:09d}"
     if target.is_dir():
         return target
+    buffer = getattr(model, "replay_buffer", None)
+    _write_checkpoint(target, model, env, progress, buffer if isinstance(buffer, DictReplayBuffer) else None)
+    for old in checkpoints(out)[1:]:
+        (old / "replay_buffer.npz").unlink(missing_ok=True)
+    for old in checkpoints(out)[KEPT_CHECKPOINTS:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def save_best(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping[str, Any], evaluation: Row) -> Path:
+    """Keep the agent as the best so far, with its evaluation and in place of the one before."""
+    target = out / BEST / f"{model.num_timesteps:09d}"
+    # From a run that was killed and lost what it did after its last checkpoint.
+    shutil.rmtree(target, ignore_errors=True)
+    _write_checkpoint(target, model, env, {**progress, "evaluation": evaluation})
+    for old in _numbered(target.parent):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def best_checkpoint(out: Path) -> Path | None:
+    """The checkpoint of the best agent; None if there is none."""
+    return max(_numbered(out / BEST), key=_return, default=None)
+
+
+def best_return(out: Path) -> float:
+    """Mean return of the best agent in its evaluation; minus infinity if there is none."""
+    best = best_checkpoint(out)
+    return -math.inf if best is None else _return(best)
+
+
+def _return(checkpoint: Path) -> float:
+    try:
+        numbers = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return float(numbers["progress"]["evaluation"]["return"])
+    except UNREADABLE:
+        return -math.inf
+
+
+def _write_checkpoint(
+    target: Path,
+    model: BaseAlgorithm,
+    env: SB3VecEnv,
+    progress: Mapping[str, Any],
+    buffer: DictReplayBuffer | None = None,
+) -> None:
+    """Write a folder in one piece."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=target.parent))
     try:
@@ -257,8 +317,7 @@ def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: M
         arrays |= {f"progress.{k}": v for k, v in progress.items() if isinstance(v, np.ndarray)}
         write_json(temporary / "state.json", numbers)
         np.savez(temporary / "state.npz", **arrays)  # type: ignore[arg-type]
-        buffer = getattr(model, "replay_buffer", None)
-        if isinstance(buffer, DictReplayBuffer):
+        if buffer is not None:
             np.savez(temporary / "replay_buffer.npz", **_buffer_arrays(buffer))  # type: ignore[arg-type]
         temporary.chmod(0o755)
         for path in (*temporary.iterdir(), temporary):
@@ -267,15 +326,12 @@ def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: M
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync(target.parent)
-    for old in checkpoints(out)[1:]:
-        (old / "replay_buffer.npz").unlink(missing_ok=True)
-    for old in checkpoints(out)[KEPT_CHECKPOINTS:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def restore_checkpoint(checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv) -> dict[str, Any]:
     """Put agent, environment and random states back to where they were when the checkpoint was written.
+
+    The replay buffer is not among them; see :func:`restore_buffer`.
 
     Args:
         checkpoint: Its folder.
@@ -291,15 +347,40 @@ def restore_checkpoint(checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv) -
     try:
         numbers = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         arrays = _load_arrays(checkpoint / "state.npz")
-        buffer = getattr(model, "replay_buffer", None)
-        if isinstance(buffer, DictReplayBuffer):
-            _restore_buffer(buffer, _load_arrays(checkpoint / "replay_buffer.npz"))
         load_weights(checkpoint, model)
         _restore(model, env, numbers, arrays)
     except UNREADABLE as error:
         raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
     saved: dict[str, Any] = numbers["progress"]
     return saved | {k.removeprefix("progress."): v for k, v in arrays.items() if k.startswith("progress.")}
+
+
+def restore_buffer(candidates: Sequence[Path], model: BaseAlgorithm) -> str | None:
+    """Fill an agent's replay buffer, if it has one.
+
+    Args:
+        candidates: The checkpoint that the agent goes on from, then others, whose transitions do as well if its own
+            are gone: the agent learns from whatever was done.
+        model: The agent; its buffer is empty.
+
+    Returns:
+        What to tell the user if the buffer is not the checkpoint's own.
+    """
+    buffer = getattr(model, "replay_buffer", None)
+    if not isinstance(buffer, DictReplayBuffer):
+        return None
+    for checkpoint in candidates:
+        try:
+            _restore_buffer(buffer, _load_arrays(checkpoint / "replay_buffer.npz"))
+        except UNREADABLE:
+            continue
+        if checkpoint == candidates[0]:
+            return None
+        return f"going on with the replay buffer of {checkpoint}, so the run is no longer what it would have been"
+    return (
+        f"the replay buffer of {candidates[0]} is missing or damaged; going on with an empty one, so the run is no "
+        "longer what it would have been"
+    )
 
 
 def freeze_reward(env: VectorEnv[Any, Any, Any], checkpoint: Path | None) -> None:
@@ -331,14 +412,19 @@ def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
         getattr(model, name).data = (variables or {})[name].data
 
 
-def load_agent(run: str | Path) -> BaseAlgorithm:
-    """The trained agent of a run folder, at its newest checkpoint, with its environment (and an empty replay buffer).
+def load_agent(run: str | Path, which: str = "best") -> BaseAlgorithm:
+    """The trained agent of a run folder with its environment (and an empty replay buffer).
+
+    Args:
+        run: The run folder.
+        which: ``"best"``, the agent with the highest return in the run's evaluations, or the newest if it had none; or
+            ``"newest"``, that of the newest checkpoint.
 
     Returns:
         A stable-baselines3 algorithm; ``agent.predict(observation, deterministic=True)`` acts.
 
     Raises:
-        OptionError: If the folder holds no run or no checkpoint.
+        OptionError: If the folder holds no run or no checkpoint, or ``which`` is something else.
         CheckpointError: If the checkpoint is damaged.
     """
     out = Path(run)
@@ -348,13 +434,21 @@ def load_agent(run: str | Path) -> BaseAlgorithm:
         settings["algo"]["buffer_size"] = settings["num_envs"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
     model = make_algorithm(config["algo"], env, settings, seed=None)
-    newest = newest_checkpoint(out)
+    checkpoint = chosen_checkpoint(out, which)
     try:
-        load_weights(newest, model)
-        model.num_timesteps = json.loads((newest / "state.json").read_text(encoding="utf-8"))["timesteps"]
+        load_weights(checkpoint, model)
+        model.num_timesteps = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["timesteps"]
     except UNREADABLE as error:
-        raise CheckpointError(f"checkpoint {newest} cannot be read: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
     return model
+
+
+def chosen_checkpoint(out: Path, which: str) -> Path:
+    """The checkpoint of a run's best or newest agent; see :func:`load_agent`."""
+    if which not in WHICH:
+        raise OptionError(f"which is {which!r}, expected one of {WHICH}")
+    newest = newest_checkpoint(out)
+    return best_checkpoint(out) or newest if which == "best" else newest
 
 
 def newest_checkpoint(out: Path) -> Path:
@@ -366,7 +460,7 @@ def newest_checkpoint(out: Path) -> Path:
 
 
 class Metrics:
-    """``metrics.csv``: one row per interval of training.
+    """A CSV file such as ``metrics.csv``: one row per interval of training, or per evaluation.
 
     Args:
         path: The file.
@@ -377,13 +471,18 @@ class Metrics:
         self.path = path
         self.columns = list(columns)
 
-    def start(self, timesteps: int = 0) -> None:
-        """Begin the file, or go on after the row of ``timesteps``: later rows belong to work that was lost."""
+    def start(self, timesteps: int = 0) -> list[Row]:
+        """Begin the file, or go on after the row of ``timesteps``: later rows belong to work that was lost.
+
+        Returns:
+            The rows that are there.
+        """
         kept = [row for row in read_metrics(self.path) if (row["timesteps"] or 0) <= timesteps] if timesteps else []
         with whole_file(self.path) as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
+        return kept
 
     def append(self, row: Row) -> None:
         """Add a row."""
@@ -521,13 +620,13 @@ def _fsync(path: Path, mode: int) -> None:
         os.close(descriptor)
 
 
-def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
-
-
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (ValueError, AttributeError) as error:
+        # numpy takes what it does not know for a pickle and would advise to open it.
+        raise ValueError(f"{path.name} is damaged, or holds other things than arrays of numbers and text") from error
 
 
 def _plain(value: Any) -> Any:

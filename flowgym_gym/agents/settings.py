@@ -10,12 +10,21 @@ A preset has these parts; each may be left out:
     Sub-environments, and environment steps of all of them together.
 ``checkpoint_every``
     Timesteps between two checkpoints.
+``evaluate_every``, ``evaluation_episodes``
+    Timesteps between two evaluations (null: none), each of so many episodes with deterministic actions on the same
+    held-out seeds; the agent with the highest return is kept.
+``kl_budget``
+    Nats of mean control cost of an episode beyond which training stops, and no agent counts as the best; null for no
+    limit. Without evaluations the episodes of training count.
 ``final_learning_rate``
     The learning rate goes linearly from ``algo.learning_rate`` to this; null keeps it constant.
 ``algo``
-    Hyper-parameters of stable-baselines3's algorithm.
+    Hyper-parameters of stable-baselines3's algorithm. ``buffer_size: auto`` is a replay buffer for the whole run, or as
+    much of it as fits in a quarter of the memory that is available.
 ``policy``
     Options of the policy: ``width``, ``blocks``, ``log_std_init``, ``value_scale``.
+
+TQC takes the presets of SAC, from which it differs in its critics alone, where it has none of its own.
 """
 
 from __future__ import annotations
@@ -33,21 +42,28 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy
+from flowgym_gym.agents.memory import AUTO, check_replay_size, replay_size
+from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
 from flowgym_gym.agents.vec_env import SB3VecEnv
 from flowgym_gym.envs import environment
 from flowgym_gym.envs.rollout import DEFAULTS
-from flowgym_gym.errors import FlowGymError, OptionError, UnknownIdError, UnknownOptionError, did_you_mean
+from flowgym_gym.errors import (
+    FlowGymError,
+    MissingExtraError,
+    OptionError,
+    UnknownIdError,
+    UnknownOptionError,
+    did_you_mean,
+)
 from flowgym_gym.registration import DENOISING
 from flowgym_gym.registry import base_model_registry
 from flowgym_gym.wrappers import vector as vector_wrappers
 
 Settings = dict[str, Any]
 
-ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
-    "ppo": (PPO, LatentActorCriticPolicy),
-    "sac": (SAC, LatentSACPolicy),
-}
+ALGORITHMS = ("ppo", "sac", "tqc")
+# Whose presets an algorithm takes, the first first.
+PRESETS = {"ppo": ("ppo",), "sac": ("sac",), "tqc": ("tqc", "sac")}
 WRAPPERS = {
     "coarse_action": vector_wrappers.CoarseAction,
     "reward_scale": vector_wrappers.RewardScale,
@@ -58,6 +74,9 @@ TOP_LEVEL: Settings = {
     "num_envs": 16,
     "timesteps": 20_000,
     "checkpoint_every": 10_000,
+    "evaluate_every": None,
+    "evaluation_episodes": 64,
+    "kl_budget": None,
     "final_learning_rate": None,
 }
 # Arguments of the algorithms that training itself decides, or that the latent policies do not support.
@@ -66,9 +85,14 @@ NOT_SETTABLE = {
     "sde_sample_freq", "use_sde_at_warmup", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class",
     "replay_buffer_kwargs", "optimize_memory_usage", "action_noise", "stats_window_size",
 }  # fmt: skip
-AT_LEAST_ONE = {"num_envs", "timesteps", "checkpoint_every", "n_steps", "batch_size", "n_epochs", "buffer_size",
-                "train_freq", "width"}  # fmt: skip
-POSITIVE = {"learning_rate", "value_scale"}
+AT_LEAST = {
+    **dict.fromkeys(("num_envs", "timesteps", "checkpoint_every", "evaluate_every", "n_steps", "batch_size", "n_epochs",
+                     "buffer_size", "train_freq", "width"), 1),
+    "evaluation_episodes": 2,
+}  # fmt: skip
+POSITIVE = {"learning_rate", "value_scale", "kl_budget"}
+# Values other than numbers that mean something.
+SPECIAL = {"evaluate_every": None, "kl_budget": None, "final_learning_rate": None, "buffer_size": AUTO}
 # numpy's and Python's global generators, which stable-baselines3 seeds too, take no larger seed.
 SEEDS = 2**32
 
@@ -93,19 +117,36 @@ def full_id(env_id: str) -> str:
 def check_algorithm(algo: str) -> str:
     """The name of the algorithm, or an OptionError if there is none of this name."""
     if algo not in ALGORITHMS:
-        raise OptionError(f"algo is {algo!r}, expected one of {tuple(ALGORITHMS)}{did_you_mean(str(algo), ALGORITHMS)}")
+        raise OptionError(f"algo is {algo!r}, expected one of {ALGORITHMS}{did_you_mean(str(algo), ALGORITHMS)}")
     return algo
+
+
+def classes(algo: str) -> tuple[type[BaseAlgorithm], type]:
+    """The classes of an algorithm and its policy.
+
+    Raises:
+        MissingExtraError: If they need sb3-contrib, which no extra installs, and it is not there.
+    """
+    if algo != "tqc":
+        return {"ppo": (PPO, LatentActorCriticPolicy), "sac": (SAC, LatentSACPolicy)}[algo]
+    try:
+        from sb3_contrib import TQC
+    except ImportError as error:
+        raise MissingExtraError(
+            "algo 'tqc' needs sb3-contrib, which is not installed; run: pip install sb3-contrib"
+        ) from error
+    return TQC, LatentTQCPolicy
 
 
 def load_preset(env_id: str, algo: str = "ppo") -> Settings:
     """The preset of an environment and an algorithm.
 
     It is the first of ``StableDiffusion-Red-v0.ppo.yaml``, ``StableDiffusion.ppo.yaml`` (the whole family) and
-    ``default.ppo.yaml`` that exists in ``agents/presets``.
+    ``default.ppo.yaml`` that exists in ``agents/presets``. For TQC, SAC's stands in for each that does not.
 
     Args:
         env_id: With or without ``flowgym/``.
-        algo: ``"ppo"`` or ``"sac"``.
+        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``.
 
     Returns:
         Settings with every part of the module's description.
@@ -120,7 +161,8 @@ def load_preset(env_id: str, algo: str = "ppo") -> Settings:
     name = full_id(env_id).rpartition("/")[2]
     check_algorithm(algo)
     folder = resources.files("flowgym_gym.agents") / "presets"
-    candidates = [folder / f"{stem}.{algo}.yaml" for stem in (name, name.partition("-")[0], "default")]
+    stems = (name, name.partition("-")[0], "default")
+    candidates = [folder / f"{stem}.{preset}.yaml" for stem in stems for preset in PRESETS[algo]]
     file = next(file for file in candidates if file.is_file())
     return complete(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, file.name)
 
@@ -151,7 +193,7 @@ def options(env_id: str, algo: str, base_model: str | None = None) -> dict[str, 
         algo: The algorithm.
         base_model: Whose options the environment passes on; by default those of its own base model.
     """
-    algorithm, policy = ALGORITHMS[algo]
+    algorithm, policy = classes(algo)
     return {
         "": set(TOP_LEVEL),
         "env": _env_options(env_id, base_model),
@@ -197,7 +239,7 @@ def check_names(settings: Settings, env_id: str, algo: str) -> None:
 
 def check(settings: Settings, algo: str) -> None:
     """Raise an OptionError where a number has the wrong type or is out of range; the environment checks its own."""
-    algorithm, policy = ALGORITHMS[algo]
+    algorithm, policy = classes(algo)
     groups = (
         ("", TOP_LEVEL, {name: settings[name] for name in TOP_LEVEL}),
         ("algo.", _defaults(algorithm.__init__), settings["algo"]),
@@ -228,7 +270,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 def describe(settings: Settings, indent: str = "  ") -> str:
     """Settings as lines of text, one part a line."""
-    lines = [f"{name}: {settings[name]}" for name in TOP_LEVEL if settings[name] is not None]
+    unused = {"evaluation_episodes"} if settings["evaluate_every"] is None else set()
+    lines = [f"{name}: {settings[name]}" for name in TOP_LEVEL if name not in unused and settings[name] is not None]
     for section in SECTIONS:
         values = ", ".join(f"{name}={value}" for name, value in settings[section].items()) or "-"
         lines.append(f"{section}: {values}")
@@ -262,11 +305,17 @@ def make_algorithm(algo: str, env: SB3VecEnv, settings: Settings, seed: int | No
     """The untrained agent that settings describe; with a seed, every global random generator is seeded too.
 
     Raises:
-        OptionError: If stable-baselines3 does not accept the hyper-parameters.
+        OptionError: If stable-baselines3 does not accept the hyper-parameters, or the replay buffer does not fit in the
+            memory.
     """
-    algorithm, policy = ALGORITHMS[algo]
+    algorithm, policy = classes(algo)
+    hyper = dict(settings["algo"])
+    if hyper.get("buffer_size") == AUTO:
+        hyper["buffer_size"] = replay_size(env, settings["timesteps"])
+    if "buffer_size" in hyper:
+        check_replay_size(env, hyper["buffer_size"])
     try:
-        return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **settings["algo"])
+        return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **hyper)
     except FlowGymError:
         raise
     except (AssertionError, TypeError, ValueError) as error:
@@ -305,12 +354,14 @@ def _defaults(function: Any) -> dict[str, Any]:
 
 def _check_value(label: str, name: str, value: Any, default: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in SPECIAL and value == SPECIAL[name]:
+        return
     if name in POSITIVE and value is not None and not (number and value > 0):
         raise OptionError(f"{label} is {value!r}, expected a positive number")
-    if name == "final_learning_rate" and value is not None and not (number and value >= 0):
+    if name == "final_learning_rate" and not (number and value >= 0):
         raise OptionError(f"{label} is {value!r}, expected a number, at least 0, or null")
-    if name in AT_LEAST_ONE and not (isinstance(value, int) and number and value >= 1):
-        raise OptionError(f"{label} is {value!r}, expected a whole number, at least 1")
+    if name in AT_LEAST and not (isinstance(value, int) and number and value >= AT_LEAST[name]):
+        raise OptionError(f"{label} is {value!r}, expected a whole number, at least {AT_LEAST[name]}")
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise OptionError(f"{label} is {value!r}, expected true or false")

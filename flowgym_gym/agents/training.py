@@ -1,12 +1,13 @@
 """Training runs: prepared (checked before any long work), run, interrupted and resumed.
 
-Training goes in intervals: one rollout and one update for PPO, one episode of every sub-environment for SAC. Between
-two intervals the whole state is known, so this is where checkpoints are written and where a run stops; a resumed run
-does what the uninterrupted one would have done, bit by bit.
+Training goes in intervals: one rollout and one update for PPO, one episode of every sub-environment for SAC and TQC.
+Between two intervals the whole state is known, so this is where the agent is evaluated, where checkpoints are written
+and where a run stops; a resumed run does what the uninterrupted one would have done, bit by bit.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,16 +24,28 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
-from flowgym_gym.agents.evaluation import Episodes, check_seed, deterministic, evaluation_env, held_out_seeds, play
-from flowgym_gym.agents.pictures import learning_curve, picture_grid
+from flowgym_gym.agents.evaluation import (
+    EVALUATIONS,
+    Episodes,
+    check_seed,
+    deterministic,
+    evaluation_env,
+    held_out_seeds,
+    play,
+    watch,
+)
+from flowgym_gym.agents.memory import AUTO, readable
+from flowgym_gym.agents.pictures import film, learning_curve, picture_grid
+from flowgym_gym.agents.records import ALGORITHM_COLUMNS, Records, tensorboard_installed
 from flowgym_gym.agents.runs import (
     CONFIG,
     METRICS,
     Config,
-    Metrics,
     Row,
+    best_checkpoint,
     buffer_bytes,
     check_new,
     check_space,
@@ -43,8 +57,8 @@ from flowgym_gym.agents.runs import (
     read_config,
     read_metrics,
     remove_leftovers,
+    restore_buffer,
     restore_checkpoint,
-    save_checkpoint,
     versions,
     write_json,
 )
@@ -64,15 +78,6 @@ __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
 
 PICTURES = 16
 PLAIN_LINE_SECONDS = 10.0
-COLUMNS = (
-    "timesteps", "episodes", "seconds", "steps_per_second",
-    "terminal_reward", "terminal_reward_std", "control_cost", "return", "valid",
-)  # fmt: skip
-# What the algorithms report of their updates, under stable-baselines3's names.
-ALGORITHM_COLUMNS = {
-    "ppo": ("approx_kl", "clip_fraction", "explained_variance", "value_loss", "std", "learning_rate"),
-    "sac": ("actor_loss", "critic_loss", "ent_coef", "learning_rate"),
-}
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,14 @@ class RunResult:
         timesteps: Environment steps so far.
         target: Environment steps of the whole run.
         signal: The signal that interrupted it; None if it reached its target.
+        stopped: Why it stopped before its target by itself; None if it did not.
     """
 
     out: Path
     timesteps: int
     target: int
     signal: int | None = None
+    stopped: str | None = None
 
 
 def train(
@@ -125,7 +132,7 @@ def train(
 
     Args:
         env_id: The environment, with or without ``flowgym/``.
-        algo: ``"ppo"`` or ``"sac"``.
+        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``, which needs sb3-contrib.
         out: The run folder: new or empty, or with ``resume`` that of the run to go on with.
         timesteps: Environment steps of all sub-environments together; the preset's if None. PPO takes whole rollouts.
         num_envs: Number of sub-environments; the preset's if None.
@@ -180,10 +187,10 @@ def prepare(
     except (TypeError, ValueError) as error:
         raise OptionError(f"a setting is no plain value: {error}") from error
     notes = _round_up(settings, algo)
-    if algo == "sac":
+    if algo != "ppo":
         hyper = settings["algo"]
-        largest = min(hyper.get("buffer_size", settings["timesteps"]), settings["timesteps"])
-        hyper["buffer_size"] = max(settings["num_envs"], largest)
+        if hyper.setdefault("buffer_size", AUTO) != AUTO:
+            hyper["buffer_size"] = max(settings["num_envs"], min(hyper["buffer_size"], settings["timesteps"]))
     config = {
         "env_id": env_id,
         "algo": algo,
@@ -198,15 +205,19 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
     """Do what :func:`prepare` has checked; see :func:`train`."""
     for note in prepared.notes:
         _say(note)
-    out, config = prepared.out, dict(prepared.config)
-    settings, algo = config["settings"], config["algo"]
+    if not tensorboard_installed():
+        _say(f"metrics go to {METRICS} alone; with TensorBoard (pip install tensorboard) they go there, too")
+    out, config, algo = prepared.out, copy.deepcopy(prepared.config), prepared.config["algo"]
+    settings = config["settings"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
     model = make_algorithm(algo, env, settings, config["seed"])
-    if buffer_bytes(model):
-        _say(f"replay buffer: {settings['algo']['buffer_size']} transitions, {buffer_bytes(model) / 1e6:.0f} MB")
+    if isinstance(model, OffPolicyAlgorithm):
+        settings["algo"]["buffer_size"] = model.buffer_size
+        less = f" of the run's {settings['timesteps']}" if model.buffer_size < settings["timesteps"] else ""
+        _say(f"replay buffer: {model.buffer_size}{less} transitions, {readable(buffer_bytes(model))}")
     # Learning for no time resets the environment and makes what the algorithm needs for the first interval.
     model.learn(total_timesteps=0)
-    check_space(out, model, env)
+    check_space(out, model, env, best=settings["evaluate_every"] is not None)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
@@ -224,8 +235,7 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
 
 def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, progress: bool) -> RunResult:
     """Train in a folder that exists and is locked."""
-    out, settings, algo = prepared.out, config["settings"], config["algo"]
-    metrics = Metrics(out / METRICS, COLUMNS + ALGORITHM_COLUMNS[algo])
+    out, settings = prepared.out, config["settings"]
     statistics = Statistics(settings["num_envs"])
     remove_leftovers(out)
     with Interruption() as interruption:
@@ -238,25 +248,29 @@ def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, pr
             config["base_model"] = before.means()
             _save_pictures(out / "before.png", [("before: base model", before)])
         write_json(out / CONFIG, config)
-        metrics.start(model.num_timesteps)
-        save_checkpoint(out, model, env, statistics.state())
-        _learn(model, env, config, out, metrics, statistics, interruption, progress)
+        with closing(Records(out, config, model, env, statistics.state)) as records:
+            records.start()
+            stopped = _learn(model, env, config, records, statistics, interruption, progress)
         save_curve(out)
-        result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal)
+        result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal, stopped)
+        if result.stopped is not None:
+            _say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
         if result.signal is None:
-            before, after = _play_pictures(config), _play_pictures(config, model)
+            agent = load_agent(out)
+            before, after = _play_pictures(config), _play_pictures(config, agent)
             _save_pictures(out / "after.png", [("after: trained agent", after)])
             _save_pictures(
                 out / "comparison.png",
-                [("base model", before), (f"agent after {model.num_timesteps:,} steps, same seeds", after)],
+                [("base model", before), (f"agent after {agent.num_timesteps:,} steps, same seeds", after)],
             )
+            _save_film(out / "episode.gif", config, agent)
         elif result.timesteps < result.target:
             _say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
     return result
 
 
 def save_curve(out: Path) -> None:
-    """Draw ``learning_curve.png`` of a run from its metrics, and its evaluation if there is one."""
+    """Draw ``learning_curve.png`` of a run from its metrics, and its evaluations if there are any."""
     config = read_config(out)
     base = config.get("base_model")
     evaluation = out / "evaluation.json"
@@ -264,7 +278,15 @@ def save_curve(out: Path) -> None:
         report = json.loads(evaluation.read_text(encoding="utf-8"))
         base = {"episodes": report["episodes"], **{name: v["mean"] for name, v in report["base"].items()}}
     title = f"{config['env_id']}, {config['algo'].upper()}, seed {config['seed']}"
-    learning_curve(out / "learning_curve.png", read_metrics(out / METRICS), title, base)
+    best = best_checkpoint(out)
+    learning_curve(
+        out / "learning_curve.png",
+        read_metrics(out / METRICS),
+        title,
+        base,
+        read_metrics(out / EVALUATIONS),
+        None if best is None else int(best.name),
+    )
 
 
 class Statistics(BaseCallback):
@@ -376,18 +398,21 @@ def _learn(
     model: BaseAlgorithm,
     env: SB3VecEnv,
     config: Config,
-    out: Path,
-    metrics: Metrics,
+    records: Records,
     statistics: Statistics,
     interruption: Interruption,
     progress: bool,
-) -> None:
-    """Train interval by interval until the target is reached or a signal has come."""
+) -> str | None:
+    """Train interval by interval until the target is reached, a signal has come, or the control cost is too high.
+
+    Returns:
+        Why training stopped early by itself, if it did.
+    """
     settings, algo = config["settings"], config["algo"]
     target = settings["timesteps"]
     size = _interval(settings, algo, env.get_attr("discretization_steps")[0])
     shown = Progress(target, model.num_timesteps, progress)
-    while model.num_timesteps < target and interruption.signal is None:
+    while model.num_timesteps < target and interruption.signal is None and records.excess is None:
         done, started = model.num_timesteps, time.monotonic()
         rate = _learning_rate(settings, model, done / target)
         model.lr_schedule = lambda _, rate=rate: rate  # type: ignore[misc]
@@ -409,15 +434,11 @@ def _learn(
             **means,
             **_algorithm_values(model, algo),
         }
-        metrics.append(row)
         shown.update(steps, row)
-        every = settings["checkpoint_every"]
-        if model.num_timesteps // every > done // every:
-            metrics.sync()
-            save_checkpoint(out, model, env, statistics.state())
-    metrics.sync()
-    save_checkpoint(out, model, env, statistics.state())
+        records.add(row, since=done)
+    records.save()
     shown.close()
+    return records.excess if model.num_timesteps < target else None
 
 
 def _prepare_resumed(
@@ -501,9 +522,13 @@ def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statis
         except CheckpointError as error:
             failures[checkpoint] = str(error)
             continue
-        for damaged, failure in failures.items():
-            damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
+        for failure in failures.values():
             _say(f"{failure}; going on from {checkpoint} instead")
+        note = restore_buffer([checkpoint, *failures], model)
+        if note is not None:
+            _say(note)
+        for damaged in failures:
+            damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
         _say(f"resuming at {model.num_timesteps} timesteps")
         return
     raise CheckpointError(next(iter(failures.values())))
@@ -531,6 +556,14 @@ def _save_pictures(path: Path, parts: list[tuple[str, Episodes]]) -> None:
                 for title, e in parts
             ],
         )
+
+
+def _save_film(path: Path, config: Config, agent: BaseAlgorithm) -> None:
+    env = evaluation_env(config, 2)
+    frames = watch(env, held_out_seeds(1)[0], deterministic(agent))
+    env.close()
+    if frames:
+        film(path, frames, ("base model", "agent"))
 
 
 def _is_disk_error(error: BaseException | None) -> bool:

@@ -25,6 +25,7 @@ TINY = {
         "checkpoint_every": 8,
     },
 }
+TINY["tqc"] = TINY["sac"]
 # Columns that hold wall-clock time.
 TIMED = {"seconds", "steps_per_second"}
 
@@ -44,8 +45,8 @@ def untimed(out):
     return [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(out / "metrics.csv")]
 
 
-def same_weights(first, second):
-    states = [load_agent(out).policy.state_dict() for out in (first, second)]
+def same_weights(first, second, which="newest"):
+    states = [load_agent(out, which).policy.state_dict() for out in (first, second)]
     return all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -57,7 +58,7 @@ def drawing():
 def draw_little(monkeypatch, drawing=False):
     monkeypatch.setattr("flowgym_gym.agents.training.PICTURES", 2)
     if not drawing:
-        for name in ("picture_grid", "learning_curve"):
+        for name in ("picture_grid", "learning_curve", "_save_film"):
             monkeypatch.setattr(f"flowgym_gym.agents.training.{name}", lambda *args: None)
 
 

@@ -5,6 +5,7 @@ attempt is killed at its n-th call of a function, Python's or C's, so that a see
 every second attempt only calls made while a file of the run is written count.
 """
 
+import importlib
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from flowgym_gym.agents import runs, train
+from flowgym_gym.agents.records import tensorboard_installed
 from flowgym_gym.agents.runs import checkpoints
 from flowgym_gym.models.loading import load_base_model
 from tests.agents.conftest import TINY, draw_little, untimed
@@ -24,10 +26,17 @@ from tests.conftest import PROMPTS, RED
 KILLS = 10
 TIMESTEPS = 32
 # Two intervals of training lie between checkpoints, so some rows are written after the last one.
-OVERRIDES = {"env.prompts": PROMPTS, "checkpoint_every": 16}
+OVERRIDES = {"env.prompts": PROMPTS, "checkpoint_every": 16, "evaluate_every": 8, "evaluation_episodes": 2}
 WRITERS = {
     function.__code__
-    for function in (runs.save_checkpoint, runs.write_json, runs.Metrics.start, runs.Metrics.append, runs.Metrics.sync)
+    for function in (
+        runs.save_checkpoint,
+        runs.save_best,
+        runs.write_json,
+        runs.Metrics.start,
+        runs.Metrics.append,
+        runs.Metrics.sync,
+    )
 }
 
 
@@ -74,6 +83,8 @@ def attempt(algo, out, profile):
 def main(algo, folder, seed):
     torch.set_num_threads(1)
     draw_little(pytest.MonkeyPatch())
+    if tensorboard_installed():
+        importlib.import_module("torch.utils.tensorboard")
     load_base_model("images/stable_diffusion", prompts=PROMPTS)
 
     whole = folder / "whole"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowgym_gym.agents import evaluate, load_agent, runs
-from flowgym_gym.agents.runs import checkpoints, locked, read_config, read_metrics
+from flowgym_gym.agents.runs import best_checkpoint, checkpoints, locked, read_config, read_metrics
 from flowgym_gym.cli import main
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError
 from tests.agents.conftest import TINY, draw_little, resume, same_weights, tiny, untimed
@@ -37,6 +37,9 @@ def test_a_run_killed_at_ten_moments_is_the_run_that_was_not(algo, tmp_path):
         assert [path.name for path in checkpoints(out)] == [path.name for path in checkpoints(tmp_path / "whole")]
         assert int(checkpoints(out)[0].name) == TIMESTEPS
         assert same_weights(out, tmp_path / "whole")
+        assert read_metrics(out / "evaluations.csv") == read_metrics(tmp_path / "whole" / "evaluations.csv")
+        assert best_checkpoint(out).name == best_checkpoint(tmp_path / "whole").name
+        assert same_weights(out, tmp_path / "whole", "best")
         assert not list(out.rglob("writing-*"))
 
 
@@ -58,15 +61,15 @@ def same_run(first, second):
     return untimed(first) == untimed(second) and same_weights(first, second)
 
 
-@pytest.mark.parametrize("function", ["save_checkpoint", "_play_pictures", "write_json"])
+@pytest.mark.parametrize("function", ["records.save_checkpoint", "training._play_pictures", "training.write_json"])
 def test_a_run_killed_before_its_first_checkpoint_starts_over(function, whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(f"flowgym_gym.agents.training.{function}", killed)
+        patch.setattr(f"flowgym_gym.agents.{function}", killed)
         with pytest.raises(KeyboardInterrupt):
             tiny(out, timesteps=32, seed=1)
     capsys.readouterr()
-    if function == "write_json":
+    if function == "training.write_json":
         # Nothing is there yet, and the same command starts it.
         with pytest.raises(OptionError, match="start one without resume"):
             resume(out)
@@ -82,7 +85,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(function, whole, t
 
 def test_a_run_that_started_over_may_have_another_length(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("flowgym_gym.agents.training.save_checkpoint", killed)
+        patch.setattr("flowgym_gym.agents.records.save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             tiny(tmp_path, timesteps=32)
     assert resume(tmp_path, timesteps=8).timesteps == 8
@@ -197,8 +200,8 @@ def test_the_replay_buffer_counts_twice(tmp_path, monkeypatch):
 def test_a_run_takes_no_more_than_it_asked_for(algo, tmp_path, monkeypatch):
     needed, peak = [], []
 
-    def count(model, env, needed_space=runs.needed_space):
-        needed.append(needed_space(model, env) - runs.OTHER_BYTES)
+    def count(model, env, best, needed_space=runs.needed_space):
+        needed.append(needed_space(model, env, best) - runs.OTHER_BYTES)
         return needed[-1]
 
     def replace(self, target, replace=Path.replace):

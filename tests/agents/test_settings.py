@@ -2,7 +2,7 @@ import gymnasium
 import pytest
 
 from flowgym_gym.agents import load_preset
-from flowgym_gym.agents.settings import ALGORITHMS, check, full_id, override, parse_assignments
+from flowgym_gym.agents.settings import ALGORITHMS, check, describe, full_id, options, override, parse_assignments
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError
 from tests.conftest import ALL_IDS, FLOWGYM_IDS, RED
 
@@ -109,3 +109,18 @@ def test_an_environment_without_a_preset_gets_the_default():
         assert load_preset("NoPreset-v0") != load_preset(RED)
     finally:
         del gymnasium.registry["flowgym/NoPreset-v0"]
+
+
+def test_tqc_takes_the_presets_of_sac_and_settings_of_its_own():
+    for id in (RED, "Denoising-v0", "GaussianMixture-Gaussian-v0"):
+        assert load_preset(id, "tqc") == load_preset(id, "sac")
+    changed = override(load_preset(RED, "tqc"), {"n_quantiles": 5, "top_quantiles_to_drop_per_net": 1}, RED, "tqc")
+    assert changed["policy"]["n_quantiles"] == 5
+    assert changed["algo"]["top_quantiles_to_drop_per_net"] == 1
+    assert options(RED, "tqc")["policy"] == options(RED, "sac")["policy"] | {"n_quantiles"}
+
+
+def test_settings_of_evaluations_are_shown_where_there_are_any():
+    settings = load_preset(RED)
+    assert "evaluat" not in describe({**settings, "evaluate_every": None})
+    assert "evaluation_episodes: 64" in describe({**settings, "evaluate_every": 100})

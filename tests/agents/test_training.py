@@ -40,8 +40,8 @@ def test_a_run_writes_everything_and_evaluates(algo, tmp_path):
     assert {"torch", "stable_baselines3", "python"} <= set(config["versions"])
     assert config["base_model"]["control_cost"] == 0
 
-    for name in ("before", "after", "comparison", "learning_curve"):
-        with Image.open(out / f"{name}.png") as picture:
+    for name in ("before.png", "after.png", "comparison.png", "learning_curve.png", "episode.gif"):
+        with Image.open(out / name) as picture:
             assert picture.width > 100
 
     with (out / "metrics.csv").open() as file:
@@ -92,6 +92,7 @@ def terminate_at(monkeypatch):
         ("ppo", {"env.discretization_steps": 3}),
         # Random actions of the warm-up come after the first checkpoint too.
         ("sac", {"env.prompts": ["a photo of a cat", "a red heart"], "algo.learning_starts": 12}),
+        ("tqc", {"policy.n_quantiles": 5}),
     ],
 )
 def test_a_terminated_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(algo, changes, tmp_path, terminate_at):
@@ -138,6 +139,31 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         evaluate(tmp_path, episodes=2)
 
 
+@pytest.mark.parametrize(
+    ("damaged", "left", "message"),
+    [
+        (["model.zip"], 16, "going on with the replay buffer of"),
+        (["model.zip", "replay_buffer.npz"], 12, "is missing or damaged; going on with an empty one"),
+        (["replay_buffer.npz"], 4, "is missing or damaged; going on with an empty one"),
+    ],
+)
+def test_a_run_whose_replay_buffer_is_lost_goes_on_with_what_is_left(damaged, left, message, tmp_path, capsys):
+    tiny(tmp_path, "sac", timesteps=16)
+    for file in damaged:
+        (checkpoints(tmp_path)[0] / file).write_bytes(b"half")
+    capsys.readouterr()
+    done = 8 if "model.zip" in damaged else 16
+    assert resume(tmp_path, "sac", timesteps=20).timesteps == 20
+    said = capsys.readouterr().err
+    assert message in said
+    assert f"resuming at {done} timesteps" in said
+    assert "pickle" not in said
+    with np.load(checkpoints(tmp_path)[0] / "replay_buffer.npz") as buffer:
+        # A full buffer, or what came after the checkpoint.
+        assert buffer["rewards"].size == left
+    assert [row["timesteps"] for row in read_metrics(tmp_path / "metrics.csv")] == [4, 8, 12, 16, 20]
+
+
 def test_resuming_a_finished_run_ends_at_once(tmp_path):
     tiny(tmp_path, timesteps=8)
     rows = read_metrics(tmp_path / "metrics.csv")
@@ -154,12 +180,6 @@ def test_only_a_few_checkpoints_are_kept_and_one_replay_buffer(tmp_path):
 def test_ppo_timesteps_are_rounded_up_to_whole_rollouts_and_it_says_so(tmp_path, capsys):
     assert tiny(tmp_path, timesteps=9).timesteps == 16
     assert "9 timesteps are rounded up to 16, whole rollouts of 8" in capsys.readouterr().err
-
-
-def test_the_replay_buffer_is_no_larger_than_the_run_and_its_memory_is_said(tmp_path, capsys):
-    tiny(tmp_path, "sac", timesteps=16)
-    assert json.loads((tmp_path / "config.json").read_text())["settings"]["algo"]["buffer_size"] == 16
-    assert "replay buffer: 16 transitions, 0 MB" in capsys.readouterr().err
 
 
 def test_the_learning_rate_goes_linearly_to_its_final_value(tmp_path):
@@ -275,6 +295,7 @@ def test_samples_that_are_no_pictures_train_without_pictures(algo, tmp_path, mon
     )
     assert (tmp_path / "learning_curve.png").is_file()
     assert not (tmp_path / "before.png").exists()
+    assert not (tmp_path / "episode.gif").exists()
     assert evaluate(tmp_path, episodes=3)["timesteps"] == 40
 
 

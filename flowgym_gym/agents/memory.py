@@ -1,0 +1,74 @@
+"""How large a replay buffer may be: a transition holds two whole observations, so latents fill the memory soon."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import gymnasium
+from stable_baselines3.common.vec_env import VecEnv
+
+from flowgym_gym.errors import OptionError
+
+AUTO = "auto"
+# Of the memory that is available, what an automatic replay buffer takes at most.
+SHARE = 4
+MEMORY_INFO = Path("/proc/meminfo")
+# What a container may take.
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that are available, as far as the system tells; None where it does not."""
+    limits = []
+    with suppress(OSError, TypeError):
+        limits.append(1024 * int(re.search(r"MemAvailable: *(\d+) kB", MEMORY_INFO.read_text())[1]))  # type: ignore[index]
+    with suppress(OSError, ValueError):
+        limits.append(int(MEMORY_LIMIT.read_text()))
+    if not limits:
+        # Elsewhere than on Linux: all that there is, taken or not.
+        with suppress(AttributeError, OSError, ValueError):
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
+def transition_bytes(env: VecEnv) -> int:
+    """Size of a transition in stable-baselines3's replay buffer.
+
+    Two observations, an action, and reward, end and time-out, numbers of four bytes each.
+    """
+    assert isinstance(env.observation_space, gymnasium.spaces.Dict)
+    observation = sum(box.dtype.itemsize * math.prod(box.shape or ()) for box in env.observation_space.values())  # type: ignore[union-attr]
+    return 2 * observation + 4 * (math.prod(env.action_space.shape or ()) + 3)
+
+
+def replay_size(env: VecEnv, timesteps: int) -> int:
+    """Transitions of an automatic replay buffer: the whole run, or what fits in a quarter of the available memory."""
+    available = available_memory()
+    fitting = timesteps if available is None else available // SHARE // transition_bytes(env)
+    return max(env.num_envs, min(timesteps, fitting))
+
+
+def check_replay_size(env: VecEnv, size: int) -> None:
+    """Raise an OptionError if a replay buffer of so many transitions is larger than the available memory."""
+    available, needed = available_memory(), size * transition_bytes(env)
+    if available is not None and needed > available:
+        raise OptionError(
+            f"algo.buffer_size is {size}, a replay buffer of {readable(needed)}, but {readable(available)} of memory "
+            f"are available; give at most {available // transition_bytes(env)}, or {AUTO} for a quarter of the memory"
+        )
+
+
+def readable(size: int) -> str:
+    """Bytes in a unit that suits their number.
+
+    >>> readable(2_500_000_000), readable(3_000_000), readable(4_100)
+    ('2.5 GB', '3 MB', '4 kB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.{1 if name == 'GB' else 0}f} {name}"
+    return f"{size / 1e3:.0f} kB"
