@@ -97,7 +97,7 @@ def test_unknown_algorithm_is_refused():
 
 
 def test_a_family_of_environments_shares_a_preset():
-    presets = [load_preset(id) for id in FLOWGYM_IDS if "GaussianMixture" in id]
+    presets = [load_preset(id, "sac") for id in FLOWGYM_IDS if "GaussianMixture" in id]
     assert presets[0]["wrappers"] == {}
     assert presets == presets[:1] * len(presets)
 

@@ -10,6 +10,7 @@ from benchmarks import optimality
 from flowgym_gym.agents import load_agent
 from flowgym_gym.agents.evaluation import deterministic, evaluation_env, held_out_seeds, play
 from flowgym_gym.agents.runs import read_config
+from tests.agents.conftest import draw_little
 
 ID = "flowgym/GaussianMixture-Binary-v0"
 LITTLE = ["num_envs=4", "timesteps=80", "checkpoint_every=80", "algo.n_steps=20", "algo.batch_size=20"]
@@ -25,7 +26,9 @@ def call(folder, *arguments, settings=LITTLE):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("optimality")
-    return folder, call(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_little(patch)
+        return folder, call(folder)
 
 
 def test_what_is_done_is_not_trained_again(trained, monkeypatch, capsys):
