@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,6 @@ FORMAT = 1
 GAUSSIAN, SQUASHED = "gaussian", "squashed_gaussian"
 PREPROCESSING = "none: observations are float32, as the environment gives them"
 POSTPROCESSING = {GAUSSIAN: "clip(action, low, high)", SQUASHED: "low + (high - low) (tanh(action) + 1) / 2"}
-# Those of stable-baselines3's SAC.
-LOG_STD_MIN, LOG_STD_MAX = -20, 2
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, SafetensorError)
 
 
@@ -59,23 +58,21 @@ def export(run: str | Path, path: str | Path, which: str = "best") -> Path:
     folder, config = Path(path), read_config(Path(run))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OptionError(f"{folder} is there and not an empty folder; choose another one for the policy")
-    tensors, distribution = _actor_state(agent.policy)
-    settings, action_space = config["settings"], agent.action_space
+    tensors, architecture = _actor(agent.policy)
+    settings = config["settings"]
+    observation_space: Any = agent.observation_space
+    action_space: Any = agent.action_space
     description = {
         "format": FORMAT,
-        "architecture": {
-            "width": agent.policy.width,
-            "blocks": agent.policy.blocks,
-            "distribution": distribution,
-        },
-        "observation_space": {name: list(space.shape) for name, space in agent.observation_space.items()},
+        "architecture": architecture,
+        "observation_space": {name: list(space.shape) for name, space in observation_space.items()},
         "action_space": {
             "shape": list(action_space.shape),
             "low": float(action_space.low.flat[0]),
             "high": float(action_space.high.flat[0]),
         },
         "preprocessing": PREPROCESSING,
-        "postprocessing": POSTPROCESSING[distribution],
+        "postprocessing": POSTPROCESSING[architecture["distribution"]],
         "env_id": config["env_id"],
         "env": settings["env"],
         "wrappers": settings["wrappers"],
@@ -206,32 +203,46 @@ class GaussianActor(nn.Module):
         features = architecture["width"]
         self.encoder = LatentEncoder(self.observation_space, (height, width), features, architecture["blocks"])
         self.mean = ActionHead(features, channels)
-        self.log_std: nn.Parameter | ActionHead
-        if self.distribution == SQUASHED:
-            self.log_std = ActionHead(features, channels)
-        else:
-            self.log_std = nn.Parameter(torch.zeros(channels * height * width))
+        self.log_std = nn.Parameter(torch.zeros(channels * height * width))
+        self.log_std_net = ActionHead(features, channels) if architecture["state_dependent_std"] else None
+        low, high = architecture["log_std_range"] or (-math.inf, math.inf)
+        self.log_std_range = float(low), float(high)
 
     def forward(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Both of shape ``(n, dims)``."""
         features = self.encoder(observations)
         mean: Tensor = self.mean(features)
-        if isinstance(self.log_std, ActionHead):
-            return mean, self.log_std(features).clamp(LOG_STD_MIN, LOG_STD_MAX)
-        return mean, self.log_std.expand_as(mean)
+        log_std = self.log_std.expand_as(mean)
+        if self.log_std_net is not None:
+            log_std = log_std + self.log_std_net(features)
+        return mean, log_std.clamp(*self.log_std_range)
 
 
-def _actor_state(policy: Any) -> tuple[dict[str, Tensor], str]:
-    """The weights of an agent's actor under the names of :class:`GaussianActor`, and the distribution it acts with."""
-    from flowgym_gym.agents.policies import LatentActorCriticPolicy
+def _actor(policy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of an agent's actor under the names of :class:`GaussianActor`, and how that is to be built."""
+    from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
+
+    from flowgym_gym.agents.policies import LOG_STD_RANGE, LatentActorCriticPolicy
 
     if isinstance(policy, LatentActorCriticPolicy):
+        distribution, log_std, state_dependent_std = GAUSSIAN, policy.log_std.data, policy.state_dependent_std
+        log_std_range = LOG_STD_RANGE if state_dependent_std else None
         modules = {"encoder": policy.pi_features_extractor, "mean": policy.action_net}
-        tensors, distribution = {"log_std": policy.log_std}, GAUSSIAN
+        if state_dependent_std:
+            modules["log_std_net"] = policy.log_std_net
     else:
-        actor = policy.actor
-        modules = {"encoder": actor.features_extractor, "mean": actor.mu, "log_std": actor.log_std}
-        tensors, distribution = {}, SQUASHED
-    for prefix, module in modules.items():
-        tensors |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
-    return tensors, distribution
+        actor, state_dependent_std = policy.actor, True
+        distribution, log_std = SQUASHED, torch.zeros(policy.action_space.shape).flatten()
+        log_std_range = (LOG_STD_MIN, LOG_STD_MAX)
+        modules = {"encoder": actor.features_extractor, "mean": actor.mu, "log_std_net": actor.log_std}
+    tensors = {
+        f"{prefix}.{key}": value for prefix, module in modules.items() for key, value in module.state_dict().items()
+    }
+    architecture = {
+        "width": policy.width,
+        "blocks": policy.blocks,
+        "distribution": distribution,
+        "state_dependent_std": state_dependent_std,
+        "log_std_range": log_std_range,
+    }
+    return {**tensors, "log_std": log_std}, architecture

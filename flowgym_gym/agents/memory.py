@@ -41,8 +41,8 @@ def transition_bytes(env: VecEnv) -> int:
     Two observations, an action, and reward, end and time-out, numbers of four bytes each.
     """
     assert isinstance(env.observation_space, gymnasium.spaces.Dict)
-    observation = sum(box.dtype.itemsize * math.prod(box.shape or ()) for box in env.observation_space.values())  # type: ignore[union-attr]
-    return 2 * observation + 4 * (math.prod(env.action_space.shape or ()) + 3)
+    observation = sum(math.prod(space.shape or ()) for space in env.observation_space.values())
+    return 4 * (2 * observation + math.prod(env.action_space.shape or ()) + 3)
 
 
 def replay_size(env: VecEnv, timesteps: int) -> int:

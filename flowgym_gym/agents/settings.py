@@ -127,8 +127,10 @@ def classes(algo: str) -> tuple[type[BaseAlgorithm], type]:
     Raises:
         MissingExtraError: If they need sb3-contrib, which no extra installs, and it is not there.
     """
-    if algo != "tqc":
-        return {"ppo": (PPO, LatentActorCriticPolicy), "sac": (SAC, LatentSACPolicy)}[algo]
+    if algo == "ppo":
+        return PPO, LatentActorCriticPolicy
+    if algo == "sac":
+        return SAC, LatentSACPolicy
     try:
         from sb3_contrib import TQC
     except ImportError as error:

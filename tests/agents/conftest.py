@@ -15,6 +15,8 @@ TINY = {
         "algo.batch_size": 8,
         "algo.n_epochs": 2,
         "checkpoint_every": 8,
+        # So that longer runs begin as shorter ones.
+        "final_learning_rate": None,
     },
     "sac": {
         "env.discretization_steps": 2,
@@ -23,6 +25,8 @@ TINY = {
         "algo.batch_size": 8,
         "algo.gradient_steps": 2,
         "checkpoint_every": 8,
+        # So that longer runs begin as shorter ones.
+        "final_learning_rate": None,
     },
 }
 TINY["tqc"] = TINY["sac"]

@@ -22,15 +22,15 @@ from tests.conftest import PROMPTS, RED
 CHANGES = {"env.prompts": PROMPTS, "wrappers.coarse_action": 2, "policy.blocks": 2, "algo.learning_rate": 0.03}
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=[*TINY, "ppo, state-dependent"])
 def run(request, tmp_path_factory):
     """A trained agent that reads prompts and acts on a grid."""
-    if request.param == "tqc":
-        pytest.importorskip("sb3_contrib")
-    out = tmp_path_factory.mktemp("exporting") / request.param
+    algo, _, state_dependent = request.param.partition(",")
+    out = tmp_path_factory.mktemp("exporting") / algo
     with pytest.MonkeyPatch.context() as patch:
         draw_little(patch)
-        tiny(out, request.param, timesteps=16, overrides=CHANGES)
+        changes = {**CHANGES, "policy.state_dependent_std": True} if state_dependent else CHANGES
+        tiny(out, algo, timesteps=16, overrides=changes)
     return out
 
 
@@ -100,15 +100,15 @@ def test_it_can_be_evaluated_in_the_environment_that_it_names(run, policy):
 
 def test_it_holds_the_actor_alone(run, policy):
     assert {path.name for path in policy.iterdir()} == {"policy.json", "policy.safetensors"}
-    sizes = [tensor.numel() for tensor in load_file(policy / "policy.safetensors").values()]
     agent = load_agent(run).policy
     if run.name == "ppo":
-        modules = [agent.pi_features_extractor, agent.action_net]
-        expected = agent.log_std.numel()
+        actor = {"pi_features_extractor", "action_net", "log_std", "log_std_net"}
+        sizes = [value.numel() for name, value in agent.state_dict().items() if name.partition(".")[0] in actor]
     else:
-        modules, expected = [agent.actor], 0
-    expected += sum(p.numel() for module in modules for p in module.parameters())
-    assert sum(sizes) == expected
+        # The part of the deviation that does not depend on the observation is 0.
+        sizes = [value.numel() for value in agent.actor.state_dict().values()] + [agent.action_space.low.size]
+    written = [tensor.numel() for tensor in load_file(policy / "policy.safetensors").values()]
+    assert sorted(written) == sorted(sizes)
 
 
 def test_the_best_or_the_newest_agent_is_exported(tmp_path, monkeypatch):
@@ -148,6 +148,7 @@ def change(policy, *keys, value):
         (["architecture", "width"], "wide"),
         (["architecture", "blocks"], 3),
         (["architecture", "distribution"], "categorical"),
+        (["architecture", "log_std_range"], "wide"),
         (["action_space", "shape"], [3, 2, 2]),
         (["action_space", "low"], None),
         (["observation_space", "latent"], [3, 8, 8]),

@@ -192,7 +192,7 @@ def test_the_replay_buffer_counts_twice(tmp_path, monkeypatch):
     size = 100_000 * 4 * (2 * 257 + 4 + 3)
     free_space(monkeypatch, 2 * size)
     options = {"overrides": {"algo.buffer_size": 100_000}, "timesteps": 100_000}
-    with pytest.raises(OptionError, match=r"needs about 42\d MB.*of which twice 208 MB.*\(algo.buffer_size\)"):
+    with pytest.raises(OptionError, match=r"needs about 43\d MB.*of which twice 208 MB.*\(algo.buffer_size\)"):
         tiny(tmp_path, "sac", **options)
 
 

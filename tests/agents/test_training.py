@@ -51,7 +51,8 @@ def test_a_run_writes_everything_and_evaluates(algo, tmp_path):
     assert all(0 <= float(row["terminal_reward"]) <= 1 for row in rows)
     assert all(float(row["control_cost"]) > 0 for row in rows)
     for row in rows:
-        paid = 100 * float(row["terminal_reward"]) - 0.05 * float(row["control_cost"])
+        weight = config["settings"]["env"].get("control_cost_weight", 1.0)
+        paid = 100 * float(row["terminal_reward"]) - weight * float(row["control_cost"])
         assert float(row["return"]) == pytest.approx(paid, rel=1e-4)
 
     newest = checkpoints(out)[0]
