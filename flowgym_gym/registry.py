@@ -203,12 +203,12 @@ reward_registry.register(
 reward_registry.register(
     "images/image_reward",
     "flowgym_gym.rewards.preference:ImageRewardReward",
-    needs="a prompt; the extra image-reward; weights: ImageReward-v1.0",
+    needs="a prompt; weights: ImageReward-v1.0, tokenizer: google-bert/bert-base-uncased",
 )
 reward_registry.register(
     "images/hpsv2",
     "flowgym_gym.rewards.preference:HPSv2Reward",
-    needs="a prompt; the extra hpsv2; weights: v2.1",
+    needs="a prompt; weights: v2.1, processor: laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 )
 base_model_registry.register("1d/gaussian_mixture", "flowgym_gym.models.gaussian_mixture:GaussianMixtureBaseModel")
 base_model_registry.register(

@@ -38,8 +38,6 @@ def reward_options(id, request):
     """Options with which an id of REWARD_IDS runs offline: small weights that a fixture saves, where it needs any."""
     reward = gymnasium.spec(id).kwargs["reward"]
     needs = reward_registry.get(reward).needs
-    if "extra" in needs:
-        pytest.importorskip({"images/image_reward": "ImageReward", "images/hpsv2": "hpsv2"}[reward])
     if "weights" not in needs and "head" not in needs:
         return {}
     return {"reward_kwargs": request.getfixturevalue("small_weights")[reward]}

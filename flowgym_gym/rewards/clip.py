@@ -10,7 +10,6 @@ so that gradients reach the pixels; Pillow rounds to 8 bits where tensors do not
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,19 +39,18 @@ class CLIP:
         source: Folder or Hub id of the model.
         local: Whether ``source`` is a folder; then the network is never touched.
         processor: Folder or Hub id of tokenizer and image processor, and whether it is a folder; the model's if None.
+        model: The model itself, where it is loaded already; ``source`` then is where the rest is.
 
     Raises:
         CheckpointError: If it cannot be loaded.
     """
 
-    model: Any
-
-    def __init__(self, source: str, local: bool, processor: tuple[str, bool] | None = None) -> None:
+    def __init__(self, source: str, local: bool, processor: tuple[str, bool] | None = None, model: Any = None) -> None:
         prepared_by, prepared_locally = processor or (source, local)
         with loading(source):
             from transformers import CLIPModel
 
-            self.model = CLIPModel.from_pretrained(
+            self.model: Any = model or CLIPModel.from_pretrained(
                 source, use_safetensors=True, local_files_only=local, dtype=torch.float32
             )
         with loading(prepared_by):
@@ -195,7 +193,7 @@ class PickScoreReward(Reward[FlowTensor]):
         check_whole("batch_size", batch_size)
         name = "images/pickscore"
         source = find_folder("weights", weights, name, PICKSCORE)
-        prepared = None if processor is None else _processor_folder(processor, name)
+        prepared = processor and find_folder("processor", processor, name, PICKSCORE_PROCESSOR, weights=False)
         self.clip = CLIP(*source, processor=prepared)
         self.batch_size = batch_size
         largest = self.clip.logit_scale.item()
@@ -303,13 +301,6 @@ def prompted_images(name: str, x: FlowTensor, kwargs: dict[str, Any]) -> tuple[T
         if not prompt.strip():
             raise RewardError(f"{name} got an empty prompt for image {i}, expected a text to compare it with", sample=i)
     return images, prompts
-
-
-def _processor_folder(processor: str, reward: str) -> tuple[str, bool]:
-    folder = Path(processor).expanduser()
-    if folder.is_dir():
-        return str(folder.resolve()), True
-    return find_folder("processor", processor, reward, PICKSCORE_PROCESSOR)
 
 
 def _pooled(output: Any) -> Tensor:

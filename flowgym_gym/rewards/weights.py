@@ -16,7 +16,7 @@ from flowgym_gym.errors import CheckpointError
 PICKLED = (".pth", ".pt", ".bin")
 
 
-def find_folder(argument: str, value: object, reward: str, example: str) -> tuple[str, bool]:
+def find_folder(argument: str, value: object, reward: str, example: str, weights: bool = True) -> tuple[str, bool]:
     """Where a model's folder is, and whether that is on this machine.
 
     Args:
@@ -24,18 +24,22 @@ def find_folder(argument: str, value: object, reward: str, example: str) -> tupl
         value: What was given for it: a folder, or a Hub id ``"owner/name"``.
         reward: The reward's id, for the message.
         example: The Hub id that the reward was made for.
+        weights: Whether the folder must hold a model; it need not for a tokenizer.
 
     Raises:
         CheckpointError: If nothing was named, or it is neither a folder nor a Hub id.
     """
     how = f"name a local folder in transformers' format, or the Hub id {example!r}: reward_kwargs={{{argument!r}: ...}}"
     if value is None:
-        raise CheckpointError(f"{reward} needs weights and never looks for them by itself; {how}")
+        raise CheckpointError(
+            f"{reward} needs {'weights' if weights else argument} and never looks for them by itself; {how}"
+        )
     if not isinstance(value, str | os.PathLike) or not str(value):
         raise CheckpointError(f"{argument} is {value!r}; {how}")
     folder = Path(value).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        if weights:
+            _check_folder(folder)
         return str(folder.resolve()), True
     name = os.fspath(value)
     if name.startswith((".", "~", os.sep)) or name.count("/") != 1:
@@ -72,7 +76,7 @@ def find_file(argument: str, value: object, reward: str, example: str) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a pickle that holds nothing else.
+    """The tensors of a safetensors file, or of a pickle that holds nothing else; or those under its ``state_dict``.
 
     Raises:
         CheckpointError: If the file is damaged, or a pickle would make anything but tensors.
@@ -86,9 +90,44 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{str(path)!r} cannot be read as weights: {type(error).__name__}: {reason}") from error
+    if isinstance(tensors, dict):
+        tensors = tensors.get("state_dict", tensors)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{str(path)!r} holds a {type(tensors).__name__}, expected tensors by name")
     return {str(name): value.float() for name, value in tensors.items()}
+
+
+def build(model: Any, config: Any, tensors: dict[str, Tensor], path: Path, **kwargs: Any) -> Any:
+    """A frozen model of transformers with given weights, in float32.
+
+    Args:
+        model: Its class.
+        config: Its configuration.
+        tensors: Its weights by transformers' names; those that it does not have are left out.
+        path: Where the weights were read, for the message.
+        **kwargs: Further arguments of the class.
+
+    Raises:
+        CheckpointError: If a weight is missing or has another shape.
+    """
+    with loading(str(path)):
+        built, found = model.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **kwargs,
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise CheckpointError(
+            f"{str(path)!r} does not fill a {model.__name__}: {len(missing)} weights are missing, such as {missing[0]}"
+        )
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, got, expected = mismatched[0]
+        raise CheckpointError(f"{str(path)!r} does not fit: {name} has shape {tuple(got)}, expected {tuple(expected)}")
+    return built.eval().requires_grad_(False)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from flowgym_gym.models.stable_diffusion import EMBEDDED
+from tests.rewards import published
 
 FEATURES, SIZE = 12, 32
 TOKENIZER = EMBEDDED / "tiny" / "tokenizer"
@@ -93,6 +94,38 @@ def save_heads(folder):
     return mlp, linear
 
 
+def save_hpsv2(folder):
+    """HPSv2's checkpoint, with open_clip's names and other things beside them, and configuration and tokenizer."""
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    model = published.fill(published.OpenCLIP(len(tokenizer)))
+    sizes = published.CLIP
+    shape = {
+        "hidden_size": sizes["width"],
+        "intermediate_size": 4 * sizes["width"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "hidden_act": "gelu",
+    }
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": sizes["length"]}
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    vision = {"image_size": sizes["size"], "patch_size": sizes["patch"]}
+    config = CLIPConfig(
+        text_config={**shape, **text, **ends}, vision_config={**shape, **vision}, projection_dim=sizes["features"]
+    )
+    save_processor(folder)
+    config.save_pretrained(folder)
+    torch.save({"epoch": 1, "state_dict": model.state_dict()}, folder / "HPS.pt")
+    return {"weights": str(folder / "HPS.pt"), "processor": str(folder)}
+
+
+def save_image_reward(folder):
+    """ImageReward's checkpoint, and BERT's tokenizer."""
+    (folder / "bert").mkdir(parents=True)
+    (folder / "bert" / "vocab.txt").write_text("\n".join(published.WORDS))
+    torch.save(published.fill(published.ImageReward()).state_dict(), folder / "ImageReward.pt")
+    return {"weights": str(folder / "ImageReward.pt"), "tokenizer": str(folder / "bert")}
+
+
 def save_all(folder):
     """Folders of every weighted reward that runs offline, as reward_kwargs by reward id."""
     clip = folder / "clip"
@@ -102,4 +135,6 @@ def save_all(folder):
         "images/clip_score": {"weights": str(clip)},
         "images/pickscore": {"weights": str(clip)},
         "images/aesthetic": {"clip": str(clip), "head": str(folder / "heads" / "mlp.pth")},
+        "images/image_reward": save_image_reward(folder / "image_reward"),
+        "images/hpsv2": save_hpsv2(folder / "hpsv2"),
     }
