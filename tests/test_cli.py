@@ -13,7 +13,7 @@ from flowgym_gym.agents import evaluate, load_policy
 from flowgym_gym.agents.records import tensorboard_installed
 from flowgym_gym.agents.runs import Metrics, read_config, read_metrics
 from flowgym_gym.cli import main, parser
-from tests.agents.conftest import TINY
+from tests.agents.conftest import assignments
 from tests.conftest import ALL_IDS, RED
 
 SHORT = RED.removeprefix("flowgym/")
@@ -22,10 +22,6 @@ SHORT = RED.removeprefix("flowgym/")
 @pytest.fixture(autouse=True)
 def _tiny_pictures(monkeypatch):
     monkeypatch.setattr("flowgym_gym.agents.training.PICTURES", 2)
-
-
-def settings(algo="ppo"):
-    return [f"--set={key}={value}" for key, value in TINY[algo].items()]
 
 
 def test_list_names_everything_that_is_registered(capsys):
@@ -77,7 +73,7 @@ def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("flowgym_gym.cli.EPISODES", 3)
     out = tmp_path / "run"
     command = ["train", SHORT, "--timesteps", "8", "--num-envs", "2", "--out", str(out)]
-    assert main([*command, *settings()]) == 0
+    assert main([*command, *assignments()]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{RED}, ppo, seed 0"
     assert "  wrappers: coarse_action=1" in lines
@@ -140,7 +136,7 @@ def test_an_interrupted_run_says_how_to_go_on(number, code, capsys, tmp_path, mo
     monkeypatch.setattr(Metrics, "append", append)
     handler = signal.getsignal(number)
     out = tmp_path / "run"
-    assert main(["train", SHORT, "--timesteps", "100", "--num-envs", "2", "--out", str(out), *settings()]) == code
+    assert main(["train", SHORT, "--timesteps", "100", "--num-envs", "2", "--out", str(out), *assignments()]) == code
     captured = capsys.readouterr()
     assert "interrupted at 8 of 104 timesteps" in captured.err
     assert captured.out.endswith(f"to go on: flowgym-gym train {SHORT} --algo ppo --out {out} --resume\n")
@@ -175,7 +171,7 @@ def test_tqc_without_its_library_is_named_with_its_cure(tmp_path):
 
 def test_a_setting_is_changed_by_its_bare_name(tmp_path):
     command = ["train", SHORT, "--timesteps", "8", "--num-envs", "2", "--out", str(tmp_path / "run"), "--no-evaluate"]
-    assert main([*command, *settings(), "--set", "learning_rate=1e-4", "--set", "evaluate_every=8"]) == 0
+    assert main([*command, *assignments(), "--set", "learning_rate=1e-4", "--set", "evaluate_every=8"]) == 0
     found = read_config(tmp_path / "run")["settings"]
     assert found["algo"]["learning_rate"] == 1e-4
     assert found["evaluate_every"] == 8

@@ -1,5 +1,7 @@
 """Settings so small that a run takes seconds."""
 
+import json
+
 import pytest
 import torch
 
@@ -38,6 +40,11 @@ def tiny(out, algo="ppo", timesteps=16, overrides=(), **kwargs):
     """Train for a moment."""
     changes = {**TINY[algo], **dict(overrides)}
     return train(RED, algo, out=out, timesteps=timesteps, num_envs=2, overrides=changes, progress=False, **kwargs)
+
+
+def assignments(algo="ppo"):
+    """The same settings for the command line."""
+    return [f"--set={key}={json.dumps(value)}" for key, value in TINY[algo].items()]
 
 
 def resume(out, algo="ppo", **kwargs):

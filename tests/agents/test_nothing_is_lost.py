@@ -14,7 +14,7 @@ from flowgym_gym.agents import evaluate, load_agent, runs
 from flowgym_gym.agents.runs import best_checkpoint, checkpoints, locked, read_config, read_metrics
 from flowgym_gym.cli import main
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError
-from tests.agents.conftest import TINY, draw_little, resume, same_weights, tiny, untimed
+from tests.agents.conftest import assignments, draw_little, resume, same_weights, tiny, untimed
 from tests.agents.killing import KILLS, TIMESTEPS
 from tests.conftest import RED
 
@@ -262,8 +262,19 @@ def test_a_disk_that_fills_later_ends_the_run_and_leaves_the_last_checkpoint(
             append(self, row)
 
         patch.setattr(runs.Metrics, "append", append)
-        settings = [f"--set={key}={value}" for key, value in TINY["ppo"].items()]
-        command = ["train", RED, "--seed", "1", "--timesteps", "32", "--num-envs", "2", "--out", str(out), *settings]
+        command = [
+            "train",
+            RED,
+            "--seed",
+            "1",
+            "--timesteps",
+            "32",
+            "--num-envs",
+            "2",
+            "--out",
+            str(out),
+            *assignments(),
+        ]
         assert main(command) == 2
     captured = capsys.readouterr().err.splitlines()
     reason = "[enforce fail" if failure is full_disk_in_torch else os.strerror(errno.ENOSPC)

@@ -17,7 +17,7 @@ from flowgym_gym.agents import evaluate, train
 from flowgym_gym.agents.runs import Metrics, checkpoints, read_metrics
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, UnknownIdError, UnknownOptionError
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
-from tests.agents.conftest import TINY, resume, same_weights, tiny, untimed
+from tests.agents.conftest import TINY, assignments, resume, same_weights, tiny, untimed
 from tests.conftest import RED
 
 ALGORITHMS = {"ppo": PPO, "sac": SAC}
@@ -262,10 +262,9 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_terminated_process_leaves_a_run_that_can_be_resumed(tmp_path):
     out = tmp_path / "run"
-    settings = [f"--set={key}={value}" for key, value in TINY["ppo"].items()]
     command = [sys.executable, "-m", "flowgym_gym", "train", RED, "--out", str(out), "--num-envs", "2"]
     process = subprocess.Popen(
-        [*command, "--timesteps", "1000000", *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--timesteps", "1000000", *assignments()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         while process.poll() is None and len(read_metrics(out / "metrics.csv")) < 2:
