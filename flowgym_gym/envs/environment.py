@@ -150,6 +150,7 @@ class Environment(Generic[D]):
             "base_model": parts["base_model"]["id"],
             "checkpoint": str(parts["base_model"].get("checkpoint") or getattr(model, "default_checkpoint", None)),
             "guidance_scale": getattr(model, "guidance_scale", None),
+            "distilled_guidance": getattr(model, "distilled_guidance", None),
             "negative_prompt": getattr(model, "negative_prompt", None),
             "reward": parts["reward"].get("id", type(self.reward).__name__),
             "action_type": self.action_type,

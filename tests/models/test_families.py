@@ -17,7 +17,7 @@ from diffusers.pipelines.dit import pipeline_dit
 
 import flowgym_gym
 from flowgym_gym import FlowTensor, VelocityEnvironment
-from flowgym_gym.errors import CheckpointError, OptionError
+from flowgym_gym.errors import CheckpointError, OptionError, StateError
 from flowgym_gym.models import from_pipeline, from_pretrained
 from flowgym_gym.models.pipeline import LatentBaseModel
 from flowgym_gym.rewards.images import RedReward
@@ -480,6 +480,18 @@ def test_size_conditions_of_pixart_alpha():
         use_resolution_binning=False,
     ).images
     torch.testing.assert_close(roll_out(env, x, kwargs), latents, rtol=0, atol=1e-4)
+
+
+def test_a_state_knows_the_guidance_that_a_network_takes_as_an_input():
+    make = lambda scale: gymnasium.make(  # noqa: E731
+        "flowgym/Flux-Red-v0", checkpoint=tiny.folder("flux"), **tiny.OPTIONS["flux"], guidance_scale=scale
+    )
+    env = make(2.0)
+    env.reset(seed=0)
+    state = env.unwrapped.get_state()
+    make(2.0).unwrapped.set_state(state)
+    with pytest.raises(StateError, match=r"distilled_guidance = 2.0, but this one has 3.5"):
+        make(None).unwrapped.set_state(state)
 
 
 def test_classes_by_number_and_by_label():

@@ -4,12 +4,10 @@ import json
 import subprocess
 import sys
 
-import diffusers
 import pytest
 import torch
-import transformers
 
-from tests.models import tiny
+from benchmarks.full_size import build
 
 EPISODE = """
 import json, resource, sys, time
@@ -37,40 +35,8 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory):
     """Stable Diffusion 1.5's architecture, saved in float16 (2 GB)."""
-    tokenizer = tiny.clip_tokenizer()
-    tokenizer.model_max_length = 77
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text = transformers.CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
-        )
-        pipe = diffusers.StableDiffusionPipeline(
-            unet=diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-            vae=diffusers.AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                sample_size=512,
-            ),
-            text_encoder=transformers.CLIPTextModel(text),
-            tokenizer=tokenizer,
-            scheduler=diffusers.PNDMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                skip_prk_steps=True,
-                steps_offset=1,
-                set_alpha_to_one=False,
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    assert sum(p.numel() for p in pipe.unet.parameters()) == 859_520_964
-    folder = tmp_path_factory.mktemp("full_size") / "stable-diffusion-v1-5"
-    pipe.to(torch.float16).save_pretrained(folder)
-    return folder
+        return build(tmp_path_factory.mktemp("full_size") / "stable-diffusion-v1-5", torch.float16)
 
 
 @pytest.mark.slow

@@ -7,79 +7,41 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import PNDMScheduler
 
 from flowgym_gym import FlowTensor
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.models.stable_diffusion import EMBEDDED, StableDiffusionBaseModel
 from tests.conftest import RED
+from tests.models import tiny
 
 
 @pytest.fixture(scope="module")
 def other_checkpoint(tmp_path_factory):
     """A small pipeline of another size with random weights and SD 1.5's own scheduler, in diffusers' folder format."""
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tiny" / "tokenizer")
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=(4, 6),
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(4, 4, 4, 4),
-        norm_num_groups=2,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    pipe = StableDiffusionPipeline(
-        unet=unet,
-        vae=vae,
-        text_encoder=CLIPTextModel(text_config),
-        tokenizer=tokenizer,
-        scheduler=PNDMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            skip_prk_steps=True,
-            steps_offset=1,
-            set_alpha_to_one=False,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+        set_alpha_to_one=False,
     )
     folder = tmp_path_factory.mktemp("checkpoint") / "other"
-    pipe.save_pretrained(folder)
+    tiny.stable_diffusion(scheduler).save_pretrained(folder)
     return folder
 
 
 def test_any_local_folder_is_an_environment(other_checkpoint):
     env = gymnasium.make(RED, checkpoint=str(other_checkpoint), discretization_steps=3, render_mode="rgb_array")
     observation, _ = env.reset(seed=0)
-    assert observation["latent"].shape == (4, 4, 6)
-    assert env.action_space.shape == (4, 4, 6)
+    assert observation["latent"].shape == (4, 4, 8)
+    assert env.action_space.shape == (4, 4, 8)
     assert env.unwrapped.rollout.environment.grid.timesteps.tolist() == [667, 334, 1]
     for _ in range(3):
-        *_, info = env.step(np.zeros((4, 4, 6), np.float32))
+        *_, info = env.step(np.zeros((4, 4, 8), np.float32))
     assert 0 <= info["terminal_reward"] <= 1
-    assert env.render().shape == (32, 48, 3)
+    assert env.render().shape == (8, 16, 3)
 
 
 def test_the_embedded_checkpoint_is_what_it_says():

@@ -203,6 +203,20 @@ class TextEncoder(nn.Module):
         return x
 
 
+class MLP(nn.Module):
+    """The head of LAION's improved aesthetic predictor, which ImageReward has taken over; no activations."""
+
+    def __init__(self, features):
+        super().__init__()
+        first, *rest = (nn.Linear(*pair) for pair in itertools.pairwise((features, 1024, 128, 64, 16, 1)))
+        # Where the published ones have dropout, which does nothing once they are trained.
+        gap = nn.Identity
+        self.layers = nn.Sequential(first, gap(), rest[0], gap(), rest[1], gap(), rest[2], rest[3])
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 class ImageReward(nn.Module):
     """ImageReward; besides its words the vocabulary has two special ones that only generators use."""
 
@@ -215,12 +229,9 @@ class ImageReward(nn.Module):
                 "text_encoder": TextEncoder(len(WORDS) + 2, text, BLIP["length"], layers, vision),
             }
         )
-        sizes = (text, 1024, 128, 64, 16, 1)
-        linear = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
-        parts = [linear[0], nn.Identity(), linear[1], nn.Identity(), linear[2], nn.Identity(), linear[3], linear[4]]
-        self.mlp = nn.ModuleDict({"layers": nn.Sequential(*parts)})
+        self.mlp = MLP(text)
 
     def forward(self, images, tokens, mask):
         """Scores of pixels ``(n, 3, H, W)``, normalised, and tokens ``(n, length)`` with their mask."""
         x = self.blip["text_encoder"](tokens, mask, self.blip["visual_encoder"](images))
-        return (self.mlp["layers"](x[:, 0]).squeeze(1) - 0.16717362830052426) / 1.0333394966054072
+        return (self.mlp(x[:, 0]).squeeze(1) - 0.16717362830052426) / 1.0333394966054072

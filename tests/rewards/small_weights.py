@@ -61,30 +61,10 @@ def save_clip(folder, seed=0):
     return model
 
 
-class PublishedMLP(nn.Module):
-    """The module whose state the published MLP is, with its names."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(FEATURES, 1024),
-            nn.Dropout(0.2),
-            nn.Linear(1024, 128),
-            nn.Dropout(0.2),
-            nn.Linear(128, 64),
-            nn.Dropout(0.1),
-            nn.Linear(64, 16),
-            nn.Linear(16, 1),
-        )
-
-    def forward(self, x):
-        return self.layers(x)
-
-
 def save_heads(folder):
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
-    mlp, linear = PublishedMLP().eval(), nn.Linear(FEATURES, 1).eval()
+    mlp, linear = published.MLP(FEATURES).eval(), nn.Linear(FEATURES, 1).eval()
     with torch.no_grad():
         for parameter in mlp.parameters():
             parameter.mul_(2)
