@@ -475,8 +475,8 @@ def _plan(
     for algo in algos:
         shared = _shared(process, _process(presets[algo]), first, algo)
         if shared:
-            values = ", ".join(f"{name}={value}" for name, value in shared.items())
-            notes.append(f"{algo} steers the process of the preset for {first}: {values}")
+            told = ", ".join(f"{name}={value}" for name, value in shared.items())
+            notes.append(f"{algo} steers the process of the preset for {first}: {told}")
         for scale in _scales(reward_scales, REWARD_SCALES, unit):
             changes = {**overrides, **shared, COST_WEIGHT: _reward_scale(env_id, presets[algo]) / scale}
             asked = {"episodes": episodes, "seed": seed, "asked_timesteps": timesteps, "overrides": _plain(changes)}
