@@ -7,8 +7,8 @@ The interval of a mean is the normal approximation
 with :math:`s` the sample standard deviation (denominator :math:`n - 1`). The difference between agent and base model is
 paired: it is the mean of the differences of episodes with the same seed, that is, the same initial noise.
 
-Seeds lie apart: training takes those below ``2**32``, :func:`evaluate` and the pictures those from ``2**32`` on, and
-the evaluations by which a run chooses its best agent those from ``2**33`` on, so that the choice flatters no result.
+Seeds lie apart: training takes those below ``2**30``, :func:`evaluate` and the pictures those from ``2**30`` on, and
+the evaluations by which a run chooses its best agent those from ``2**31`` on, so that the choice flatters no result.
 """
 
 from __future__ import annotations
@@ -83,19 +83,19 @@ class Episodes:
 
 
 def held_out_seeds(episodes: int, seed: int = 0) -> list[int]:
-    """Seeds of evaluation episodes: from ``2**32 + seed`` on, beyond every seed that training takes.
+    """Seeds of evaluation episodes: from ``2**30 + seed`` on, beyond every seed that training takes.
 
     >>> held_out_seeds(2)
-    [4294967296, 4294967297]
+    [1073741824, 1073741825]
     """
     return [SEEDS + seed + i for i in range(episodes)]
 
 
 def selection_seeds(episodes: int) -> list[int]:
-    """Seeds of the episodes by which a run chooses its best agent: from ``2**33`` on.
+    """Seeds of the episodes by which a run chooses its best agent: from ``2**31`` on.
 
     >>> selection_seeds(2)
-    [8589934592, 8589934593]
+    [2147483648, 2147483649]
     """
     return [2 * SEEDS + i for i in range(episodes)]
 
@@ -232,7 +232,7 @@ def evaluate(
     Args:
         run_or_policy: A run folder, what ``train`` returned, or anything with stable-baselines3's ``predict``.
         episodes: Number of episodes of each, at least 2.
-        seed: Episode ``i`` starts from seed ``2**32 + seed + i``, which no training run uses.
+        seed: Episode ``i`` starts from seed ``2**30 + seed + i``, which no training run uses.
         which: ``"best"`` or ``"newest"`` agent of a run folder; see ``load_agent``.
         vector_env: Where to play; needed for a policy that comes without a run folder. Its autoreset mode must be
             DISABLED.
@@ -344,7 +344,7 @@ def evaluation_env(config: dict[str, Any], num_envs: int, checkpoint: Path | Non
 
 
 def check_seed(seed: int, num_envs: int = 1) -> None:
-    """Raise an OptionError unless the seeds of all sub-environments are whole numbers below ``2**32``."""
+    """Raise an OptionError unless the seeds of all sub-environments are whole numbers below ``2**30``."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= SEEDS - num_envs:
         raise OptionError(f"seed is {seed!r}, expected a whole number from 0 to {SEEDS - num_envs}")
 

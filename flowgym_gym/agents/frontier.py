@@ -186,7 +186,7 @@ def frontier(
         best_of: Numbers of samples that the best is taken of.
         pool: Number of base samples that best of n is estimated from.
         episodes: Of each guidance and each agent, at least 2.
-        seed: Of the trainings; held-out episode ``i`` starts from ``2**32 + seed + i``.
+        seed: Of the trainings; held-out episode ``i`` starts from ``2**30 + seed + i``.
         timesteps: Of each training; the preset's if None.
         overrides: Changes to the presets by dotted name, ``{"env.prompts": "a photo of a frog"}``.
         batch_size: Episodes at a time, which bounds the memory that gradients take.

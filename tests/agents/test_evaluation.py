@@ -82,7 +82,7 @@ def test_an_agent_that_does_nothing_is_the_base_model():
 def test_the_report_is_about_the_agent_and_the_base_model_on_the_same_seeds():
     agent, env = Constant(1.0), make()
     report = evaluate(agent, episodes=4, seed=3, vector_env=env)
-    assert report["seeds"] == [2**32 + 3, 2**32 + 6]
+    assert report["seeds"] == [2**30 + 3, 2**30 + 6]
     played = play(make(), held_out_seeds(4, 3), lambda o: agent.predict(o, deterministic=True)[0])
     base = play(make(), held_out_seeds(4, 3))
     assert report["agent"]["return"] == pytest.approx(interval(played.returns))

@@ -13,6 +13,7 @@ from flowgym_gym.agents import records as recording
 from flowgym_gym.agents.evaluation import Evaluations, held_out_seeds, interval, selection_seeds, table
 from flowgym_gym.agents.records import Records
 from flowgym_gym.agents.runs import Metrics, best_checkpoint, best_return, checkpoints, read_metrics
+from flowgym_gym.agents.training import prepare
 from flowgym_gym.cli import main
 from flowgym_gym.errors import OptionError
 from flowgym_gym.wrappers import CoarseAction
@@ -70,7 +71,7 @@ def test_evaluations_are_episodes_of_the_deterministic_agent_on_seeds_of_their_o
     kwargs = json.loads((tmp_path / "config.json").read_text())["settings"]["env"]
     env = CoarseAction(gymnasium.make(RED, **kwargs), 1)
     found = {"terminal_reward": [], "control_cost": [], "return": []}
-    for seed in (2**33, 2**33 + 1, 2**33 + 2):
+    for seed in (2**31, 2**31 + 1, 2**31 + 2):
         observation, _ = env.reset(seed=seed)
         cost, paid, terminated = 0.0, 0.0, False
         while not terminated:
@@ -86,11 +87,21 @@ def test_evaluations_are_episodes_of_the_deterministic_agent_on_seeds_of_their_o
 
 
 def test_the_seeds_of_choosing_reporting_and_training_lie_apart():
-    largest = 2**32 - 256
-    assert held_out_seeds(256, largest)[-1] < selection_seeds(1)[0]
+    largest = 2**30 - 256
+    assert held_out_seeds(256, largest)[-1] < selection_seeds(1)[0] == 2**31
+    assert held_out_seeds(1)[0] == 2**30
     with pytest.raises(OptionError, match="seed is"):
         evaluate(object(), 256, seed=largest + 1)
-    assert held_out_seeds(1)[0] == 2**32
+    with pytest.raises(OptionError, match="seed is"):
+        prepare(RED, out="nowhere", num_envs=2, seed=2**30 - 1)
+
+
+def test_episodes_of_choosing_reporting_and_training_have_different_noise():
+    """Seeds are not enough: torch's generators on the CPU take 2**32 + 5 for 5."""
+    seeds = [*range(4), *held_out_seeds(4), *selection_seeds(4)]
+    env = gymnasium.make_vec("flowgym/GaussianMixture-Gaussian2D-v0", len(seeds))
+    latents = env.reset(seed=seeds)[0]["latent"]
+    assert len(np.unique(latents, axis=0)) == len(seeds)
 
 
 def test_the_best_agent_is_kept_and_used(tmp_path, costs):
