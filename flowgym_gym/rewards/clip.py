@@ -193,7 +193,9 @@ class PickScoreReward(Reward[FlowTensor]):
         check_whole("batch_size", batch_size)
         name = "images/pickscore"
         source = find_folder("weights", weights, name, PICKSCORE)
-        prepared = processor and find_folder("processor", processor, name, PICKSCORE_PROCESSOR, weights=False)
+        prepared = None
+        if processor is not None:
+            prepared = find_folder("processor", processor, name, PICKSCORE_PROCESSOR, weights=False)
         self.clip = CLIP(*source, processor=prepared)
         self.batch_size = batch_size
         largest = self.clip.logit_scale.item()

@@ -91,7 +91,7 @@ class ImageRewardReward(Reward[FlowTensor]):
         words, local = find_folder("tokenizer", tokenizer, name, BERT, weights=False)
         with loading(words):
             from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
-            from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+            from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
             self.tokenizer: Any = BertTokenizer.from_pretrained(words, local_files_only=local)
         if len(self.tokenizer) < 10:  # transformers makes up an empty tokenizer where it finds no files.
