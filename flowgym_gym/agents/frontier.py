@@ -415,7 +415,7 @@ def draw(report: Report) -> Figure:
     axis.plot([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label="hollow: below best of n")
     furthest = max(point["kl"].get("high", point["kl"]["mean"]) for point in points)
     axis.set_xscale("symlog", linthresh=1, linscale=1)
-    axis.set_xlim(-0.05, 1.6 * max(furthest, 1.0))
+    axis.set_xlim(-0.05, 2 * max(furthest, 1.0))
     ticks = [0, 0.2, 0.5, *(d * 10.0**e for e in range(8) for d in (1, 2, 5))]
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
