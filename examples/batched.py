@@ -1,6 +1,7 @@
 """stable-baselines3 on the batched environment, with a convolutional policy that keeps the latent's layout.
 
-Sixteen environments share each call of the network. The agent acts on a 2 x 2 grid that is upsampled onto the latent.
+Thirty-two environments share each call of the network. The agent sees the whole latent and answers with one number for
+each of its channels, which keeps the search small.
 
     pip install "flowgym_gym[agents]"
     python examples/batched.py
