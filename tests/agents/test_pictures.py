@@ -65,7 +65,8 @@ def test_a_film_is_never_larger_than_two_pictures_of_256(height, tmp_path):
 
 @pytest.mark.usefixtures("drawing")
 def test_a_run_films_base_model_and_agent(tmp_path):
-    tiny(tmp_path, timesteps=16, overrides={"algo.learning_rate": 0.1, "env.action_scale": 20.0})
+    changes = {"algo.learning_rate": 0.1, "env.action_type": "noise", "env.action_scale": 20.0}
+    tiny(tmp_path, timesteps=16, overrides=changes)
     config = read_config(tmp_path)
     agent = load_agent(tmp_path)
     env = CoarseAction(gymnasium.make(RED, render_mode="rgb_array", **config["settings"]["env"]), 1)
