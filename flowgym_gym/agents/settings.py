@@ -93,8 +93,7 @@ AT_LEAST = {
 POSITIVE = {"learning_rate", "value_scale", "kl_budget"}
 # Values other than numbers that mean something.
 SPECIAL = {"evaluate_every": None, "kl_budget": None, "final_learning_rate": None, "buffer_size": AUTO}
-# Training takes seeds below this; held-out ones lie beyond. torch's generators on the CPU look at the lowest 32 bits of
-# a seed only, so all must be below 2**32.
+# Training takes seeds below this; held-out ones lie beyond.
 SEEDS = 2**30
 
 

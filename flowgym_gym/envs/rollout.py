@@ -160,7 +160,9 @@ class Rollout:
         """Seed the generators of some sub-environments; None leaves one as it is."""
         for i, seed in zip(indices, seeds, strict=True):
             if seed is not None:
-                self.generators[i].manual_seed(int(seed))
+                # torch's CPU generators keep 32 bits of a seed, so that 2**32 + i would be i: wider seeds are mixed.
+                narrow = int(seed) if seed < 2**32 else int(np.random.SeedSequence(int(seed)).generate_state(1)[0])
+                self.generators[i].manual_seed(narrow)
                 self.seeded[i] = True
 
     def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:

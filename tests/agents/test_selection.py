@@ -97,7 +97,6 @@ def test_the_seeds_of_choosing_reporting_and_training_lie_apart():
 
 
 def test_episodes_of_choosing_reporting_and_training_have_different_noise():
-    """Seeds are not enough: torch's generators on the CPU take 2**32 + 5 for 5."""
     seeds = [*range(4), *held_out_seeds(4), *selection_seeds(4)]
     env = gymnasium.make_vec("flowgym/GaussianMixture-Gaussian2D-v0", len(seeds))
     latents = env.reset(seed=seeds)[0]["latent"]

@@ -62,6 +62,15 @@ def test_one_seed_gives_the_same_episode_and_another_seed_another(id):
     assert data_equivalence(first, fresh, exact=True)
 
 
+def test_wide_seeds_are_seeds_of_their_own():
+    """Of a seed torch's generators on the CPU look at 32 bits."""
+    seeds = [5, 2**32 + 5, 2**33 + 5, 2**62 + 5, 0, 2**32]
+    env = gymnasium.make_vec("flowgym/GaussianMixture-Gaussian-v0", len(seeds))
+    latents = env.reset(seed=seeds)[0]["latent"]
+    assert len(np.unique(latents, axis=0)) == len(seeds)
+    assert np.array_equal(env.reset(seed=seeds)[0]["latent"], latents)
+
+
 def test_an_unseeded_reset_goes_on_with_the_random_stream(env):
     env.reset(seed=1)
     second, _ = env.reset()
