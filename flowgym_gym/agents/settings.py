@@ -22,7 +22,7 @@ A preset has these parts; each may be left out:
     Hyper-parameters of stable-baselines3's algorithm. ``buffer_size: auto`` is a replay buffer for the whole run, or as
     much of it as fits in a quarter of the memory that is available.
 ``policy``
-    Options of the policy: ``width``, ``blocks``, ``log_std_init``, ``value_scale``.
+    Options of the policy: ``width``, ``blocks``, ``log_std_init``, ``value_scale``, and ``state_dependent_std`` for PPO.
 
 TQC takes the presets of SAC, from which it differs in its critics alone, where it has none of its own.
 """
