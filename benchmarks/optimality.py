@@ -8,6 +8,7 @@ Returns are expectations, worked out on the cells of the optimum for the determi
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import statistics
@@ -24,9 +25,11 @@ from gymnasium.vector import AutoresetMode
 from benchmarks.measure import machine
 from flowgym_gym.agents import load_agent, train
 from flowgym_gym.agents.evaluation import deterministic
+from flowgym_gym.agents.evaluation import interval as mean_interval
 from flowgym_gym.agents.runs import write_json
 from flowgym_gym.agents.settings import (
     ALGORITHMS,
+    complete,
     full_id,
     load_preset,
     make_vector_env,
@@ -40,8 +43,8 @@ RUNS = Path("runs/optimality")
 IDS = [f"flowgym/GaussianMixture-{reward}-v0" for reward in ("Gaussian", "Binary", "Gaussian2D")]
 DRAWN = IDS[0]
 TRAJECTORIES = 2000
-# Quantile 0.975 of Student's t by the number of seeds; above ten that of ten, which is a little too wide.
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+# Sub-environment i of a training starts from seed + i, so the seeds lie further apart than there are sub-environments.
+SEED_STEP = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,28 +59,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draw", type=Path, help=f"draw the action fields of the first seed on {DRAWN}, a png")
     args = parser.parse_args(arguments)
     changes = parse_assignments(args.set)
-    cases = [(full_id(id), algo, seed) for id in args.ids for algo in args.algos for seed in range(args.seeds)]
-    results = json.loads(args.out.read_text()) if args.out.is_file() else {"references": {}, "trainings": []}
+    seeds = range(0, args.seeds * SEED_STEP, SEED_STEP)
+    cases = [(full_id(id), algo, seed) for id in args.ids for algo in args.algos for seed in seeds]
+    results = json.loads(args.out.read_text()) if args.out.is_file() else {"trainings": []}
     chosen = []
     for number, (id, algo, seed) in enumerate(cases, start=1):
         settings = override(load_preset(id, algo), changes, id, algo)
-        if id not in results["references"]:
-            results["references"][id] = references(id, settings)
         training = recorded(results, id, algo, seed, settings)
         if training is None:
             print(f"[{number}/{len(cases)}] {id}, {algo}, seed {seed}", file=sys.stderr, flush=True)
             training = {
                 "id": id, "algo": algo, "seed": seed, "settings": settings,
                 **learn(id, algo, seed, changes, folder_of(args.runs, id, algo, seed)),
+                "reference": reference(id, settings),
             }  # fmt: skip
             others = [old for old in results["trainings"] if (old["id"], old["algo"], old["seed"]) != (id, algo, seed)]
             results["trainings"] = [*others, training]
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.out, results)
-            share = 100 * way(training["value"], results["references"][id])
-            print(f"{share:.1f} % of the way in {training['seconds']:.0f} s", file=sys.stderr, flush=True)
+            print(f"{100 * way(training):.1f} % of the way in {training['seconds']:.0f} s", file=sys.stderr, flush=True)
         chosen.append(training)
-    print(table(results["references"], chosen))
+    print(table(chosen))
     if args.draw is not None:
         agents = {algo: load_agent(folder_of(args.runs, DRAWN, algo, 0)) for algo in args.algos}
         draw({algo.upper(): deterministic(agent) for algo, agent in agents.items()}, args.draw)
@@ -92,15 +94,19 @@ def recorded(results: dict[str, Any], id: str, algo: str, seed: int, settings: d
     """The result of this training with these settings, if there is one."""
     for old in results["trainings"]:
         # A setting that did not exist when a result was made is at its default.
-        same = all(settings.get(name) == value for name, value in old["settings"].items())
-        if same and (old["id"], old["algo"], old["seed"]) == (id, algo, seed):
+        if complete(old["settings"]) == settings and (old["id"], old["algo"], old["seed"]) == (id, algo, seed):
             return old  # type: ignore[no-any-return]
     return None
 
 
-def references(id: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns that agents are measured against: of the base model, the optimum where it can be solved, the bound."""
-    env = make_vector_env(id, settings, 1)
+def reference(id: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns to measure an agent against: the base model's, the optimum where it can be solved, the bound."""
+    return _reference(id, json.dumps({name: settings[name] for name in ("env", "wrappers")}))
+
+
+@functools.cache
+def _reference(id: str, process: str) -> dict[str, Any]:
+    env = make_vector_env(id, json.loads(process), 1)
     solvable = env.single_action_space.shape == (1,)
     return {
         "uncontrolled": uncontrolled_value(env),
@@ -126,13 +132,13 @@ def learn(id: str, algo: str, seed: int, changes: dict[str, Any], out: Path) -> 
     }
 
 
-def way(value: float, reference: dict[str, Any]) -> float:
-    """How much of the way from the base model's return to the optimum, or else to the bound, a return has come."""
-    end = reference["bound"] if reference["optimum"] is None else reference["optimum"]
-    return (value - reference["uncontrolled"]) / (end - reference["uncontrolled"])
+def way(training: dict[str, Any]) -> float:
+    """How much of the way from the base model's return to the optimum, or else to the bound, an agent has come."""
+    base, optimum, bound = (training["reference"][name] for name in ("uncontrolled", "optimum", "bound"))
+    return float((training["value"] - base) / ((bound if optimum is None else optimum) - base))
 
 
-def table(references: dict[str, Any], trainings: list[dict[str, Any]]) -> str:
+def table(trainings: list[dict[str, Any]]) -> str:
     """Trainings as a Markdown table, one line for each environment and algorithm."""
     lines = [
         "| environment | algorithm | steps | seconds | base model | agent | optimum | of the way, % | worst seed, % |",
@@ -140,9 +146,9 @@ def table(references: dict[str, Any], trainings: list[dict[str, Any]]) -> str:
     ]
     for id, algo in dict.fromkeys((training["id"], training["algo"]) for training in trainings):
         rows = [training for training in trainings if (training["id"], training["algo"]) == (id, algo)]
-        reference = references[id]
+        reference = rows[0]["reference"]
         values = [row["value"] for row in rows]
-        shares = [100 * way(value, reference) for value in values]
+        shares = [100 * way(row) for row in rows]
         optimum = "at most {bound:.3f}" if reference["optimum"] is None else "{optimum:.3f}"
         lines.append(
             f"| `{id}` | {algo.upper()} | {rows[0]['timesteps']:,} | "
@@ -155,11 +161,9 @@ def table(references: dict[str, Any], trainings: list[dict[str, Any]]) -> str:
 
 def interval(values: list[float], digits: int) -> str:
     """Mean with its 95 % confidence interval over seeds (Student's t)."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    if len(values) < 2:
-        return mean
-    half = STUDENT[min(len(values), max(STUDENT))] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean} ± {half:.{digits}f}"
+    found = mean_interval(np.array(values))
+    mean = f"{found['mean']:.{digits}f}"
+    return f"{mean} ± {found['high'] - found['mean']:.{digits}f}" if "high" in found else mean
 
 
 def draw(agents: dict[str, Policy], path: Path) -> None:

@@ -197,7 +197,10 @@ def train_agent(options: argparse.Namespace) -> int:
     if result.stopped is None:
         again = f"flowgym-gym train {options.env} --algo {options.algo} --out {here} --resume"
         commands.append(f"{again} --timesteps {2 * result.target}")
-    commands.append(f"flowgym-gym export {here} --out {shlex.quote(str(options.out / 'policy'))}")
+    policy = options.out / "policy"
+    if policy.exists():
+        policy = options.out / f"policy-{result.timesteps}"
+    commands.append(f"flowgym-gym export {here} --out {shlex.quote(str(policy))}")
     if tensorboard_installed():
         commands.append(f"tensorboard --logdir {here}")
     print("next: " + "\n      ".join(commands))

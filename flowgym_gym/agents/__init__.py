@@ -32,7 +32,7 @@ _LAZY = {
     "train": "flowgym_gym.agents.training",
 }
 
-EXTRA = {"stable_baselines3", "matplotlib", "yaml", "tqdm"}
+EXTRA = {"stable_baselines3", "matplotlib", "scipy", "yaml", "tqdm"}
 
 __all__ = [
     "LatentActorCriticPolicy",

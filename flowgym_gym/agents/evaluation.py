@@ -1,11 +1,12 @@
 r"""Evaluation: an agent and the base model on the same held-out seeds, and the agent at intervals of its training.
 
-The interval of a mean is the normal approximation
+The interval of a mean is Student's
 
-.. math:: \bar x \pm 1.96 \, s / \sqrt{n},
+.. math:: \bar x \pm t \, s / \sqrt{n},
 
-with :math:`s` the sample standard deviation (denominator :math:`n - 1`). The difference between agent and base model is
-paired: it is the mean of the differences of episodes with the same seed, that is, the same initial noise.
+with :math:`s` the sample standard deviation (denominator :math:`n - 1`) and :math:`t` the 0.975 quantile of Student's
+distribution with :math:`n - 1` degrees of freedom, 1.97 for 256 episodes. The difference between agent and base model
+is paired: it is the mean of the differences of episodes with the same seed, that is, the same initial noise.
 
 Seeds lie apart: training takes those below ``2**30``, :func:`evaluate` and the pictures those from ``2**30`` on, and
 the evaluations by which a run chooses its best agent those from ``2**31`` on, so that the choice flatters no result.
@@ -18,11 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from scipy.stats import t as student
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from flowgym_gym.agents.runs import (
@@ -44,9 +45,10 @@ from flowgym_gym.errors import CheckpointError, ModelError, OptionError
 EVALUATION = "evaluation.json"
 EVALUATIONS = "evaluations.csv"
 BATCH = 32
-SHOWN_PROMPTS = 10
+SHOWN_PROMPTS, SHOWN_CHARACTERS = 10, 40
+COMPARED = ("agent", "base", "difference")
 CONFIDENCE = 0.95
-FORMULA = "mean +- 1.96 * s / sqrt(n), s with denominator n - 1 (normal approximation)"
+FORMULA = "mean +- t * s / sqrt(n), s with denominator n - 1, t of Student's distribution with n - 1 degrees of freedom"
 QUANTITIES = {
     "terminal_reward": "terminal_rewards",
     "control_cost": "control_costs",
@@ -313,13 +315,13 @@ def interval(values: np.ndarray) -> dict[str, float]:
     """Mean with its 95 % confidence interval, and the sample standard deviation; of a single value the mean alone.
 
     >>> {k: round(v, 3) for k, v in interval(np.array([1.0, 2.0, 3.0, 4.0])).items()}
-    {'mean': 2.5, 'low': 1.235, 'high': 3.765, 'std': 1.291}
+    {'mean': 2.5, 'low': 0.446, 'high': 4.554, 'std': 1.291}
     """
     mean = float(values.mean())
     if len(values) < 2:
         return {"mean": mean}
     std = float(values.std(ddof=1))
-    half = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * std / math.sqrt(len(values))
+    half = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * std / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half, "std": std}
 
 
@@ -351,27 +353,32 @@ def check_seed(seed: int, num_envs: int = 1) -> None:
 
 def table(report: dict[str, Any]) -> str:
     """An evaluation as a small table, means with their intervals."""
-    lines = [f"{'':17}{'agent':>24}{'base model':>24}{'difference':>24}"]
-    for name in QUANTITIES:
-        cells = [_cell(report[who][name]) for who in ("agent", "base", "difference")]
-        lines.append(f"{name.replace('_', ' '):17}" + "".join(f"{cell:>24}" for cell in cells))
-    lines += _prompt_lines(report.get("prompts", {}))
+    rows = {name.replace("_", " "): {who: report[who][name] for who in COMPARED} for name in QUANTITIES}
+    prompts = report.get("prompts", {})
+    shown = [(_label(prompt, values["episodes"]), values) for prompt, values in list(prompts.items())[:SHOWN_PROMPTS]]
+    width = max(len(label) for label in (*rows, *(label for label, _ in shown))) + 2
+    lines = [" " * width + "".join(f"{title:>24}" for title in ("agent", "base model", "difference"))]
+    lines += [_line(label, values, width) for label, values in rows.items()]
+    if shown:
+        lines.append(f"terminal reward by prompt ({len(prompts)}):")
+        lines += [
+            _line(label, {who: results[who]["terminal_reward"] for who in COMPARED}, width) for label, results in shown
+        ]
+    if len(prompts) > len(shown):
+        lines.append(f"... and {len(prompts) - len(shown)} more prompts in {EVALUATION}")
     if report["checkpoint"] is not None:
         lines.append(f"agent: the {report['checkpoint']} of the run, after {report['timesteps']} timesteps")
     lines.append(f"means of {report['episodes']} episodes each on the same held-out seeds; 95 % confidence: {FORMULA}")
     return "\n".join(lines)
 
 
-def _prompt_lines(prompts: dict[str, Any]) -> list[str]:
-    """Terminal rewards of the prompts with the most episodes."""
-    lines = [f"terminal reward by prompt ({len(prompts)}):"] if prompts else []
-    for prompt, results in list(prompts.items())[:SHOWN_PROMPTS]:
-        cells = [_cell(results[who]["terminal_reward"]) for who in ("agent", "base", "difference")]
-        label = f"{prompt} ({results['episodes']})"
-        lines.append(f"{label:<17.40}" + "".join(f"{cell:>24}" for cell in cells))
-    if len(prompts) > SHOWN_PROMPTS:
-        lines.append(f"... and {len(prompts) - SHOWN_PROMPTS} more prompts in {EVALUATION}")
-    return lines
+def _label(prompt: str, episodes: int) -> str:
+    short = prompt if len(prompt) <= SHOWN_CHARACTERS else prompt[: SHOWN_CHARACTERS - 3] + "..."
+    return f"{short} ({episodes})"
+
+
+def _line(label: str, values: Mapping[str, dict[str, float]], width: int) -> str:
+    return f"{label:{width}}" + "".join(f"{_cell(values[who]):>24}" for who in COMPARED)
 
 
 def _cell(values: dict[str, float]) -> str:

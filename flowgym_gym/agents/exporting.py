@@ -80,7 +80,7 @@ def export(run: str | Path, path: str | Path, which: str = "best") -> Path:
         "seed": config["seed"],
         "timesteps": agent.num_timesteps,
         "checkpoint": chosen_checkpoint(Path(run), which).parent.name,
-        "versions": config["versions"],
+        "versions": config.get("versions", {}),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

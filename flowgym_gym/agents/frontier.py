@@ -10,8 +10,10 @@ the base model's, :math:`F` being the distribution function of the reward, so th
 .. math:: \operatorname{KL} = \log n - \frac{n - 1}{n},
 
 for paths and for samples alike, if the reward is continuous; where rewards are tied this is an upper bound (Beirami et
-al., 2024). With the rewards :math:`r_{(1)} \le \dots \le r_{(N)}` of one pool of base samples the expected reward has
-the unbiased estimator
+al., 2024). Between :math:`n` and :math:`n + 1` a coin decides which of the two is drawn, so that the reward goes
+linearly from one to the other with the coin's probability, and the divergence is again an integral over
+:math:`u \in [0, 1]`. With the rewards :math:`r_{(1)} \le \dots \le r_{(N)}` of one pool of base samples the expected
+reward has the unbiased estimator
 
 .. math:: \sum_{i=n}^{N} \binom{i-1}{n-1} \Big/ \binom{N}{n} \; r_{(i)},
 
@@ -84,6 +86,8 @@ REWARD_SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)
 GRADIENTS = ("endpoint", "network")
 BOOTSTRAP_SAMPLES = 1000
+# Steps of the coin's probability between best of n and best of n + 1.
+COIN_STEPS = 16
 # What belongs to an agent rather than to the process that it steers.
 OF_THE_AGENT = ("action_type", "action_scale", "reward_scale", "control_cost_weight")
 COST_WEIGHT = "env.control_cost_weight"
@@ -220,16 +224,28 @@ def frontier(
     return Frontier(plan.out, report)
 
 
-def kl_best_of_n(n: int) -> float:
+def kl_best_of_n(n: int, coin: float = 0.0) -> float:
     """Divergence of best of n from the base model, in nats; an upper bound where rewards are tied.
+
+    Args:
+        n: Number of samples.
+        coin: Probability that it is best of n + 1 instead.
 
     References:
         Beirami et al., Theoretical guarantees on the best-of-n alignment policy, 2024, theorem 1.
 
     >>> [round(kl_best_of_n(n), 3) for n in (1, 2, 64)]
     [0.0, 0.193, 3.175]
+    >>> round(kl_best_of_n(1, coin=0.5), 3)
+    0.043
     """
-    return math.log(n) - (n - 1) / n
+    # The density with respect to the law of best of n is w; the expectation of log(w) is that of a polynomial of degree
+    # n - 1 times something smooth.
+    nodes, quadrature = np.polynomial.legendre.leggauss(n // 2 + 32)
+    u = (nodes + 1) / 2
+    w = 1 - coin + coin * (n + 1) / n * u
+    extra = quadrature / 2 @ (n * u ** (n - 1) * w * np.log(w))
+    return float(math.log(n) - (n - 1) / n * (1 - coin / (n + 1)) + extra)
 
 
 def maximum_weights(size: int, n: int) -> np.ndarray:
@@ -252,23 +268,44 @@ def best_of_n(rewards: np.ndarray, largest: int, prompts: Sequence[str] = (), se
         largest: The largest ``n``; no prompt may have fewer samples in the pool.
         prompts: The prompt of each sample, where there are several.
         seed: Of the bootstrap that the intervals come from: normal, with the standard deviation of the estimates from
-            1000 resampled pools.
+            1000 resampled pools, and of the prompts' shares.
 
     Returns:
         ``mean``, ``low`` and ``high``, each of shape ``(largest,)``.
     """
     labels = np.asarray(prompts if len(prompts) else [""] * len(rewards))
     pools = [rewards[labels == label] for label in dict.fromkeys(labels.tolist())]
-    weights = [np.stack([maximum_weights(len(p), n) for n in range(1, largest + 1)]) * len(p) for p in pools]
+    weights = [np.stack([maximum_weights(len(p), n) for n in range(1, largest + 1)]) for p in pools]
+    shares = np.array([len(p) for p in pools]) / len(rewards)
 
-    def estimate(samples: list[np.ndarray]) -> np.ndarray:
-        parts = [w @ np.sort(sample) for w, sample in zip(weights, samples, strict=True)]
-        return np.sum(parts, axis=0) / len(rewards)  # type: ignore[no-any-return]
+    def by_prompt(samples: list[np.ndarray]) -> np.ndarray:
+        return np.stack([w @ np.sort(sample) for w, sample in zip(weights, samples, strict=True)])
 
     rng = np.random.default_rng(seed)
-    resampled = [estimate([rng.choice(p, len(p)) for p in pools]) for _ in range(BOOTSTRAP_SAMPLES)]
-    mean, half = estimate(pools), NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * np.std(resampled, axis=0, ddof=1)
+    resampled = [shares @ by_prompt([rng.choice(p, len(p)) for p in pools]) for _ in range(BOOTSTRAP_SAMPLES)]
+    own = by_prompt(pools)
+    mean = shares @ own
+    # Prompts are drawn like samples: to the variance within them comes that of how often each was drawn.
+    between = shares @ (own - mean) ** 2 / len(rewards)
+    half = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * np.sqrt(np.var(resampled, axis=0, ddof=1) + between)
     return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def best_of_n_curve(best: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Best of n at every divergence up to that of the largest n.
+
+    Args:
+        best: ``mean``, ``low`` and ``high`` for n = 1, 2, ..., from :func:`best_of_n`.
+
+    Returns:
+        ``kl``, ascending, and the ``mean``, ``low`` and ``high`` that belong to it: best of n, or best of n + 1 where a
+        coin says so. The intervals between two are at least as wide as they must be.
+    """
+    largest = len(best["mean"])
+    steps = [(n, p) for n in range(1, largest) for p in np.arange(COIN_STEPS) / COIN_STEPS]
+    at = np.array([n + p for n, p in steps] + [largest])
+    curve = {"kl": np.array([kl_best_of_n(n, p) for n, p in steps] + [kl_best_of_n(largest)])}
+    return curve | {end: np.interp(at, np.arange(1, largest + 1), best[end]) for end in ("mean", "low", "high")}
 
 
 class RewardGuidance:
@@ -360,13 +397,13 @@ def against_best_of_n(point: Point, best: Mapping[str, Any]) -> str:
         ``"above"`` or ``"below"`` where the intervals do not overlap, else ``"level"``; beyond the divergence of the
         largest n ``"below"`` if that one earns more, else ``"beyond n = ..."``.
     """
-    kls = [kl_best_of_n(n) for n in range(1, len(best["mean"]) + 1)]
+    curve = best_of_n_curve(best)
     kl, reward = point["kl"]["mean"], point["reward"]
-    low, high = (float(np.interp(kl, kls, best[end])) for end in ("low", "high"))
+    low, high = (float(np.interp(kl, curve["kl"], curve[end])) for end in ("low", "high"))
     if reward["high"] < low:
         return "below"
-    if kl > kls[-1]:
-        return f"beyond n = {len(kls)}"
+    if kl > curve["kl"][-1]:
+        return f"beyond n = {len(best['mean'])}"
     return "above" if reward["low"] > high else "level"
 
 
@@ -389,10 +426,9 @@ def draw(report: Report) -> Figure:
     """Reward against divergence; what lies below best of n is hollow."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
-    best = report["best_of_n"]
-    kls = [kl_best_of_n(n) for n in range(1, len(best["mean"]) + 1)]
-    axis.plot(kls, best["mean"], color=_style("best_of_n")[2], linewidth=1)
-    axis.fill_between(kls, best["low"], best["high"], color=_style("best_of_n")[2], alpha=0.2, linewidth=0)
+    curve = best_of_n_curve(report["best_of_n"])
+    axis.plot(curve["kl"], curve["mean"], color=_style("best_of_n")[2], linewidth=1)
+    axis.fill_between(curve["kl"], curve["low"], curve["high"], color=_style("best_of_n")[2], alpha=0.2, linewidth=0)
     points = _sorted(report)
     for method in dict.fromkeys(point["method"] for point in points):
         shown, kind, color, marker, offset = _style(method)
@@ -525,10 +561,16 @@ def _scales(given: Sequence[float] | None, multiples: Sequence[float], unit: flo
 
 def _prepare_run(plan: Plan, agent: Agent) -> Run:
     out = plan.out / "runs" / agent.name
-    return prepare(
-        plan.env_id, agent.algo, out=out, timesteps=plan.timesteps, seed=plan.seed, resume=(out / CONFIG).is_file(),
-        overrides=agent.asked["overrides"],
-    )  # fmt: skip
+    resume = (out / CONFIG).is_file()
+    try:
+        return prepare(
+            plan.env_id, agent.algo, out=out, timesteps=plan.timesteps, seed=plan.seed, resume=resume,
+            overrides=agent.asked["overrides"],
+        )  # fmt: skip
+    except OptionError as error:
+        if not resume:
+            raise
+        raise OptionError(f"{out} holds another run, move it away to train this agent anew: {error}") from error
 
 
 def _process(settings: Settings) -> Settings:
@@ -581,7 +623,7 @@ def _begin(plan: Plan) -> Report:
         **report,
         "confidence": CONFIDENCE,
         "interval": FORMULA,
-        "interval_of_best_of_n": f"mean +- 1.96 standard deviations of {BOOTSTRAP_SAMPLES} bootstrap samples",
+        "interval_of_best_of_n": f"mean +- 1.96 standard deviations, from {BOOTSTRAP_SAMPLES} bootstrap samples",
         "versions": versions(),
         "notes": list(plan.notes),
     }

@@ -17,8 +17,9 @@ AUTO = "auto"
 # Of the memory that is available, what an automatic replay buffer takes at most.
 SHARE = 4
 MEMORY_INFO = Path("/proc/meminfo")
-# What a container may take.
+# What a container may take, and what it has taken.
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+MEMORY_TAKEN = Path("/sys/fs/cgroup/memory.current")
 
 
 def available_memory() -> int | None:
@@ -27,7 +28,7 @@ def available_memory() -> int | None:
     with suppress(OSError, TypeError):
         limits.append(1024 * int(re.search(r"MemAvailable: *(\d+) kB", MEMORY_INFO.read_text())[1]))  # type: ignore[index]
     with suppress(OSError, ValueError):
-        limits.append(int(MEMORY_LIMIT.read_text()))
+        limits.append(max(0, int(MEMORY_LIMIT.read_text()) - int(MEMORY_TAKEN.read_text())))
     if not limits:
         # Elsewhere than on Linux: all that there is, taken or not.
         with suppress(AttributeError, OSError, ValueError):

@@ -113,8 +113,11 @@ def read_config(out: Path) -> Config:
         config: Config = json.loads(path.read_text(encoding="utf-8"))
         algo, env_id = check_algorithm(config["algo"]), config["env_id"]
         settings = complete(config["settings"], "settings")
+        buffer = config.get("replay_buffer", 1)
         if not isinstance(env_id, str) or not isinstance(config["seed"], int):
             raise OptionError("env_id is no text, or seed no whole number")
+        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 1:
+            raise OptionError(f"replay_buffer is {buffer!r}, expected a whole number, at least 1")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     try:
@@ -429,11 +432,9 @@ def load_agent(run: str | Path, which: str = "best") -> BaseAlgorithm:
     """
     out = Path(run)
     config = read_config(out)
-    settings = {**config["settings"], "algo": dict(config["settings"]["algo"])}
-    if "buffer_size" in settings["algo"]:
-        settings["algo"]["buffer_size"] = settings["num_envs"]
+    settings = config["settings"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
-    model = make_algorithm(config["algo"], env, settings, seed=None)
+    model = make_algorithm(config["algo"], env, settings, seed=None, buffer_size=settings["num_envs"])
     checkpoint = chosen_checkpoint(out, which)
     try:
         load_weights(checkpoint, model)
@@ -593,9 +594,16 @@ def _buffer_arrays(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:
 
 
 def _restore_buffer(buffer: DictReplayBuffer, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put saved transitions into a buffer; of one of another size, the newest that fit, the oldest first."""
+    size, pos, full = buffer.buffer_size, int(arrays["pos"]), bool(arrays["full"])
+    filled = len(arrays["rewards"])
+    rows = np.arange(filled)
+    if not (full and filled == size):
+        rows = (rows + pos * full)[-size:] % max(filled, 1)
+        pos, full = len(rows) % size, len(rows) == size
     for name, view in buffer_views(buffer).items():
-        view[: len(arrays[name])] = arrays[name]
-    buffer.pos, buffer.full = int(arrays["pos"]), bool(arrays["full"])
+        view[: len(rows)] = arrays[name][rows]
+    buffer.pos, buffer.full = pos, full
 
 
 def buffer_views(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:

@@ -20,9 +20,10 @@ A preset has these parts; each may be left out:
     The learning rate goes linearly from ``algo.learning_rate`` to this; null keeps it constant.
 ``algo``
     Hyper-parameters of stable-baselines3's algorithm. ``buffer_size: auto`` is a replay buffer for the whole run, or as
-    much of it as fits in a quarter of the memory that is available.
+    much of it as fits in a quarter of the memory that is available; a number is at most the whole run, too.
 ``policy``
-    Options of the policy: ``width``, ``blocks``, ``log_std_init``, ``value_scale``, and ``state_dependent_std`` for PPO.
+    Options of the policy: ``width``, ``blocks``, ``log_std_init``, ``value_scale``, and for PPO
+    ``state_dependent_std``.
 
 TQC takes the presets of SAC, from which it differs in its critics alone, where it has none of its own.
 """
@@ -32,7 +33,10 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from typing import Any
 
@@ -90,9 +94,13 @@ AT_LEAST = {
                      "buffer_size", "train_freq", "width"), 1),
     "evaluation_episodes": 2,
 }  # fmt: skip
-POSITIVE = {"learning_rate", "value_scale", "kl_budget"}
+POSITIVE = {"learning_rate", "value_scale", "kl_budget", "clip_range", "max_grad_norm"}
+# From 0 to 1.
+FRACTIONS = {"gamma", "gae_lambda", "tau"}
 # Values other than numbers that mean something.
 SPECIAL = {"evaluate_every": None, "kl_budget": None, "final_learning_rate": None, "buffer_size": AUTO}
+# What Python and YAML call JSON's true, false and null.
+WORDS = {"True": True, "False": False, "None": None, "~": None}
 # Training takes seeds below this; held-out ones lie beyond.
 SEEDS = 2**30
 
@@ -253,13 +261,17 @@ def check(settings: Settings, algo: str) -> None:
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """``["env.noise_level=0.5"]`` to ``{"env.noise_level": 0.5}``; values are JSON or YAML, anything else is text.
+    """``["env.noise_level=0.5"]`` to ``{"env.noise_level": 0.5}``.
+
+    Values are JSON; lists and mappings may leave out quotes, and anything else is the text that it is.
 
     Raises:
         OptionError: If one is not of the form ``name=value``.
 
-    >>> parse_assignments(["algo.learning_rate=1e-4", "prompts=a red car", "coarse_action=null"])
-    {'algo.learning_rate': 0.0001, 'prompts': 'a red car', 'coarse_action': None}
+    >>> parse_assignments(["algo.learning_rate=1e-4", "prompts=a cat: red", "coarse_action=null"])
+    {'algo.learning_rate': 0.0001, 'prompts': 'a cat: red', 'coarse_action': None}
+    >>> parse_assignments(["prompts=[a cat, a dog]"])
+    {'prompts': ['a cat', 'a dog']}
     """
     changes = {}
     for assignment in assignments:
@@ -303,8 +315,17 @@ def make_vector_env(
     return env
 
 
-def make_algorithm(algo: str, env: SB3VecEnv, settings: Settings, seed: int | None) -> BaseAlgorithm:
+def make_algorithm(
+    algo: str, env: SB3VecEnv, settings: Settings, seed: int | None, buffer_size: int | None = None
+) -> BaseAlgorithm:
     """The untrained agent that settings describe; with a seed, every global random generator is seeded too.
+
+    Args:
+        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``.
+        env: Where it acts.
+        settings: Complete ones, from :func:`load_preset` or :func:`override`.
+        seed: Of all random numbers; None leaves the generators as they are.
+        buffer_size: Transitions of the replay buffer; as the settings have it if None.
 
     Raises:
         OptionError: If stable-baselines3 does not accept the hyper-parameters, or the replay buffer does not fit in the
@@ -312,10 +333,12 @@ def make_algorithm(algo: str, env: SB3VecEnv, settings: Settings, seed: int | No
     """
     algorithm, policy = classes(algo)
     hyper = dict(settings["algo"])
-    if hyper.get("buffer_size") == AUTO:
-        hyper["buffer_size"] = replay_size(env, settings["timesteps"])
-    if "buffer_size" in hyper:
-        check_replay_size(env, hyper["buffer_size"])
+    if algo != "ppo":
+        size = hyper.get("buffer_size", AUTO) if buffer_size is None else buffer_size
+        timesteps = settings["timesteps"]
+        size = replay_size(env, timesteps) if size == AUTO else max(env.num_envs, min(size, timesteps))
+        check_replay_size(env, size)
+        hyper["buffer_size"] = size
     try:
         return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **hyper)
     except FlowGymError:
@@ -356,10 +379,14 @@ def _defaults(function: Any) -> dict[str, Any]:
 
 def _check_value(label: str, name: str, value: Any, default: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and not math.isfinite(value):
+        raise OptionError(f"{label} is {value!r}, expected a finite number")
     if name in SPECIAL and value == SPECIAL[name]:
         return
     if name in POSITIVE and value is not None and not (number and value > 0):
         raise OptionError(f"{label} is {value!r}, expected a positive number")
+    if name in FRACTIONS and not (number and 0 <= value <= 1):
+        raise OptionError(f"{label} is {value!r}, expected a number from 0 to 1")
     if name == "final_learning_rate" and not (number and value >= 0):
         raise OptionError(f"{label} is {value!r}, expected a number, at least 0, or null")
     if name in AT_LEAST and not (isinstance(value, int) and number and value >= AT_LEAST[name]):
@@ -375,10 +402,21 @@ def _check_value(label: str, name: str, value: Any, default: Any) -> None:
 
 def _parse(text: str) -> Any:
     try:
-        # YAML 1.1 reads 1e-4 as text, JSON as the number that is meant.
         return json.loads(text)
     except json.JSONDecodeError:
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            return text
+        pass
+    if text in WORDS:
+        return WORDS[text]
+    if text[:1] in ("[", "{"):
+        # All scalars as text: YAML takes `no`, `12:30` and `1990-01-01` for something else.
+        with suppress(yaml.YAMLError):
+            return _parse_scalars(yaml.load(text, Loader=yaml.BaseLoader))
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, re.IGNORECASE):
+        return float(text)
+    return text
+
+
+def _parse_scalars(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _parse_scalars(v) for key, v in value.items()}
+    return [_parse_scalars(v) for v in value] if isinstance(value, list) else _parse(value)

@@ -37,12 +37,13 @@ from flowgym_gym.agents.evaluation import (
     play,
     watch,
 )
-from flowgym_gym.agents.memory import AUTO, readable
+from flowgym_gym.agents.memory import readable
 from flowgym_gym.agents.pictures import film, learning_curve, picture_grid
 from flowgym_gym.agents.records import ALGORITHM_COLUMNS, Records, tensorboard_installed
 from flowgym_gym.agents.runs import (
     CONFIG,
     METRICS,
+    UNREADABLE,
     Config,
     Row,
     best_checkpoint,
@@ -63,6 +64,7 @@ from flowgym_gym.agents.runs import (
     write_json,
 )
 from flowgym_gym.agents.settings import (
+    SECTIONS,
     check,
     check_algorithm,
     full_id,
@@ -136,7 +138,8 @@ def train(
         out: The run folder: new or empty, or with ``resume`` that of the run to go on with.
         timesteps: Environment steps of all sub-environments together; the preset's if None. PPO takes whole rollouts.
         num_envs: Number of sub-environments; the preset's if None.
-        seed: Sub-environment ``i`` starts from ``seed + i``; 0 if None.
+        seed: Sub-environment ``i`` starts from ``seed + i``, so runs whose seeds differ by less than ``num_envs`` share
+            some initial noise; 0 if None.
         resume: Go on from the newest checkpoint of ``out``, with the settings of that run; only ``timesteps`` can
             change.
         overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5, "algo.learning_rate": 1e-4}``.
@@ -187,10 +190,6 @@ def prepare(
     except (TypeError, ValueError) as error:
         raise OptionError(f"a setting is no plain value: {error}") from error
     notes = _round_up(settings, algo)
-    if algo != "ppo":
-        hyper = settings["algo"]
-        if hyper.setdefault("buffer_size", AUTO) != AUTO:
-            hyper["buffer_size"] = max(settings["num_envs"], min(hyper["buffer_size"], settings["timesteps"]))
     config = {
         "env_id": env_id,
         "algo": algo,
@@ -210,9 +209,9 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
     out, config, algo = prepared.out, copy.deepcopy(prepared.config), prepared.config["algo"]
     settings = config["settings"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
-    model = make_algorithm(algo, env, settings, config["seed"])
+    model = make_algorithm(algo, env, settings, config["seed"], config.get("replay_buffer"))
     if isinstance(model, OffPolicyAlgorithm):
-        settings["algo"]["buffer_size"] = model.buffer_size
+        config["replay_buffer"] = model.buffer_size
         less = f" of the run's {settings['timesteps']}" if model.buffer_size < settings["timesteps"] else ""
         _say(f"replay buffer: {model.buffer_size}{less} transitions, {readable(buffer_bytes(model))}")
     # Learning for no time resets the environment and makes what the algorithm needs for the first interval.
@@ -251,42 +250,53 @@ def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, pr
         with closing(Records(out, config, model, env, statistics.state)) as records:
             records.start()
             stopped = _learn(model, env, config, records, statistics, interruption, progress)
-        save_curve(out)
-        result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal, stopped)
-        if result.stopped is not None:
-            _say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
-        if result.signal is None:
-            agent = load_agent(out)
-            before, after = _play_pictures(config), _play_pictures(config, agent)
-            _save_pictures(out / "after.png", [("after: trained agent", after)])
-            _save_pictures(
-                out / "comparison.png",
-                [("base model", before), (f"agent after {agent.num_timesteps:,} steps, same seeds", after)],
-            )
-            _save_film(out / "episode.gif", config, agent)
-        elif result.timesteps < result.target:
-            _say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
+    # All of the training is saved now, and a signal ends the process as it does elsewhere.
+    save_curve(out)
+    result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal, stopped)
+    if result.stopped is not None:
+        _say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
+    if result.signal is None:
+        agent = load_agent(out)
+        before, after = _play_pictures(config), _play_pictures(config, agent)
+        _save_pictures(out / "after.png", [("after: trained agent", after)])
+        _save_pictures(
+            out / "comparison.png",
+            [("base model", before), (f"agent after {agent.num_timesteps:,} steps, same seeds", after)],
+        )
+        _save_film(out / "episode.gif", config, agent)
+    elif result.timesteps < result.target:
+        _say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
     return result
 
 
 def save_curve(out: Path) -> None:
-    """Draw ``learning_curve.png`` of a run from its metrics, and its evaluations if there are any."""
+    """Draw ``learning_curve.png`` of a run from its metrics, and its evaluations if there are any.
+
+    Raises:
+        CheckpointError: If one of its files is damaged, or the picture cannot be written.
+    """
     config = read_config(out)
     base = config.get("base_model")
     evaluation = out / "evaluation.json"
     if evaluation.is_file():
-        report = json.loads(evaluation.read_text(encoding="utf-8"))
-        base = {"episodes": report["episodes"], **{name: v["mean"] for name, v in report["base"].items()}}
+        try:
+            report = json.loads(evaluation.read_text(encoding="utf-8"))
+            base = {"episodes": report["episodes"], **{name: v["mean"] for name, v in report["base"].items()}}
+        except UNREADABLE as error:
+            raise CheckpointError(f"{evaluation} is damaged: {type(error).__name__}: {error}; move it away") from error
     title = f"{config['env_id']}, {config['algo'].upper()}, seed {config['seed']}"
-    best = best_checkpoint(out)
-    learning_curve(
-        out / "learning_curve.png",
-        read_metrics(out / METRICS),
-        title,
-        base,
-        read_metrics(out / EVALUATIONS),
-        None if best is None else int(best.name),
-    )
+    best, picture = best_checkpoint(out), out / "learning_curve.png"
+    try:
+        learning_curve(
+            picture,
+            read_metrics(out / METRICS),
+            title,
+            base,
+            read_metrics(out / EVALUATIONS),
+            None if best is None else int(best.name),
+        )
+    except OSError as error:
+        raise CheckpointError(f"{picture} cannot be written: {error.strerror or error}") from error
 
 
 class Statistics(BaseCallback):
@@ -461,9 +471,11 @@ def _prepare_resumed(
             raise OptionError(f"{name} is {value!r}, but the run in {out} has {own[name]!r} and resumes with that")
     if overrides:
         changed = override(settings, overrides, env_id, algo)
-        names = [name for name in changed if changed[name] != settings[name] and name != "timesteps"]
-        if names:
-            raise OptionError(f"{', '.join(sorted(overrides))} cannot change when a run is resumed, only timesteps can")
+        differences = _differences(changed, settings)
+        if differences:
+            raise OptionError(
+                f"{'; '.join(differences)}: settings cannot change when the run in {out} is resumed, only timesteps can"
+            )
         timesteps = timesteps if timesteps is not None else changed["timesteps"]
     notes = []
     if done is None:
@@ -474,7 +486,25 @@ def _prepare_resumed(
         notes += _round_up(settings, algo)
         if done is not None and settings["timesteps"] < done:
             raise OptionError(f"timesteps is {timesteps}, but the run in {out} has already done {done}; give more")
+        if settings["timesteps"] > config["settings"]["timesteps"]:
+            # Of a longer run the replay buffer may hold more.
+            config = {name: value for name, value in config.items() if name != "replay_buffer"}
     return Run(out, {**config, "settings": settings}, resume=done is not None, notes=notes)
+
+
+def _differences(changed: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What differs from the settings of a run, timesteps aside."""
+    flat = [
+        {
+            f"{section}.{name}" if section else name: value
+            for section in ("", *SECTIONS)
+            for name, value in (some[section] if section else some).items()
+            if section or name not in (*SECTIONS, "timesteps")
+        }
+        for some in (changed, settings)
+    ]
+    names = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
+    return [f"{name} is {flat[0].get(name)!r}, but the run has {flat[1].get(name)!r}" for name in names]
 
 
 def _done(out: Path) -> int | None:

@@ -30,15 +30,17 @@ def test_interval_is_the_closed_form_for_coin_flips():
     heads, n = 40, 100
     values = np.array([1.0] * heads + [0.0] * (n - heads))
     p = heads / n
-    half = 1.959963984540054 * math.sqrt(p * (1 - p) / (n - 1))
+    # The 0.975 quantile of Student's distribution with 99 degrees of freedom, from a printed table.
+    half = 1.984217 * math.sqrt(p * (1 - p) / (n - 1))
     assert interval(values) == pytest.approx(
         {"mean": p, "low": p - half, "high": p + half, "std": math.sqrt(p * (1 - p) * n / (n - 1))}
     )
 
 
-def test_interval_holds_the_true_mean_in_95_of_100_cases():
+@pytest.mark.parametrize("n", [2, 5, 200])
+def test_interval_holds_the_true_mean_in_95_of_100_cases(n):
     rng = np.random.default_rng(0)
-    intervals = [interval(rng.normal(3.0, 2.0, 200)) for _ in range(2000)]
+    intervals = [interval(rng.normal(3.0, 2.0, n)) for _ in range(2000)]
     covered = np.mean([i["low"] <= 3.0 <= i["high"] for i in intervals])
     assert covered == pytest.approx(0.95, abs=0.015)
 
@@ -92,6 +94,17 @@ def test_the_report_is_about_the_agent_and_the_base_model_on_the_same_seeds():
     assert report["agent"]["control_cost"]["mean"] > 0
     json.dumps(report)
     assert f"{report['agent']['return']['mean']:.4g}" in table(report)
+
+
+def test_columns_of_the_table_stand_below_their_titles_whatever_the_prompts():
+    prompts = ["a red heart", "a photo of a cat and a photo of a dog and a cat", "a dog"]
+    report = evaluate(Constant(1.0), episodes=9, vector_env=make(prompts=prompts))
+    lines = table(report).splitlines()
+    end = lines[0].index("difference") + len("difference")
+    rows = [line for line in lines[1:] if "+-" in line and "confidence" not in line]
+    assert len(rows) == 3 + len(prompts)
+    assert {len(row) for row in rows} == {end}
+    assert any(row.startswith("a photo of a cat and a photo of a dog... (") for row in rows)
 
 
 @pytest.mark.parametrize("episodes", [0, 1, 2.5, True])

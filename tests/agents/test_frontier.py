@@ -15,6 +15,7 @@ from flowgym_gym.agents.frontier import (
     RewardGuidance,
     against_best_of_n,
     best_of_n,
+    best_of_n_curve,
     draw,
     frontier,
     kl_best_of_n,
@@ -65,6 +66,24 @@ def test_the_divergence_of_best_of_n_is_that_of_the_law_of_the_maximum():
     for n in (1, 2, 3, 10, 64):
         density = n * u ** (n - 1)
         assert kl_best_of_n(n) == pytest.approx(float(torch.xlogy(density, density).mean()), abs=1e-4)
+        for coin in (0.0, 0.1, 0.7, 1.0):
+            mixed = (1 - coin) * density + coin * (n + 1) * u**n
+            assert kl_best_of_n(n, coin) == pytest.approx(float(torch.xlogy(mixed, mixed).mean()), abs=1e-4)
+        assert kl_best_of_n(n, 1.0) == pytest.approx(kl_best_of_n(n + 1), abs=1e-6)
+
+
+def test_between_two_n_the_curve_is_that_of_a_coin():
+    # Uniform rewards: best of n has mean n / (n + 1).
+    mean = np.arange(1, 9) / np.arange(2, 10)
+    curve = best_of_n_curve({"mean": mean, "low": mean - 0.1, "high": mean + 0.2})
+    assert (np.diff(curve["kl"]) > 0).all()
+    assert (np.diff(curve["mean"]) > 0).all()
+    assert np.interp(kl_best_of_n(3), curve["kl"], curve["mean"]) == pytest.approx(3 / 4)
+    at = kl_best_of_n(1, 0.25)
+    assert np.interp(at, curve["kl"], curve["mean"]) == pytest.approx(1 / 2 + 0.25 * (2 / 3 - 1 / 2))
+    # A small divergence buys more than in proportion.
+    assert np.interp(0.01, curve["kl"], curve["mean"]) > 0.5 + 3 * (0.01 / kl_best_of_n(2)) * (2 / 3 - 1 / 2)
+    np.testing.assert_allclose(curve["high"] - curve["low"], 0.3)
 
 
 def test_the_estimate_is_the_mean_over_all_subsets_of_the_pool():
@@ -97,6 +116,18 @@ def test_the_estimate_is_unbiased_and_its_interval_covers_the_truth():
         covered += (best["low"] <= truth) & (truth <= best["high"])
     assert (covered / 60 > 0.85).all()
     assert (covered / 60).mean() < 0.99
+
+
+def test_with_several_prompts_the_interval_counts_that_prompts_are_drawn_too():
+    rng = np.random.default_rng(1)
+    covered = np.zeros(4)
+    # Rewards uniform on (0, 1) and on (3, 4), so that most of the variance is that of the prompts' shares.
+    truth = np.arange(1, 5) / np.arange(2, 6) + 3 * 0.5
+    for _ in range(100):
+        prompts = rng.integers(2, size=128)
+        best = best_of_n(rng.uniform(size=128) + 3 * prompts, 4, [str(p) for p in prompts])
+        covered += (best["low"] <= truth) & (truth <= best["high"])
+    assert (covered > 88).all()
 
 
 # Guidance
@@ -375,6 +406,18 @@ def test_points_of_earlier_calls_stay(tmp_path):
     (tmp_path / "frontier.json").write_text('{"env_id": ')
     with pytest.raises(CheckpointError, match="is damaged"):
         frontier(GAUSSIAN, strengths=[5], overrides={"discretization_steps": 2}, **options)
+
+
+def test_an_agent_with_other_settings_does_not_go_on_in_the_folder_of_the_old_one(tmp_path):
+    options = {"out": tmp_path, "algos": ["ppo"], "pool": 2, "best_of": [2], "episodes": 2, "strengths": []}
+    options |= {"reward_scales": [30], "timesteps": 40}
+    frontier(GAUSSIAN, overrides=SMALL, **options)
+    message = r"ppo-30 holds another run, move it away .*algo\.gae_lambda is 0\.5, but the run has 0\.9"
+    with pytest.raises(OptionError, match=message):
+        frontier(GAUSSIAN, overrides={**SMALL, "gae_lambda": 0.5}, **options)
+    (tmp_path / "runs" / "ppo-30").rename(tmp_path / "old")
+    report = frontier(GAUSSIAN, overrides={**SMALL, "gae_lambda": 0.5}, **options).report
+    assert report["points"]["ppo-30"]["overrides"]["gae_lambda"] == 0.5
 
 
 def test_all_agents_steer_the_process_of_the_first_ones_preset(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+import math
+
 import gymnasium
 import pytest
 
@@ -73,6 +75,12 @@ def test_typos_get_a_suggestion(key, suggestion):
         ("algo.gamma", "x"),
         ("algo.batch_size", True),
         ("final_learning_rate", -1.0),
+        ("algo.gamma", 1.1),
+        ("algo.gae_lambda", -0.1),
+        ("algo.clip_range", 0),
+        ("policy.log_std_init", math.nan),
+        ("algo.learning_rate", math.inf),
+        ("final_learning_rate", math.inf),
     ],
 )
 def test_values_out_of_range_are_refused(key, value):
@@ -86,6 +94,24 @@ def test_assignments_are_parsed_as_plain_values():
         "a": 1, "b": 1e-4, "c": None, "d": True, "e": "a red car", "f": [1, 2], "g": "x=y", "h": "5", "i": ": {"
     }  # fmt: skip
     assert parse_assignments(texts) == expected
+
+
+@pytest.mark.parametrize("prompt", ["no", "a cat: red", "a #1 dog", "12:30", "1990-01-01", "- a list", "*star", "on"])
+def test_a_prompt_is_text_even_where_yaml_reads_something_else(prompt):
+    assert parse_assignments([f"prompts={prompt}"]) == {"prompts": prompt}
+    if prompt.replace("-", "").isalnum():
+        assert parse_assignments([f"prompts=[{prompt}, a dog]"]) == {"prompts": [prompt, "a dog"]}
+
+
+def test_numbers_and_words_of_python_are_values():
+    texts = ["a=.5", "b=1E-4", "c=True", "d=None", "e=[.5, False]", "f={x: 1, y: a dog}", "g=5.", "h=+3"]
+    expected = {
+        "a": 0.5, "b": 1e-4, "c": True, "d": None, "e": [0.5, False], "f": {"x": 1, "y": "a dog"}, "g": 5.0, "h": 3.0
+    }  # fmt: skip
+    assert parse_assignments(texts) == expected
+
+
+def test_an_assignment_without_a_name_or_value_is_refused():
     for bad in ("novalue", "=3"):
         with pytest.raises(OptionError, match="expected name=value"):
             parse_assignments([bad])

@@ -15,6 +15,7 @@ from stable_baselines3 import PPO, SAC
 from flowgym_gym import BaseModel
 from flowgym_gym.agents import evaluate, train
 from flowgym_gym.agents.runs import Metrics, checkpoints, read_metrics
+from flowgym_gym.agents.training import save_curve
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, UnknownIdError, UnknownOptionError
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
 from tests.agents.conftest import TINY, assignments, resume, same_weights, tiny, untimed
@@ -143,7 +144,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damaged", "left", "message"),
     [
-        (["model.zip"], 16, "going on with the replay buffer of"),
+        (["model.zip"], 20, "going on with the replay buffer of"),
         (["model.zip", "replay_buffer.npz"], 12, "is missing or damaged; going on with an empty one"),
         (["replay_buffer.npz"], 4, "is missing or damaged; going on with an empty one"),
     ],
@@ -243,6 +244,8 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     for change in ({"num_envs": 3}, {"seed": 1}, {"overrides": {"algo.gamma": 0.5}}):
         with pytest.raises(OptionError, match=r"resumes with that|cannot change"):
             resume(tmp_path, **change)
+    with pytest.raises(OptionError, match=r"^algo.gamma is 0.5, but the run has 1.0: settings cannot change"):
+        resume(tmp_path, overrides={"algo.gamma": 0.5, "policy.width": TINY["ppo"]["policy.width"]})
     with pytest.raises(OptionError, match="algo is 'sac'"):
         resume(tmp_path, "sac")
     with pytest.raises(OptionError, match="not empty; resume it"):
@@ -257,6 +260,31 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         resume(tmp_path)
+
+
+@pytest.mark.usefixtures("drawing")
+def test_a_signal_after_the_training_is_not_swallowed(tmp_path, monkeypatch):
+    def interrupt(*args):
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flowgym_gym.agents.training._save_film", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tiny(tmp_path)
+    assert resume(tmp_path).timesteps == 16
+
+
+@pytest.mark.usefixtures("drawing")
+def test_damaged_evaluations_and_pictures_that_cannot_be_written_are_said(tmp_path):
+    tiny(tmp_path, timesteps=8)
+    (tmp_path / "evaluation.json").write_text('{"base":')
+    with pytest.raises(CheckpointError, match=r"evaluation\.json is damaged"):
+        save_curve(tmp_path)
+    (tmp_path / "evaluation.json").unlink()
+    (tmp_path / "learning_curve.png").unlink(missing_ok=True)
+    (tmp_path / "learning_curve.png").mkdir()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_curve(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
