@@ -17,6 +17,7 @@ TINY = {
         "algo.batch_size": 8,
         "algo.n_epochs": 2,
         "checkpoint_every": 8,
+        "evaluate_every": None,
         # So that longer runs begin as shorter ones.
         "final_learning_rate": None,
     },
@@ -27,6 +28,7 @@ TINY = {
         "algo.batch_size": 8,
         "algo.gradient_steps": 2,
         "checkpoint_every": 8,
+        "evaluate_every": None,
         # So that longer runs begin as shorter ones.
         "final_learning_rate": None,
     },
