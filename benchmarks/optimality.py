@@ -1,8 +1,8 @@
 """Agents that learn, against the known optimum: ``python -m benchmarks.optimality``.
 
 Trains the presets of the Gaussian mixtures on several seeds and says how much of the way they come from the return of
-the base model to the optimum of dynamic programming (in two dimensions: to the free energy, which no policy passes).
-Returns are expectations, worked out on the cells of the optimum for the deterministic policy: nothing is sampled.
+the base model to the optimum of dynamic programming, beside the free energy, which no policy passes. Returns are
+expectations, worked out on the cells of the optimum for the deterministic policy: nothing is sampled.
 """
 
 from __future__ import annotations
@@ -100,19 +100,14 @@ def recorded(results: dict[str, Any], id: str, algo: str, seed: int, settings: d
 
 
 def reference(id: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns to measure an agent against: the base model's, the optimum where it can be solved, the bound."""
+    """Returns to measure an agent against: the base model's, the optimum, the bound."""
     return _reference(id, json.dumps({name: settings[name] for name in ("env", "wrappers")}))
 
 
 @functools.cache
 def _reference(id: str, process: str) -> dict[str, Any]:
     env = make_vector_env(id, json.loads(process), 1)
-    solvable = env.single_action_space.shape == (1,)
-    return {
-        "uncontrolled": uncontrolled_value(env),
-        "optimum": optimal_value(env).value if solvable else None,
-        "bound": free_energy(env),
-    }
+    return {"uncontrolled": uncontrolled_value(env), "optimum": optimal_value(env).value, "bound": free_energy(env)}
 
 
 def learn(id: str, algo: str, seed: int, changes: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -133,27 +128,26 @@ def learn(id: str, algo: str, seed: int, changes: dict[str, Any], out: Path) -> 
 
 
 def way(training: dict[str, Any]) -> float:
-    """How much of the way from the base model's return to the optimum, or else to the bound, an agent has come."""
-    base, optimum, bound = (training["reference"][name] for name in ("uncontrolled", "optimum", "bound"))
-    return float((training["value"] - base) / ((bound if optimum is None else optimum) - base))
+    """How much of the way from the base model's return to the optimum an agent has come."""
+    base, optimum = training["reference"]["uncontrolled"], training["reference"]["optimum"]
+    return float((training["value"] - base) / (optimum - base))
 
 
 def table(trainings: list[dict[str, Any]]) -> str:
     """Trainings as a Markdown table, one line for each environment and algorithm."""
     lines = [
-        "| environment | algorithm | steps | seconds | base model | agent | optimum | of the way, % | worst seed, % |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| environment | algorithm | steps | seconds | base model | agent | optimum | bound | of the way, % | worst |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for id, algo in dict.fromkeys((training["id"], training["algo"]) for training in trainings):
         rows = [training for training in trainings if (training["id"], training["algo"]) == (id, algo)]
         reference = rows[0]["reference"]
         values = [row["value"] for row in rows]
         shares = [100 * way(row) for row in rows]
-        optimum = "at most {bound:.3f}" if reference["optimum"] is None else "{optimum:.3f}"
         lines.append(
             f"| `{id}` | {algo.upper()} | {rows[0]['timesteps']:,} | "
             f"{statistics.mean(row['seconds'] for row in rows):.0f} | {reference['uncontrolled']:.3f} | "
-            f"{interval(values, 3)} | {optimum.format(**reference)} | "
+            f"{interval(values, 3)} | {reference['optimum']:.3f} | {reference['bound']:.3f} | "
             f"{interval(shares, 1)} | {min(shares):.1f} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The optimum of one-dimensional environments: between the zero policy and the bound, and earned when rolled out."""
+"""The optimum in low dimensions: between the zero policy and the bound, and earned when rolled out."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flowgym_gym
-from flowgym_gym import FlowTensor, VelocityEnvironment
+from flowgym_gym import FlowTensor, Reward, VelocityEnvironment
 from flowgym_gym.errors import ActionError, OptionError
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
 from flowgym_gym.optimal_control import free_energy, optimal_value, policy_value, uncontrolled_value
@@ -16,6 +16,7 @@ from flowgym_gym.rewards.vectors import GaussianReward
 from flowgym_gym.wrappers import RewardScale, TimeGrid
 
 IDS = ["flowgym/GaussianMixture-Binary-v0", "flowgym/GaussianMixture-Gaussian-v0"]
+PLANE = "flowgym/GaussianMixture-Gaussian2D-v0"
 
 
 def returns_of(id, policy, episodes=1000, **kwargs):
@@ -48,6 +49,35 @@ def test_zero_policy_optimum_and_bound_are_in_order(id, kwargs):
     env = gymnasium.make(id, **kwargs)
     zero, best, bound = uncontrolled_value(env, 801), optimal_value(env, 801, 51).value, free_energy(env, 801)
     assert zero < best <= bound
+
+
+class Separable(Reward[FlowTensor]):
+    def forward(self, x, **kwargs):
+        return -((x.data - 1) ** 2).sum(dim=1), torch.ones(len(x), dtype=torch.bool)
+
+
+def test_a_problem_of_two_dimensions_that_do_not_meet_is_two_problems_of_one():
+    def solve(mean, cells):
+        model = GaussianMixtureBaseModel(means=[mean], stds=[0.5], weights=[1.0])
+        return optimal_value(VelocityEnvironment(model, Separable(), 5, 3.0, action_scale=1.5), cells).value
+
+    apart = [solve([mean], 1001) for mean in (0.3, -1.0)]
+    assert abs(apart[0] - apart[1]) > 1
+    assert solve([0.3, -1.0], 301) == pytest.approx(sum(apart), rel=5e-3)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"action_type": "control", "action_scale": 2.0}])
+def test_the_optimum_in_the_plane_is_what_its_policy_is_worth_and_earns(kwargs):
+    env = gymnasium.make(PLANE, discretization_steps=8, **kwargs)
+    solution = optimal_value(env, 251, 9)
+    assert solution.actions.shape == (8, 251, 251, 2)
+    assert policy_value(env, solution.policy, 251) == pytest.approx(solution.value, abs=1e-5)
+    zero, bound = uncontrolled_value(env, 251), free_energy(env, 251)
+    assert zero + 1 < solution.value < bound
+    earned = returns_of(PLANE, solution.policy, episodes=4000, discretization_steps=8, **kwargs)
+    assert solution.value == pytest.approx(earned.mean(), abs=3 * earned.std() / math.sqrt(len(earned)))
+    # No single action of the policy can be bettered by much: those tried were refined.
+    assert optimal_value(env, 251, 15).value == pytest.approx(solution.value, rel=2e-3)
 
 
 def test_a_reward_that_the_free_process_never_earns_is_still_solved():
@@ -105,7 +135,7 @@ def test_no_action_is_preferred_where_none_has_an_effect():
     assert np.abs(solution.actions[10]).max() > 0.1
 
 
-@pytest.mark.parametrize("id", [*IDS, "flowgym/GaussianMixture-Gaussian2D-v0"])
+@pytest.mark.parametrize("id", [*IDS, PLANE])
 def test_rolling_out_no_policy_earns_the_uncontrolled_value(id):
     environment = gymnasium.make(id).unwrapped.rollout.environment
     earned = environment.reward_scale * environment.sample(100_000).rewards.double().numpy()
@@ -126,7 +156,7 @@ def towards_the_reward(observation):
         (IDS[1], {"control_cost_weight": 4.0, "noise_level": 0.5}),
         (IDS[1], {"noise_level": 0.0, "base_model_kwargs": {"schedule": "diffusion"}}),
         (IDS[1], EULER),
-        ("flowgym/GaussianMixture-Gaussian2D-v0", {}),
+        (PLANE, {}),
     ],
 )
 def test_the_value_of_a_policy_is_what_its_episodes_earn(id, kwargs):
@@ -184,8 +214,9 @@ def test_bad_input_is_named():
     for actions, message in [(np.zeros(3), r"shape \(3,\)"), (np.full((401, 1), np.nan), "NaN")]:
         with pytest.raises(ActionError, match=f"the policy returned {message}"):
             policy_value(gymnasium.make(IDS[0]), lambda observation, a=actions: a, 401)
-    with pytest.raises(OptionError, match=r"\(2,\)"):
-        optimal_value(gymnasium.make("flowgym/GaussianMixture-Gaussian2D-v0"))
+    cube = GaussianMixtureBaseModel(means=[[0.0, 0.0, 0.0]], stds=[0.5], weights=[1.0])
+    with pytest.raises(OptionError, match=r"shape \(3,\), expected \(1,\) or \(2,\)"):
+        optimal_value(VelocityEnvironment(cube, Separable(), 5))
     for kwargs in ({"noise_level": 0.0}, {"control_cost_weight": 0}, {"sampler": "euler", "noise_schedule": 0.0}):
         with pytest.raises(OptionError, match="the bound needs"):
             free_energy(gymnasium.make(IDS[0], **kwargs))
