@@ -1,24 +1,14 @@
-"""PPO in one file of plain torch, in the manner of CleanRL, on the batched environment.
-
-All sub-environments start together and an episode has a known length, so a rollout is one whole episode of each, and
-no value is bootstrapped.
-
-    pip install flowgym_gym
-    python examples/cleanrl_ppo.py
-"""
-
-import argparse
+"""PPO in one file of plain torch, in the manner of CleanRL: a rollout is one whole episode of each sub-environment."""
 
 import gymnasium
 import torch
 from torch import nn
 from torch.distributions import Normal
 
-import flowgym_gym  # noqa: F401 (registers the ids)
 from flowgym_gym.optimal_control import optimal_value, uncontrolled_value
 from flowgym_gym.wrappers.vector import ToTorch
 
-ID, NUM_ENVS, STEPS, EPOCHS, BATCH, LAMBDA, CLIP = "flowgym/GaussianMixture-Gaussian-v0", 128, 10, 10, 256, 0.97, 0.2
+ID, NUM_ENVS, STEPS, EPOCHS, BATCH, CLIP = "flowgym/GaussianMixture-Gaussian-v0", 128, 10, 10, 256, 0.2
 
 
 def network():
@@ -28,53 +18,38 @@ def network():
 
 
 @torch.no_grad()
-def play(envs, act):
+def play(envs, act, seed):
     """One episode of each sub-environment: what was seen, done and paid, time first."""
-    observations, _ = envs.reset()
-    seen, done, paid = [], [], []
+    (observations, _), steps = envs.reset(seed=seed * NUM_ENVS), []
     for _ in range(STEPS):
-        seen.append(torch.cat([observations["latent"], observations["time"]], dim=1))
-        done.append(act(seen[-1]))
-        observations, rewards, *_ = envs.step(done[-1])
-        paid.append(torch.as_tensor(rewards, dtype=torch.float32))
-    return torch.stack(seen), torch.stack(done), torch.stack(paid)
+        x = torch.cat([observations["latent"], observations["time"]], dim=1)
+        observations, rewards, *_ = envs.step(actions := act(x))
+        steps.append((x, actions, torch.as_tensor(rewards, dtype=torch.float32)))
+    return [torch.stack(part) for part in zip(*steps, strict=True)]
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--iterations", type=int, default=50)
-    options = parser.parse_args(arguments)
+def main(iterations=50):
     torch.manual_seed(0)
-    # An action of 1 moves the next state by three standard deviations of its noise.
-    kwargs = {"discretization_steps": STEPS, "action_type": "control", "action_scale": 3.0}
+    kwargs = {"discretization_steps": STEPS, "action_type": "control", "action_scale": 3.0}  # in standard deviations
     envs = ToTorch(gymnasium.make_vec(ID, NUM_ENVS, autoreset_mode="Disabled", **kwargs))
-    envs.reset(seed=0)
     actor, critic, log_std = network(), network(), nn.Parameter(torch.tensor([-1.5]))
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters(), log_std], lr=3e-3)
-
-    for iteration in range(options.iterations):
-        seen, done, paid = play(envs, lambda x: Normal(actor(x), log_std.exp()).sample())
+    for iteration in range(iterations):
+        seen, done, paid = play(envs, lambda x: Normal(actor(x), log_std.exp()).sample(), iteration)
+        to_go = paid.flip(0).cumsum(0).flip(0)
         with torch.no_grad():
-            log_probs, values = Normal(actor(seen), log_std.exp()).log_prob(done).sum(-1), critic(seen).squeeze(-1)
-        # Generalised advantages; nothing comes after the last step.
-        advantages = paid + torch.cat([values[1:], torch.zeros_like(values[:1])]) - values
-        for t in reversed(range(STEPS - 1)):
-            advantages[t] += LAMBDA * advantages[t + 1]
-        whitened = (advantages - advantages.mean()) / advantages.std()
-        batch = [part.flatten(0, 1) for part in (seen, done, log_probs, whitened, advantages + values)]
-
+            advantages, log_probs = to_go - critic(seen).squeeze(-1), Normal(actor(seen), log_std.exp()).log_prob(done)
+        advantages = (advantages - advantages.mean()) / advantages.std()
+        batch = [part.flatten(0, 1) for part in (seen, done, log_probs.sum(-1), advantages, to_go)]
         for rows in [rows for _ in range(EPOCHS) for rows in torch.randperm(paid.numel()).split(BATCH)]:
             x, actions, before, advantage, target = (part[rows] for part in batch)
             ratio = (Normal(actor(x), log_std.exp()).log_prob(actions).sum(-1) - before).exp()
-            gain = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage).mean()
-            loss = (critic(x).squeeze(-1) - target).square().mean() - gain
+            gain = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
+            loss = ((critic(x).squeeze(-1) - target).square() - gain).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if iteration % 10 == 0:
-            print(f"iteration {iteration:2}: return {paid.sum(0).mean():.2f} while exploring")
-
-    mean = torch.cat([play(envs, actor)[2].sum(0) for _ in range(32)]).mean().item()
+    mean = torch.cat([play(envs, actor, 10_000 + i)[2].sum(0) for i in range(32)]).mean().item()
     base, best = uncontrolled_value(envs.unwrapped), optimal_value(envs.unwrapped).value
     print(f"return of the base model {base:.2f}, of PPO {mean:.2f}, of an optimal agent {best:.2f}")
     return base, mean, best

@@ -2,12 +2,7 @@
 
 The features are what one might try first: mean and standard deviation of every channel, and the time. The policy is
 stable-baselines3's own, but for its last layer, which starts at zero, so that the untrained agent is the base model.
-
-    pip install "flowgym_gym[agents]"
-    python examples/custom_policy.py
 """
-
-import argparse
 
 import gymnasium
 import torch
@@ -18,6 +13,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 import flowgym_gym  # noqa: F401 (registers the ids)
 from flowgym_gym.agents import SB3VecEnv, evaluate
 from flowgym_gym.wrappers.vector import CoarseAction
+
+ID = "flowgym/StableDiffusion-Brightness-v0"
+PROCESS = {"discretization_steps": 5, "action_type": "noise", "action_scale": 0.3}
+PAY = {"reward_scale": 10.0, "control_cost_weight": 0.005}
 
 
 class ChannelStatistics(BaseFeaturesExtractor):
@@ -40,29 +39,14 @@ class BaseModelFirst(MultiInputActorCriticPolicy):
 
 
 def make(num_envs, autoreset_mode):
-    envs = gymnasium.make_vec(
-        "flowgym/StableDiffusion-Brightness-v0",
-        num_envs,
-        autoreset_mode=autoreset_mode,
-        discretization_steps=5,
-        action_type="noise",
-        action_scale=0.3,
-        reward_scale=10.0,
-        control_cost_weight=0.005,
-    )
-    return CoarseAction(envs, 1)
+    return CoarseAction(gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1)
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--timesteps", type=int, default=4_800)
-    parser.add_argument("--episodes", type=int, default=64, help="episodes of the evaluation")
-    options = parser.parse_args(arguments)
-
+def main(timesteps=4_800, episodes=64):
     envs = SB3VecEnv(make(32, "SameStep"))
     agent = PPO(BaseModelFirst, envs, n_steps=5, batch_size=40, learning_rate=1e-3, gamma=1.0, seed=0, device="cpu")
-    agent.learn(options.timesteps)
-    report = evaluate(agent, options.episodes, vector_env=make(min(32, options.episodes), "Disabled"))
+    agent.learn(timesteps)
+    report = evaluate(agent, episodes, vector_env=make(min(32, episodes), "Disabled"))
     for who in ("base", "agent"):
         bright, paid = (report[who][name]["mean"] for name in ("terminal_reward", "return"))
         print(f"{who:5}: brightness {bright:.3f}, return {paid:.2f}")

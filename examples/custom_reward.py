@@ -1,10 +1,4 @@
-"""A reward of one's own, registered and at once an environment: samples on a ring.
-
-pip install "flowgym_gym[agents]"
-python examples/custom_reward.py
-"""
-
-import argparse
+"""A reward of one's own, registered and at once an environment: samples on a ring."""
 
 import gymnasium
 import torch
@@ -30,38 +24,24 @@ class RingReward(Reward[FlowTensor]):
         return rewards, torch.ones_like(rewards)  # Every sample is valid.
 
 
-def make(num_envs, autoreset_mode):
-    return gymnasium.make_vec(
-        "flowgym/Denoising-v0",
-        num_envs,
-        autoreset_mode=autoreset_mode,
-        base_model="2d/gaussian_mixture",
-        reward="2d/ring",
-        reward_kwargs={"radius": 4.0},
-        reward_scale=20.0,
-        action_scale=5.0,
-        discretization_steps=10,
-    )
+KWARGS = {
+    "base_model": "2d/gaussian_mixture",
+    "reward": "2d/ring",
+    "reward_kwargs": {"radius": 4.0},
+    "reward_scale": 20.0,
+    "action_scale": 5.0,
+    "discretization_steps": 10,
+}
+HYPERPARAMETERS = {"n_steps": 10, "batch_size": 160, "learning_rate": 1e-3, "gamma": 1.0, "device": "cpu"}
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--timesteps", type=int, default=60_000)
-    options = parser.parse_args(arguments)
+def main(timesteps=60_000):
+    envs = SB3VecEnv(gymnasium.make_vec("flowgym/Denoising-v0", 64, autoreset_mode="SameStep", **KWARGS))
+    agent = PPO("MultiInputPolicy", envs, policy_kwargs={"log_std_init": -1.5}, seed=0, **HYPERPARAMETERS)
+    agent.learn(timesteps)
 
-    agent = PPO(
-        "MultiInputPolicy",
-        SB3VecEnv(make(64, "SameStep")),
-        n_steps=10,
-        batch_size=160,
-        learning_rate=1e-3,
-        gamma=1.0,
-        policy_kwargs={"log_std_init": -1.5},
-        seed=0,
-        device="cpu",
-    )
-    agent.learn(options.timesteps)
-    report = evaluate(agent, 1024, vector_env=make(256, "Disabled"))
+    held_out = gymnasium.make_vec("flowgym/Denoising-v0", 256, autoreset_mode="Disabled", **KWARGS)
+    report = evaluate(agent, 1024, vector_env=held_out)
     for who in ("base", "agent"):
         ring, paid = (report[who][name]["mean"] for name in ("terminal_reward", "return"))
         print(f"{who:5}: on the ring {ring:.3f}, return {paid:.2f}")

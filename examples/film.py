@@ -1,9 +1,6 @@
 """Films of an episode: the picture that the model expects at each step, from noise to the end.
 
 The first film is of the base model, the second of a steady push towards red, from the same noise.
-
-    pip install flowgym_gym moviepy
-    python examples/film.py --out films
 """
 
 import argparse

@@ -2,12 +2,7 @@
 
 The agent steers samples of a Gaussian mixture on the line to where the reward is highest, at -2.5. What an optimal
 agent would be paid is known, so the last line says how much of the way PPO has come.
-
-    pip install "flowgym_gym[agents]"
-    python examples/ppo.py
 """
-
-import argparse
 
 import gymnasium
 from stable_baselines3 import PPO
@@ -17,12 +12,7 @@ import flowgym_gym  # noqa: F401 (registers the ids)
 from flowgym_gym.optimal_control import optimal_value, uncontrolled_value
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--timesteps", type=int, default=30_000)
-    parser.add_argument("--episodes", type=int, default=500, help="episodes of the evaluation")
-    options = parser.parse_args(arguments)
-
+def main(timesteps=30_000, episodes=500):
     env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=10)
     agent = PPO(
         "MultiInputPolicy",
@@ -35,9 +25,9 @@ def main(arguments=None):
         seed=0,
         device="cpu",
     )
-    agent.learn(options.timesteps)
+    agent.learn(timesteps)
 
-    mean, _ = evaluate_policy(agent, agent.get_env(), options.episodes)
+    mean, _ = evaluate_policy(agent, agent.get_env(), episodes)
     base, best = uncontrolled_value(env), optimal_value(env).value
     print(f"return of the base model {base:.2f}, of PPO {mean:.2f}, of an optimal agent {best:.2f}")
     print(f"PPO has come {(mean - base) / (best - base):.0%} of the way")

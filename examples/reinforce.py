@@ -4,12 +4,7 @@ Every denoising step draws the next state from a normal distribution, whose mean
 probability of a trajectory is known exactly, and no noise is added to the actions. What is climbed is
 
     E[R] = E[reward - KL(steered || free)], by its gradient E[(R - b) d log p(trajectory) - d KL].
-
-    pip install flowgym_gym
-    python examples/reinforce.py
 """
-
-import argparse
 
 import torch
 from torch import nn
@@ -19,10 +14,7 @@ from flowgym_gym import FlowTensor
 from flowgym_gym.optimal_control import free_energy, uncontrolled_value
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--iterations", type=int, default=300)
-    options = parser.parse_args(arguments)
+def main(iterations=300):
     torch.manual_seed(0)
 
     # An action of 1 moves the next state by one standard deviation.
@@ -34,7 +26,7 @@ def main(arguments=None):
     def policy(x, t):
         return network(torch.cat([x.data, t[:, None]], dim=1))
 
-    for iteration in range(options.iterations):
+    for iteration in range(iterations):
         sample = env.sample(256, policy)
         # What is still paid from each step on, less its mean over the batch; shape (steps, n).
         costs_to_go = sample.control_costs.flip(0).cumsum(0).flip(0)

@@ -2,12 +2,7 @@
 
 TorchRL takes vector environments that reset in the same step or, better, not by themselves: ``autoreset_mode`` says so
 here, since Gymnasium's default, the next step, is refused. With "SameStep" TorchRL loses an episode's last observation.
-
-    pip install flowgym_gym torchrl
-    python examples/torchrl_envs.py
 """
-
-import argparse
 
 import gymnasium
 from gymnasium.vector import VectorWrapper
@@ -45,8 +40,7 @@ def make(mode, num_envs=3, **kwargs):
     return GymWrapper(WithoutPrompts(envs) if mode == "SameStep" else envs)
 
 
-def main(arguments=None):
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args(arguments)
+def main():
     rollouts = {}
     for mode in MODES:
         env = make(mode)

@@ -2,12 +2,7 @@
 
 It learns off-policy, so it needs few episodes. Sixteen environments share each call of the network, and a coarse action
 (one number per latent channel) keeps the search small.
-
-    pip install "flowgym_gym[agents]" sb3-contrib
-    python examples/tqc.py
 """
-
-import argparse
 
 import gymnasium
 from sb3_contrib import TQC
@@ -16,31 +11,20 @@ import flowgym_gym  # noqa: F401 (registers the ids)
 from flowgym_gym.agents import SB3VecEnv, evaluate
 from flowgym_gym.wrappers.vector import CoarseAction
 
+ID = "flowgym/StableDiffusion-Red-v0"
+PROCESS = {"discretization_steps": 5, "action_type": "noise", "action_scale": 0.2}
+PAY = {"reward_scale": 10.0, "control_cost_weight": 0.005}
+
 
 def make(num_envs, autoreset_mode):
-    envs = gymnasium.make_vec(
-        "flowgym/StableDiffusion-Red-v0",
-        num_envs=num_envs,
-        autoreset_mode=autoreset_mode,
-        discretization_steps=5,
-        action_type="noise",
-        action_scale=0.2,
-        reward_scale=10.0,
-        control_cost_weight=0.005,
-    )
-    return CoarseAction(envs, 1)
+    return CoarseAction(gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1)
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--timesteps", type=int, default=4_000)
-    parser.add_argument("--episodes", type=int, default=64, help="episodes of the evaluation")
-    options = parser.parse_args(arguments)
-
+def main(timesteps=4_000, episodes=64):
     agent = TQC(
         "MultiInputPolicy",
         SB3VecEnv(make(16, "SameStep")),
-        buffer_size=options.timesteps,
+        buffer_size=timesteps,
         learning_starts=100,
         gradient_steps=4,
         gamma=1.0,
@@ -51,10 +35,10 @@ def main(arguments=None):
         seed=0,
         device="cpu",
     )
-    agent.learn(options.timesteps)
+    agent.learn(timesteps)
 
     # The same held-out seeds for both; the agent acts without exploring.
-    report = evaluate(agent, options.episodes, vector_env=make(min(32, options.episodes), "Disabled"))
+    report = evaluate(agent, episodes, vector_env=make(min(32, episodes), "Disabled"))
     for who in ("base", "agent"):
         red, cost, paid = (report[who][name]["mean"] for name in ("terminal_reward", "control_cost", "return"))
         print(f"{who:5}: red {red:.3f}, control cost {cost:.1f} nats, return {paid:.2f}")
