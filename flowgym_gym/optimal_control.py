@@ -120,16 +120,17 @@ def optimal_value(env: Any, cells: int | None = None, actions: int | None = None
     grid = _Cells.of(environment, cells)
     dimensions = grid.dimensions
     transitions, weight = environment.transitions, environment.control_cost_weight
-    value = grid.terminal(environment, scale)
+    value = scale * grid.rewards(environment).mean(dim=0)
+    kernels = grid.kernels(transitions.std)
     axis = torch.linspace(-1, 1, ACTIONS[dimensions] if actions is None else actions, dtype=torch.float64)
     choices = torch.cartesian_prod(*[axis] * dimensions).reshape(-1, dimensions)
     values: list[Tensor] = [value]
     best: list[Tensor] = []
     for i in reversed(range(environment.discretization_steps)):
         shift = float(transitions.gain[i]) * environment.action_scale
-        std, cost_std = float(transitions.std[i]), float(transitions.cost_std[i])
+        cost_std = float(transitions.cost_std[i])
         price = 0.5 * weight * (shift / cost_std) ** 2 if cost_std > 0 else 0.0
-        smoothed = grid.smooth(value, std)
+        smoothed = grid.smooth(value, kernels[i])
         mean = grid.means(environment, i)
 
         def pay(
@@ -177,15 +178,14 @@ def policy_value(env: Any, policy: Policy, cells: int | None = None) -> float:
     grid = _Cells.of(environment, cells)
     transitions, weight = environment.transitions, environment.control_cost_weight
     latent = grid.points.numpy().astype(np.float32)
-    value = grid.terminal(environment, scale)
+    value = scale * grid.rewards(environment).mean(dim=0)
+    kernels = grid.kernels(transitions.std)
     for i in reversed(range(environment.discretization_steps)):
         time = np.full((len(latent), 1), environment.grid.times[i], dtype=np.float32)
         action = _checked(policy({"latent": latent.copy(), "time": time}), latent.shape)
         shift = float(transitions.gain[i]) * environment.action_scale
         cost = control_cost(shift * action, transitions.cost_std[i].double().cpu())
-        expected = grid.interpolate(
-            grid.smooth(value, float(transitions.std[i])), grid.means(environment, i) + shift * action
-        )
+        expected = grid.interpolate(grid.smooth(value, kernels[i]), grid.means(environment, i) + shift * action)
         value = expected - weight * grid.shaped(cost)
     return float((value * grid.initial()).sum())
 
@@ -216,9 +216,11 @@ def free_energy(env: Any, cells: int | None = None) -> float:
             f"{transitions.std.max().item():.3g}; the bound needs a weight above 0, and noise wherever an action acts"
         )
     grid = _Cells.of(environment, cells)
-    energy = grid.terminal(environment, scale) / weight
+    rewards = scale / weight * grid.rewards(environment)
+    energy = rewards.logsumexp(dim=0) - math.log(len(rewards))
+    kernels = grid.kernels(transitions.std)
     for i in reversed(range(environment.discretization_steps)):
-        energy = grid.interpolate(grid.smooth_exp(energy, float(transitions.std[i])), grid.means(environment, i))
+        energy = grid.interpolate_exp(grid.smooth_exp(energy, kernels[i]), grid.means(environment, i))
     return float(weight * (energy * grid.initial()).sum())
 
 
@@ -269,33 +271,42 @@ class _Cells:
         output = environment.predict(FlowTensor(x), index)
         return (here.mean_x * x + here.mean_output * output).cpu().to(torch.float64)
 
-    def terminal(self, environment: Environment[Any], scale: float) -> Tensor:
-        """Scaled reward, averaged over each cell, so that jumps of the reward fall between cells without bias."""
+    def rewards(self, environment: Environment[Any]) -> Tensor:
+        """Rewards at points that divide each cell evenly, first dimension; a jump within a cell is seen as one."""
         offsets = (torch.arange(SUBCELLS, dtype=torch.float64) + 0.5) / SUBCELLS - 0.5
         if self.dimensions > 1:
-            offsets = offsets[::4]
-        total = torch.zeros(len(self.points), dtype=torch.float64)
-        shifts = torch.cartesian_prod(*[offsets] * self.dimensions).reshape(-1, self.dimensions)
-        for shift in shifts:
+            offsets = offsets.unflatten(0, (4, -1)).mean(dim=1)
+        rewards = []
+        for shift in torch.cartesian_prod(*[offsets] * self.dimensions).reshape(-1, self.dimensions):
             x = (self.points + shift * self.width).to(environment.device, torch.float32)
-            _, rewards, _ = environment.score(FlowTensor(x))
-            total += rewards.cpu().to(torch.float64)
-        return self.shaped(scale * total / len(shifts))
+            rewards.append(self.shaped(environment.score(FlowTensor(x))[1].cpu().to(torch.float64)))
+        return torch.stack(rewards)
 
     def initial(self) -> Tensor:
         """Probability of each cell under the standard normal initial noise."""
         edges = torch.cat([self.centres - self.width / 2, self.centres[-1:] + self.width / 2])
-        mass: Tensor = torch.special.ndtr(edges).diff()
+        # Points at the centres have a variance that is greater by that of a cell.
+        mass: Tensor = torch.special.ndtr(edges / math.sqrt(max(0.5, 1 - self.width**2 / 12))).diff()
         mass = mass / mass.sum()
         return mass if self.dimensions == 1 else mass[:, None] * mass[None, :]
 
-    def smooth(self, values: Tensor, std: float) -> Tensor:
-        """``E[values(y + std z)]`` at every cell; beyond the grid values go on as at its edge.
+    def kernels(self, stds: Tensor) -> list[float]:
+        """Deviations to smooth with at each step, which make up for what cells blur.
 
-        Taking values for those of whole cells blurs them by a variance of a twelfth of the squared width, and the
-        interpolation that follows by a sixth on average; the kernel is narrower by as much.
+        Values that stand for whole cells, as mean rewards and the masses of a kernel do, are blurred by a variance of a
+        twelfth of the squared width, interpolation blurs by a sixth on average, and a step that draws too little noise
+        to make up for that leaves it to the one before.
         """
-        std = math.sqrt(max(0.0, std**2 - self.width**2 / 4))
+        cell, kernels = self.width**2 / 12, []
+        blur = cell
+        for std in reversed(stds.tolist()):
+            blur += 2 * cell - std**2
+            kernels.append(math.sqrt(max(0.0, -blur - cell)))
+            blur = blur if kernels[-1] == 0 else 0.0
+        return kernels[::-1]
+
+    def smooth(self, values: Tensor, std: float) -> Tensor:
+        """``E[values(y + std z)]`` at every cell; beyond the grid values go on as at its edge."""
         if std == 0:
             return values
         reach = max(1, math.ceil(8 * std / self.width))
@@ -333,6 +344,16 @@ class _Cells:
     def interpolate(self, values: Tensor, at: Tensor) -> Tensor:
         """Linear interpolation at points ``(points, d)``, in the shape of a function on the cells."""
         return self.shaped(_interpolate(values, self.centres, at))
+
+    def interpolate_exp(self, values: Tensor, at: Tensor) -> Tensor:
+        """``log`` of the linear interpolation of ``exp(values)``, as :meth:`interpolate`."""
+        place = ((at - self.centres[0]) / self.width).clamp(0, self.cells - 1)
+        below = place.floor().clamp(max=self.cells - 2)
+        logs = []
+        for corner in torch.cartesian_prod(*[torch.tensor([0, 1])] * self.dimensions).reshape(-1, self.dimensions):
+            weight = 1 - (place - below - corner).abs()
+            logs.append(values[tuple((below.long() + corner).unbind(-1))] + weight.log().sum(dim=-1))
+        return self.shaped(torch.stack(logs).logsumexp(0))
 
 
 def _interpolate(values: Tensor, centres: Tensor, at: Tensor) -> Tensor:

@@ -66,6 +66,47 @@ def test_a_problem_of_two_dimensions_that_do_not_meet_is_two_problems_of_one():
     assert solve([0.3, -1.0], 301) == pytest.approx(sum(apart), rel=5e-3)
 
 
+def linear_quadratic(environment):
+    """Uncontrolled value, optimum and bound in one dimension, where values are ``-a x^2 + b x + c`` at every time."""
+    transitions, weight = environment.transitions, environment.control_cost_weight
+    scale = environment.reward_scale
+    a, b, c = [scale] * 3, [2 * scale] * 3, [-scale] * 3
+    a[2], b[2], c[2] = (coefficients[2] / weight for coefficients in (a, b, c))
+    for i in reversed(range(environment.discretization_steps)):
+        points = FlowTensor(torch.tensor([[0.0], [1.0]]))
+        output = environment.predict(points, torch.full((2,), i))
+        at_0, at_1 = (transitions.mean_x[i] * points.data + transitions.mean_output[i] * output).flatten().tolist()
+        variance, price = float(transitions.std[i]) ** 2, math.inf
+        if transitions.gain[i] != 0:
+            price = weight / (2 * float(transitions.cost_std[i]) ** 2)
+        # The value at the free mean m of the next state: without actions, with the best one, in the exponent.
+        kept = (1.0, 1.0 if price == math.inf else price / (a[1] + price), 1 / (1 + 2 * a[2] * variance))
+        c[0] -= a[0] * variance
+        c[1] += b[1] ** 2 / (4 * (a[1] + price)) - a[1] * variance
+        c[2] += b[2] ** 2 * variance / 2 * kept[2] + math.log(kept[2]) / 2
+        for j, (slope, start) in enumerate([(at_1 - at_0, at_0)] * 3):
+            p, q = kept[j] * a[j], kept[j] * b[j]
+            a[j], b[j], c[j] = p * slope**2, q * slope - 2 * p * slope * start, c[j] + q * start - p * start**2
+    values = [c[j] - a[j] for j in range(3)]
+    return values[0], values[1], weight * values[2]
+
+
+@pytest.mark.parametrize(("dimensions", "cells", "tolerance"), [(1, 801, 5e-5), (2, 151, 1e-3)])
+@pytest.mark.parametrize("noise_level", [1.0, 0.5])
+def test_gaussian_samples_and_a_quadratic_reward_have_the_values_of_a_linear_quadratic_problem(
+    dimensions, cells, tolerance, noise_level
+):
+    def make(dimensions):
+        model = GaussianMixtureBaseModel(means=[[0.3] * dimensions], stds=[0.5], weights=[1.0])
+        return VelocityEnvironment(
+            model, Separable(), 6, 1.5, control_cost_weight=0.7, action_scale=8.0, noise_level=noise_level
+        )
+
+    env = make(dimensions)
+    found = uncontrolled_value(env, cells), optimal_value(env, cells, 33).value, free_energy(env, cells)
+    assert found == pytest.approx([dimensions * value for value in linear_quadratic(make(1))], rel=tolerance)
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"action_type": "control", "action_scale": 2.0}])
 def test_the_optimum_in_the_plane_is_what_its_policy_is_worth_and_earns(kwargs):
     env = gymnasium.make(PLANE, discretization_steps=8, **kwargs)
