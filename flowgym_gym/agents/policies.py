@@ -165,7 +165,9 @@ class LatentCritic(ContinuousCritic):
         return value
 
     def _stack(self, obs: PyTorchObs, actions: Tensor) -> Tensor:
-        features = self.extract_features(obs, self.features_extractor)
+        # In the actor's loss, where actions have a gradient, that of the critics' encoder is not used.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not actions.requires_grad):
+            features = self.extract_features(obs, self.features_extractor)
         return torch.cat([features, actions.reshape(-1, *image_shape(self.action_space.shape))], dim=1)
 
 
