@@ -58,9 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="where the run folders go, in place of older ones")
     parser.add_argument("--draw", type=Path, help=f"draw the action fields of the first seed on {DRAWN}, a png")
     args = parser.parse_args(arguments)
+    ids = [full_id(id) for id in args.ids]
+    if args.draw is not None and DRAWN not in ids:
+        parser.error(f"--draw shows agents on {DRAWN}, which is not among --ids")
     changes = parse_assignments(args.set)
     seeds = range(0, args.seeds * SEED_STEP, SEED_STEP)
-    cases = [(full_id(id), algo, seed) for id in args.ids for algo in args.algos for seed in seeds]
+    cases = [(id, algo, seed) for id in ids for algo in args.algos for seed in seeds]
     results = json.loads(args.out.read_text()) if args.out.is_file() else {"trainings": []}
     chosen = []
     for number, (id, algo, seed) in enumerate(cases, start=1):
@@ -71,18 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             training = {
                 "id": id, "algo": algo, "seed": seed, "settings": settings,
                 **learn(id, algo, seed, changes, folder_of(args.runs, id, algo, seed)),
-                "reference": reference(id, settings),
             }  # fmt: skip
             others = [old for old in results["trainings"] if (old["id"], old["algo"], old["seed"]) != (id, algo, seed)]
             results["trainings"] = [*others, training]
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.out, results)
-            print(f"{100 * way(training):.1f} % of the way in {training['seconds']:.0f} s", file=sys.stderr, flush=True)
-        chosen.append(training)
+            print(f"return {training['value']:.3f} in {training['seconds']:.0f} s", file=sys.stderr, flush=True)
+        chosen.append({**training, "reference": reference(id, settings)})
     print(table(chosen))
     if args.draw is not None:
         agents = {algo: load_agent(folder_of(args.runs, DRAWN, algo, 0)) for algo in args.algos}
-        draw({algo.upper(): deterministic(agent) for algo, agent in agents.items()}, args.draw)
+        settings = override(load_preset(DRAWN, args.algos[0]), changes, DRAWN, args.algos[0])
+        draw({algo.upper(): deterministic(agent) for algo, agent in agents.items()}, settings, args.draw)
 
 
 def folder_of(runs: Path, id: str, algo: str, seed: int) -> Path:
@@ -160,9 +163,8 @@ def interval(values: list[float], digits: int) -> str:
     return f"{mean} ± {found['high'] - found['mean']:.{digits}f}" if "high" in found else mean
 
 
-def draw(agents: dict[str, Policy], path: Path) -> None:
+def draw(agents: dict[str, Policy], settings: dict[str, Any], path: Path) -> None:
     """The actions of the optimum and of agents over state and time, and where their episodes go."""
-    settings = load_preset(DRAWN)
     env = make_vector_env(DRAWN, settings, TRAJECTORIES, AutoresetMode.DISABLED)
     optimum = optimal_value(env)
     policies: dict[str, Policy] = {"optimum": optimum.policy, **agents}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import optimality
-from flowgym_gym.agents import load_agent
+from flowgym_gym.agents import load_agent, load_preset
 from flowgym_gym.agents.evaluation import deterministic, evaluation_env, held_out_seeds, play
 from flowgym_gym.agents.runs import read_config
 from tests.agents.conftest import draw_little
@@ -69,7 +69,7 @@ def test_results_from_before_a_setting_existed_have_its_default(trained, monkeyp
 
 def test_an_agent_is_measured_against_the_optimum_of_its_own_process(trained):
     coarse = optimality.reference(ID, {"env": {"discretization_steps": 5}, "wrappers": {}})
-    assert coarse != trained[1]["trainings"][0]["reference"]
+    assert coarse != optimality.reference(ID, trained[1]["trainings"][0]["settings"])
     assert coarse["uncontrolled"] < coarse["optimum"] < coarse["bound"]
 
 
@@ -97,5 +97,13 @@ def test_the_table_gives_the_share_of_the_way_with_its_interval():
 
 def test_the_optimum_is_drawn_beside_the_agents(tmp_path, monkeypatch):
     monkeypatch.setattr(optimality, "TRAJECTORIES", 20)
-    optimality.draw({"none": lambda observation: np.zeros_like(observation["latent"])}, tmp_path / "fields.png")
+    nothing = {"none": lambda observation: np.zeros_like(observation["latent"])}
+    optimality.draw(nothing, load_preset(ID), tmp_path / "fields.png")
     assert (tmp_path / "fields.png").stat().st_size > 10_000
+
+
+def test_what_cannot_be_drawn_is_refused_before_any_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(optimality, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    with pytest.raises(SystemExit):
+        call(tmp_path, "--draw", str(tmp_path / "fields.png"))
+    assert "not among --ids" in capsys.readouterr().err
