@@ -60,6 +60,10 @@ class RewardError(FlowGymError, RuntimeError):
         self.sample = sample
 
 
+class DivergedError(FlowGymError, ArithmeticError):
+    """A training has diverged: the agent's numbers are no longer finite."""
+
+
 class StateError(FlowGymError, ValueError):
     """A state given to ``set_state`` is damaged, or belongs to another environment."""
 

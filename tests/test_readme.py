@@ -1,12 +1,14 @@
 """The Python in the README and the documentation runs as it stands, and the README is complete."""
 
 import re
+import shlex
 from pathlib import Path
 
 import gymnasium
 import pytest
 
 from flowgym_gym import base_model_registry, reward_registry
+from flowgym_gym.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -35,6 +37,30 @@ def test_each_readme_block_runs_by_itself(block):
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_from_top_to_bottom(page):
     exec(compile("\n".join(blocks_of(page)), page.name, "exec"), {"__name__": page.stem})
+
+
+def commands_of(page):
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line.partition("flowgym-gym ")[2] for line in lines if re.search(r"flowgym-gym (train|frontier) ", line)]
+
+
+COMMANDS = [command for page in (README, *(ROOT / "docs").glob("*.md")) for command in commands_of(page)]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "--resume" not in command])
+def test_the_long_commands_are_accepted(command, tmp_path, monkeypatch):
+    class AcceptedError(Exception):
+        pass
+
+    def accept(*args):
+        raise AcceptedError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flowgym_gym.agents.training.run", accept)
+    monkeypatch.setattr("flowgym_gym.agents.frontier._begin", accept)
+    with pytest.raises(AcceptedError):
+        main(shlex.split(command, comments=True))
 
 
 def test_readme_lists_every_environment():

@@ -15,6 +15,7 @@ the evaluations by which a run chooses its best agent those from ``2**31`` on, s
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -252,8 +253,7 @@ def evaluate(
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 2:
         raise OptionError(f"episodes is {episodes!r}, expected a whole number, at least 2")
     check_seed(seed, episodes)
-    out = getattr(run_or_policy, "out", run_or_policy)
-    folder = Path(out) if isinstance(out, str | Path) else None
+    folder = Path(run_or_policy) if isinstance(run_or_policy, str | os.PathLike) else None
     agent, checkpoint = run_or_policy, None
     if folder is not None:
         config = read_config(folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,11 @@ POSTPROCESSING = {GAUSSIAN: "clip(action, low, high)", SQUASHED: "low + (high - 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, SafetensorError)
 
 
-def export(run: str | Path, path: str | Path, which: str = "best") -> Path:
+def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str = "best") -> Path:
     """Write the policy of a run's agent into a folder of its own, for :func:`load_policy`.
 
     Args:
-        run: The run folder.
+        run: The run folder, or what ``train`` returned.
         path: The folder to write to: new or empty.
         which: ``"best"`` or ``"newest"``; see ``load_agent``.
 

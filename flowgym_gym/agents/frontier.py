@@ -394,15 +394,17 @@ def against_best_of_n(point: Point, best: Mapping[str, Any]) -> str:
         best: The report's ``best_of_n``: ``mean``, ``low`` and ``high`` for n = 1, 2, ...
 
     Returns:
-        ``"above"`` or ``"below"`` where the intervals do not overlap, else ``"level"``; beyond the divergence of the
+        ``"above"`` or ``"below"`` where the intervals of the rewards do not overlap for any divergence in the interval
+        of the point's, else ``"level"``; beyond the divergence of the
         largest n ``"below"`` if that one earns more, else ``"beyond n = ..."``.
     """
     curve = best_of_n_curve(best)
-    kl, reward = point["kl"]["mean"], point["reward"]
-    low, high = (float(np.interp(kl, curve["kl"], curve[end])) for end in ("low", "high"))
+    kl, reward = point["kl"], point["reward"]
+    # Best of n at the end of the divergence's interval that is in the point's favour, and at the one that is not.
+    low, high = (float(np.interp(kl.get(end, kl["mean"]), curve["kl"], curve[end])) for end in ("low", "high"))
     if reward["high"] < low:
         return "below"
-    if kl > curve["kl"][-1]:
+    if kl["mean"] > curve["kl"][-1]:
         return f"beyond n = {len(best['mean'])}"
     return "above" if reward["low"] > high else "level"
 

@@ -17,9 +17,10 @@ AUTO = "auto"
 # Of the memory that is available, what an automatic replay buffer takes at most.
 SHARE = 4
 MEMORY_INFO = Path("/proc/meminfo")
-# What a container may take, and what it has taken.
+# What a container may take, what it has taken, and what of that are files that it can give back.
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MEMORY_TAKEN = Path("/sys/fs/cgroup/memory.current")
+MEMORY_PARTS = Path("/sys/fs/cgroup/memory.stat")
 
 
 def available_memory() -> int | None:
@@ -28,7 +29,10 @@ def available_memory() -> int | None:
     with suppress(OSError, TypeError):
         limits.append(1024 * int(re.search(r"MemAvailable: *(\d+) kB", MEMORY_INFO.read_text())[1]))  # type: ignore[index]
     with suppress(OSError, ValueError):
-        limits.append(max(0, int(MEMORY_LIMIT.read_text()) - int(MEMORY_TAKEN.read_text())))
+        limit, taken = int(MEMORY_LIMIT.read_text()), int(MEMORY_TAKEN.read_text())
+        with suppress(OSError, TypeError):
+            taken -= int(re.search(r"^inactive_file (\d+)$", MEMORY_PARTS.read_text(), re.MULTILINE)[1])  # type: ignore[index]
+        limits.append(max(0, limit - taken))
     if not limits:
         # Elsewhere than on Linux: all that there is, taken or not.
         with suppress(AttributeError, OSError, ValueError):

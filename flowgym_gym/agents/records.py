@@ -46,7 +46,7 @@ class Records:
         env: SB3VecEnv,
         progress: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self._out, self._model, self._env, self._progress = out, model, env, progress
+        self.out, self._model, self._env, self._progress = out, model, env, progress
         self._settings = config["settings"]
         self._metrics = Metrics(out / METRICS, COLUMNS + ALGORITHM_COLUMNS[config["algo"]])
         self._evaluations = Evaluations(out, config) if self._settings["evaluate_every"] is not None else None
@@ -60,7 +60,8 @@ class Records:
         rows = self._metrics.start(timesteps)
         if self._evaluations is not None:
             rows = self._evaluations.metrics.start(timesteps)
-        self._judged = rows[-1] if rows else None
+        since = int(rows[-2]["timesteps"] or 0) if len(rows) > 1 else 0
+        self._judged = rows[-1] if rows and self._is_judged(since) else None
         if self._evaluations is not None and timesteps == 0:
             self._evaluate()
         self.save()
@@ -72,7 +73,7 @@ class Records:
             self._board.add(row)
         done, settings = self._model.num_timesteps, self._settings
         if self._evaluations is None:
-            self._judged = row
+            self._judged = row if self._is_judged(since) else None
         elif done // settings["evaluate_every"] > since // settings["evaluate_every"] or done >= settings["timesteps"]:
             self._evaluate()
         if done // settings["checkpoint_every"] > since // settings["checkpoint_every"]:
@@ -85,7 +86,7 @@ class Records:
             self._evaluations.metrics.sync()
         if self._board is not None:
             self._board.flush()
-        save_checkpoint(self._out, self._model, self._env, self._progress())
+        save_checkpoint(self.out, self._model, self._env, self._progress())
 
     @property
     def excess(self) -> str | None:
@@ -102,6 +103,10 @@ class Records:
             self._evaluations.close()
         if self._board is not None:
             self._board.close()
+
+    def _is_judged(self, since: int) -> bool:
+        """Whether the budget applies to an interval from then on: what off-policy algorithms begin with is random."""
+        return self._evaluations is not None or since >= getattr(self._model, "learning_starts", 0)
 
     def _evaluate(self) -> None:
         assert self._evaluations is not None

@@ -415,11 +415,11 @@ def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
         getattr(model, name).data = (variables or {})[name].data
 
 
-def load_agent(run: str | Path, which: str = "best") -> BaseAlgorithm:
+def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorithm:
     """The trained agent of a run folder with its environment (and an empty replay buffer).
 
     Args:
-        run: The run folder.
+        run: The run folder, or what ``train`` returned.
         which: ``"best"``, the agent with the highest return in the run's evaluations, or the newest if it had none; or
             ``"newest"``, that of the newest checkpoint.
 

@@ -91,10 +91,11 @@ NOT_SETTABLE = {
 }  # fmt: skip
 AT_LEAST = {
     **dict.fromkeys(("num_envs", "timesteps", "checkpoint_every", "evaluate_every", "n_steps", "batch_size", "n_epochs",
-                     "buffer_size", "train_freq", "width"), 1),
+                     "buffer_size", "train_freq", "target_update_interval", "width", "n_critics", "n_quantiles"), 1),
+    **dict.fromkeys(("blocks", "learning_starts", "top_quantiles_to_drop_per_net"), 0),
     "evaluation_episodes": 2,
 }  # fmt: skip
-POSITIVE = {"learning_rate", "value_scale", "kl_budget", "clip_range", "max_grad_norm"}
+POSITIVE = {"learning_rate", "value_scale", "kl_budget", "clip_range", "max_grad_norm", "target_kl"}
 # From 0 to 1.
 FRACTIONS = {"gamma", "gae_lambda", "tau"}
 # Values other than numbers that mean something.
@@ -219,7 +220,8 @@ def override(settings: Settings, changes: Mapping[str, Any], env_id: str, algo: 
 
     Args:
         settings: From :func:`load_preset`; not changed itself.
-        changes: By dotted name, ``{"env.noise_level": 0.5}``, or by bare name where only one section has it.
+        changes: By dotted name, ``{"env.noise_level": 0.5}``, or by bare name: the environment's argument if it has one
+            of this name, else the setting of the only section that has one.
         env_id: The environment's id.
         algo: The algorithm.
 
@@ -258,6 +260,13 @@ def check(settings: Settings, algo: str) -> None:
     for prefix, defaults, values in groups:
         for name, value in values.items():
             _check_value(prefix + name, name, value, defaults.get(name))
+    if algo == "tqc":
+        dropped = {**groups[1][1], **settings["algo"]}["top_quantiles_to_drop_per_net"]
+        quantiles = {**groups[2][1], **settings["policy"]}["n_quantiles"]
+        if dropped >= quantiles:
+            raise OptionError(
+                f"algo.top_quantiles_to_drop_per_net is {dropped}, expected less than policy.n_quantiles, {quantiles}"
+            )
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
@@ -299,7 +308,7 @@ def make_vector_env(
     autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     render_mode: str | None = None,
 ) -> VectorEnv[Any, Any, Any]:
-    """The vector environment that settings describe, wrapped.
+    """The vector environment that settings describe, wrapped; actions that are vectors have nothing to coarsen.
 
     Raises:
         FlowGymError: If the environment or a wrapper does not take its arguments.
@@ -310,7 +319,8 @@ def make_vector_env(
     for name, argument in settings["wrappers"].items():
         if name not in WRAPPERS:
             raise UnknownOptionError(f"there is no wrapper {name!r}{did_you_mean(name, WRAPPERS)}")
-        if argument is not None:
+        vectors = len(env.single_action_space.shape or ()) == 1
+        if argument is not None and not (name == "coarse_action" and vectors):
             env = WRAPPERS[name](env, argument)
     return env
 
@@ -343,7 +353,7 @@ def make_algorithm(
         return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **hyper)
     except FlowGymError:
         raise
-    except (AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise OptionError(f"stable-baselines3's {algo.upper()} does not accept these settings: {error}") from error
 
 
@@ -361,6 +371,8 @@ def _locate(key: str, known: dict[str, set[str] | None]) -> tuple[str, str]:
     if not dot:
         section, name = "", key
         holders = [s for s, names in known.items() if names is not None and name in names]
+        if "env" in holders and "" not in holders:
+            return "env", name
         if len(holders) > 1:
             dotted = " or ".join(f"{s}.{name}" if s else name for s in holders)
             raise UnknownOptionError(f"{key!r} could be {dotted}; give the whole name")

@@ -74,7 +74,7 @@ from flowgym_gym.agents.settings import (
     override,
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
-from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError
+from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError
 
 __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
 
@@ -109,6 +109,8 @@ class RunResult:
         target: Environment steps of the whole run.
         signal: The signal that interrupted it; None if it reached its target.
         stopped: Why it stopped before its target by itself; None if it did not.
+
+    It stands for its folder wherever a path does.
     """
 
     out: Path
@@ -116,6 +118,9 @@ class RunResult:
     target: int
     signal: int | None = None
     stopped: str | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.out)
 
 
 def train(
@@ -152,6 +157,7 @@ def train(
         FlowGymError: If an argument cannot be used, or the disk has no room for the run, before any long work.
         CheckpointError: If the run folder can no longer be written, say because the disk is full; the newest checkpoint
             stays, and the run can be resumed from it.
+        DivergedError: If the agent's numbers become NaN or infinite; the newest checkpoint is from before.
     """
     prepared = prepare(
         env_id, algo, out=out, timesteps=timesteps, num_envs=num_envs, seed=seed, resume=resume, overrides=overrides
@@ -426,12 +432,20 @@ def _learn(
         done, started = model.num_timesteps, time.monotonic()
         rate = _learning_rate(settings, model, done / target)
         model.lr_schedule = lambda _, rate=rate: rate  # type: ignore[misc]
-        model.learn(
-            min(size, target - done),
-            callback=statistics,
-            log_interval=None,  # type: ignore[arg-type]
-            reset_num_timesteps=False,
-        )
+        try:
+            model.learn(
+                min(size, target - done),
+                callback=statistics,
+                log_interval=None,  # type: ignore[arg-type]
+                reset_num_timesteps=False,
+            )
+        except ValueError as error:
+            # torch refuses means and deviations of a distribution that are NaN or infinite.
+            if _is_finite(model) and "Expected parameter" not in str(error):
+                raise
+            raise _diverged(records.out, done, rate) from error
+        if not _is_finite(model):
+            raise _diverged(records.out, done, rate)
         seconds = time.monotonic() - started
         statistics.seconds += seconds
         steps = model.num_timesteps - done
@@ -487,6 +501,7 @@ def _prepare_resumed(
         if done is not None and settings["timesteps"] < done:
             raise OptionError(f"timesteps is {timesteps}, but the run in {out} has already done {done}; give more")
         if settings["timesteps"] > config["settings"]["timesteps"]:
+            notes += _restarted_rate(settings, config["settings"]["timesteps"])
             # Of a longer run the replay buffer may hold more.
             config = {name: value for name, value in config.items() if name != "replay_buffer"}
     return Run(out, {**config, "settings": settings}, resume=done is not None, notes=notes)
@@ -543,6 +558,17 @@ def _learning_rate(settings: dict[str, Any], model: BaseAlgorithm, done: float) 
     return first if final is None else first + (float(final) - first) * done
 
 
+def _restarted_rate(settings: dict[str, Any], before: int) -> list[str]:
+    """What to tell the user about the learning rate of a run that is given more timesteps."""
+    first, final, target = settings["algo"].get("learning_rate"), settings["final_learning_rate"], settings["timesteps"]
+    if final is None or first is None:
+        return []
+    rate = first + (final - first) * before / target
+    return [
+        f"the learning rate goes to {final:g} at {target} timesteps instead of {before}, where it is {rate:.3g} again"
+    ]
+
+
 def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statistics) -> None:
     """Go on from the newest checkpoint that can be read."""
     failures: dict[Path, str] = {}
@@ -562,6 +588,18 @@ def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statis
         _say(f"resuming at {model.num_timesteps} timesteps")
         return
     raise CheckpointError(next(iter(failures.values())))
+
+
+def _is_finite(model: BaseAlgorithm) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
+
+
+def _diverged(out: Path, done: int, rate: float) -> DivergedError:
+    saved = int(checkpoints(out)[0].name)
+    return DivergedError(
+        f"the training diverged after {done} timesteps: the agent's numbers are no longer finite; its learning rate "
+        f"was {rate:.3g}, take a lower one in a new run ({out} keeps the agent of {saved} timesteps)"
+    )
 
 
 def _algorithm_values(model: BaseAlgorithm, algo: str) -> Row:

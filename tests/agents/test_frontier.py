@@ -269,6 +269,21 @@ def test_a_point_is_compared_with_best_of_n_at_its_own_divergence(report):
     }
 
 
+def test_the_interval_of_the_divergence_counts(report):
+    best = report["best_of_n"]
+    interval = {"mean": kl_best_of_n(4), "low": kl_best_of_n(2), "high": kl_best_of_n(8)}
+
+    def verdict(reward, kl):
+        return against_best_of_n({"reward": dict.fromkeys(("mean", "low", "high"), reward), "kl": kl}, best)
+
+    exact = {"mean": kl_best_of_n(4)}
+    at_4, at_2, at_8 = ({end: best[end][n - 1] for end in ("low", "high")} for n in (4, 2, 8))
+    below, above = at_4["low"] - 1e-6, at_4["high"] + 1e-6
+    assert [verdict(r, exact) for r in (below, above)] == ["below", "above"]
+    assert [verdict(r, interval) for r in (below, above)] == ["level", "level"]
+    assert [verdict(r, interval) for r in (at_2["low"] - 1e-6, at_8["high"] + 1e-6)] == ["below", "above"]
+
+
 def test_the_table_has_a_row_for_every_point_and_the_notes(report):
     lines = table(report).splitlines()
     assert len(lines) == 2 + 8 + 2
@@ -462,7 +477,7 @@ def test_all_agents_steer_the_process_of_the_first_ones_preset(tmp_path, monkeyp
         ({"strengths": [math.nan]}, "strengths is nan"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"overrides": {"control_cost_weight": 1.0}}, "follows from the reward scales"),
-        ({"overrides": {"reward_scale": 0.0}}, "could be env.reward_scale or wrappers.reward_scale"),
+        ({"overrides": {"reward_scale": 0.0}}, r"reward_scale is 0\.0, expected a number above 0"),
         ({"overrides": {"env.reward_scale": 0.0}}, "reward_scale is 0.0"),
         ({"overrides": {"env.means": object()}}, "no plain value"),
     ],

@@ -33,8 +33,17 @@ def test_a_container_has_its_own_limit(limit, expected, monkeypatch, tmp_path):
     (tmp_path / "memory.current").write_text("1000000\n")
     monkeypatch.setattr(memory, "MEMORY_LIMIT", tmp_path / "memory.max")
     monkeypatch.setattr(memory, "MEMORY_TAKEN", tmp_path / "memory.current")
+    monkeypatch.setattr(memory, "MEMORY_PARTS", tmp_path / "memory.stat")
     found = memory.available_memory()
     assert found == expected if expected else found > 100_000_000
+
+
+def test_a_container_can_give_back_what_it_holds_of_files(monkeypatch, tmp_path):
+    for name, text in {"max": "5000000", "current": "4000000", "stat": "file 3000000\ninactive_file 2500000\n"}.items():
+        (tmp_path / name).write_text(text)
+    for name, file in {"LIMIT": "max", "TAKEN": "current", "PARTS": "stat"}.items():
+        monkeypatch.setattr(memory, f"MEMORY_{name}", tmp_path / file)
+    assert memory.available_memory() == 3_500_000
 
 
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="POSIX")

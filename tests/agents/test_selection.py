@@ -226,6 +226,19 @@ def test_without_an_evaluation_the_episodes_of_training_are_held_against_the_bud
     assert resume(tmp_path / "bound").timesteps == first
 
 
+def test_random_actions_before_learning_are_not_held_against_the_budget(tmp_path):
+    changes = {"algo.learning_starts": 8, "checkpoint_every": 4}
+    tiny(tmp_path / "free", "sac", 16, changes)
+    costs = [row["control_cost"] for row in read_metrics(tmp_path / "free" / "metrics.csv")]
+    assert min(costs) > 0
+    result = tiny(tmp_path / "bound", "sac", 16, {**changes, "kl_budget": min(costs) / 2})
+    assert result.timesteps == 12
+    assert resume(tmp_path / "bound", "sac").timesteps == 12
+    # Interrupted while actions are random, a run goes on.
+    assert tiny(tmp_path / "short", "sac", 8, {**changes, "kl_budget": min(costs) / 2}).stopped is None
+    assert resume(tmp_path / "short", "sac", timesteps=16).timesteps == 12
+
+
 def test_a_run_within_its_budget_goes_on_to_its_end(tmp_path):
     result = tiny(tmp_path, timesteps=16, overrides={**EVERY, "kl_budget": 1e6})
     assert (result.timesteps, result.stopped) == (16, None)

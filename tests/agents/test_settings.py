@@ -3,7 +3,7 @@ import math
 import gymnasium
 import pytest
 
-from flowgym_gym.agents import load_preset
+from flowgym_gym.agents import load_preset, settings
 from flowgym_gym.agents.settings import ALGORITHMS, check, describe, full_id, options, override, parse_assignments
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError
 from tests.conftest import ALL_IDS, FLOWGYM_IDS, RED
@@ -12,11 +12,11 @@ from tests.conftest import ALL_IDS, FLOWGYM_IDS, RED
 @pytest.mark.parametrize("algo", ALGORITHMS)
 @pytest.mark.parametrize("env_id", ALL_IDS)
 def test_every_environment_has_a_valid_preset(env_id, algo):
-    settings = load_preset(env_id, algo)
-    check(settings, algo)
+    preset = load_preset(env_id, algo)
+    check(preset, algo)
     same = {f"{section}.{name}": value for section in ("env", "wrappers", "algo", "policy")
-            for name, value in settings[section].items()}  # fmt: skip
-    assert override(settings, same, env_id, algo) == settings
+            for name, value in preset[section].items()}  # fmt: skip
+    assert override(preset, same, env_id, algo) == preset
 
 
 def test_ids_are_known_with_and_without_their_namespace():
@@ -43,10 +43,18 @@ def test_options_of_the_base_model_are_settings():
     assert changed["env"]["guidance_scale"] == 2.0
 
 
-def test_ambiguous_bare_names_are_refused():
-    with pytest.raises(UnknownOptionError, match=r"wrappers\.reward_scale") as error:
-        override(load_preset(RED), {"reward_scale": 1.0}, RED, "ppo")
-    assert "env.reward_scale" in str(error.value)
+def test_a_bare_name_is_the_environments_own_where_it_has_one():
+    changed = override(load_preset(RED), {"reward_scale": 3.0, "device": "cpu"}, RED, "ppo")
+    assert changed["env"]["reward_scale"] == 3.0
+    assert changed["env"]["device"] == "cpu"
+    assert changed["wrappers"] == load_preset(RED)["wrappers"]
+    assert changed["algo"] == load_preset(RED)["algo"]
+
+
+def test_ambiguous_bare_names_are_refused(monkeypatch):
+    monkeypatch.setattr(settings, "options", lambda *_: {"": set(), "env": set(), "algo": {"x"}, "policy": {"x"}})
+    with pytest.raises(UnknownOptionError, match=r"'x' could be algo\.x or policy\.x; give the whole name"):
+        override(load_preset(RED), {"x": 1.0}, RED, "ppo")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +89,30 @@ def test_typos_get_a_suggestion(key, suggestion):
         ("policy.log_std_init", math.nan),
         ("algo.learning_rate", math.inf),
         ("final_learning_rate", math.inf),
+        ("algo.target_kl", "x"),
+        ("algo.target_kl", 0),
+        ("policy.blocks", -1),
     ],
 )
 def test_values_out_of_range_are_refused(key, value):
     with pytest.raises(OptionError, match=f"{key} is {value!r}"):
         override(load_preset(RED), {key: value}, RED, "ppo")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("algo.target_update_interval", 0),
+        ("algo.learning_starts", -1),
+        ("policy.n_critics", 0),
+        ("policy.n_quantiles", 0),
+        ("algo.top_quantiles_to_drop_per_net", 25),
+        ("algo.top_quantiles_to_drop_per_net", -1),
+    ],
+)
+def test_values_out_of_range_are_refused_for_off_policy_algorithms_too(key, value):
+    with pytest.raises(OptionError, match=f"{key} is {value!r}"):
+        override(load_preset(RED, "tqc"), {key: value}, RED, "tqc")
 
 
 def test_assignments_are_parsed_as_plain_values():
@@ -149,6 +176,6 @@ def test_tqc_takes_the_presets_of_sac_and_settings_of_its_own():
 
 
 def test_settings_of_evaluations_are_shown_where_there_are_any():
-    settings = load_preset(RED)
-    assert "evaluat" not in describe({**settings, "evaluate_every": None})
-    assert "evaluation_episodes: 64" in describe({**settings, "evaluate_every": 100})
+    preset = load_preset(RED)
+    assert "evaluat" not in describe({**preset, "evaluate_every": None})
+    assert "evaluation_episodes: 64" in describe({**preset, "evaluate_every": 100})

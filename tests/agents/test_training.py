@@ -13,10 +13,17 @@ from PIL import Image
 from stable_baselines3 import PPO, SAC
 
 from flowgym_gym import BaseModel
-from flowgym_gym.agents import evaluate, train
+from flowgym_gym.agents import evaluate, export, load_agent, load_policy, train
 from flowgym_gym.agents.runs import Metrics, checkpoints, read_metrics
 from flowgym_gym.agents.training import save_curve
-from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, UnknownIdError, UnknownOptionError
+from flowgym_gym.errors import (
+    CheckpointError,
+    DivergedError,
+    FlowGymError,
+    OptionError,
+    UnknownIdError,
+    UnknownOptionError,
+)
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
 from tests.agents.conftest import TINY, assignments, resume, same_weights, tiny, untimed
 from tests.conftest import RED
@@ -237,6 +244,41 @@ def test_bad_environment_options_leave_no_folder(tmp_path):
     with pytest.raises(FlowGymError, match="does not accept"):
         tiny(tmp_path / "run", overrides={"algo.clip_range_vf": -1.0})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_a_training_that_diverges_says_so_and_keeps_the_agent_from_before(algo, tmp_path):
+    changes = {"algo.learning_rate": 1e30, "evaluate_every": 16}
+    with pytest.raises(DivergedError, match=r"learning rate was 1e\+30, .* keeps the agent of 0 timesteps"):
+        tiny(tmp_path / algo, algo, timesteps=64, overrides=changes)
+    assert all(parameter.isfinite().all() for parameter in load_agent(tmp_path / algo).policy.parameters())
+
+
+def test_more_timesteps_bring_the_learning_rate_back_and_say_so(tmp_path, capsys):
+    changes = {"algo.learning_rate": 0.003, "final_learning_rate": 0.001}
+    tiny(tmp_path, timesteps=16, overrides=changes)
+    assert "learning rate" not in capsys.readouterr().err
+    resume(tmp_path, timesteps=32)
+    said = "the learning rate goes to 0.001 at 32 timesteps instead of 16, where it is 0.002 again"
+    assert said in capsys.readouterr().err
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path / "metrics.csv")]
+    assert rates == pytest.approx([0.003, 0.002, 0.002, 0.0015])
+
+
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_a_model_of_vectors_trains_with_the_preset_of_any_environment(algo, tmp_path):
+    changes = {"env.base_model": "2d/gaussian_mixture", "env.reward": "2d/gaussian"}
+    env = {name: value for name, value in TINY[algo].items() if name != "env.discretization_steps"}
+    kwargs = {"num_envs": 2, "overrides": {**env, **changes, "env.discretization_steps": 2}, "progress": False}
+    train("Denoising-v0", algo, out=tmp_path, timesteps=8, **kwargs)
+    assert load_agent(tmp_path).action_space.shape == (2,)
+
+
+def test_what_train_returns_stands_for_its_folder(tmp_path):
+    result = tiny(tmp_path / "run", timesteps=8)
+    assert load_agent(result).num_timesteps == 8
+    assert load_policy(export(result, tmp_path / "policy")).description["timesteps"] == 8
+    assert evaluate(result, episodes=2) == evaluate(tmp_path / "run", episodes=2)
 
 
 def test_a_resumed_run_keeps_its_settings(tmp_path):
