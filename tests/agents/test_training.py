@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -252,6 +253,17 @@ def test_a_training_that_diverges_says_so_and_keeps_the_agent_from_before(algo, 
     with pytest.raises(DivergedError, match=r"learning rate was 1e\+30, .* keeps the agent of 0 timesteps"):
         tiny(tmp_path / algo, algo, timesteps=64, overrides=changes)
     assert all(parameter.isfinite().all() for parameter in load_agent(tmp_path / algo).policy.parameters())
+
+
+def test_an_agent_that_diverges_in_its_last_update_is_not_saved(tmp_path, monkeypatch):
+    def diverge(self):
+        for parameter in self.policy.parameters():
+            parameter.data.fill_(math.nan)
+
+    monkeypatch.setattr(PPO, "train", diverge)
+    with pytest.raises(DivergedError, match="keeps the agent of 0 timesteps"):
+        tiny(tmp_path, timesteps=8)
+    assert [checkpoint.name for checkpoint in checkpoints(tmp_path)] == ["000000000"]
 
 
 def test_more_timesteps_bring_the_learning_rate_back_and_say_so(tmp_path, capsys):
