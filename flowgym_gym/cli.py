@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train an agent with the environment's preset")
     train.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
-    train.add_argument("--algo", default="ppo", help="ppo, sac or tqc (default: %(default)s)")
+    train.add_argument("--algo", help="ppo, sac or tqc (default: ppo, with --resume the run's own)")
     train.add_argument(
         "--timesteps", type=int, help="environment steps of all sub-environments (default: the preset's)"
     )
@@ -158,7 +158,10 @@ def sample_base_model(options: argparse.Namespace) -> int:
     if not episodes.pictures:
         raise OptionError(f"samples of {env_id} are no pictures and cannot be drawn")
     rewards = episodes.terminal_rewards
-    picture_grid(options.out, [(f"{env_id}, mean reward {rewards.mean():.4g}", episodes.pictures, rewards)])
+    try:
+        picture_grid(options.out, [(f"{env_id}, mean reward {rewards.mean():.4g}", episodes.pictures, rewards)])
+    except OSError as error:
+        raise OptionError(f"--out is {options.out}, which cannot be written: {error.strerror or error}") from error
     print(f"mean reward {rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
     return 0
 
@@ -186,7 +189,7 @@ def train_agent(options: argparse.Namespace) -> int:
     result = run(prepared)
     here = shlex.quote(str(options.out))
     if result.signal is not None:
-        again = f"flowgym-gym train {options.env} --algo {options.algo} --out {here} --resume"
+        again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
         print(f"to go on: {again}", flush=True)
         return 128 + result.signal
     print(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
@@ -195,7 +198,7 @@ def train_agent(options: argparse.Namespace) -> int:
         _evaluate(options.out, EPISODES, seed=0)
         commands[0] += " --seed 1000"
     if result.stopped is None:
-        again = f"flowgym-gym train {options.env} --algo {options.algo} --out {here} --resume"
+        again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
         commands.append(f"{again} --timesteps {2 * result.target}")
     policy = options.out / "policy"
     if policy.exists():
@@ -284,5 +287,7 @@ def _import_agents() -> None:
 def _check_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise OptionError(f"--out is {path}, expected a file name that ends in .png")
+    if path.is_dir():
+        raise OptionError(f"--out is {path}, which is a folder; expected a file to write")
     if not path.absolute().parent.is_dir():
         raise OptionError(f"--out is {path}, but there is no folder {path.absolute().parent}")

@@ -1,3 +1,4 @@
+import errno
 import inspect
 import re
 import shlex
@@ -67,6 +68,19 @@ def test_sample_writes_a_grid_and_the_mean_reward(tmp_path, capsys):
 
 def next_line(lines):
     return next(line for line in lines if line.startswith("next: "))
+
+
+def test_a_picture_that_cannot_be_written_is_said(tmp_path, capsys, monkeypatch):
+    (tmp_path / "folder.png").mkdir()
+    assert main(["sample", SHORT, "--out", str(tmp_path / "folder.png")]) == 2
+    assert "which is a folder" in capsys.readouterr().err
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("flowgym_gym.agents.pictures.picture_grid", full)
+    assert main(["sample", SHORT, "--n", "1", "--set", "discretization_steps=1", "--out", str(tmp_path / "x.png")]) == 2
+    assert capsys.readouterr().err.endswith("x.png, which cannot be written: No space left on device\n")
 
 
 def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):

@@ -37,6 +37,7 @@ from flowgym_gym.agents.runs import (
     load_agent,
     read_config,
     save_best,
+    with_frozen_reward,
     write_json,
 )
 from flowgym_gym.agents.settings import SEEDS, make_vector_env
@@ -238,7 +239,8 @@ def evaluate(
         seed: Episode ``i`` starts from seed ``2**30 + seed + i``, which no training run uses.
         which: ``"best"`` or ``"newest"`` agent of a run folder; see ``load_agent``.
         vector_env: Where to play; needed for a policy that comes without a run folder. Its autoreset mode must be
-            DISABLED.
+            DISABLED. If its reward remembers what it has scored, a copy is played in, whose reward learns nothing more:
+            agent and base model are scored by one measure.
 
     Returns:
         For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and ``std`` of
@@ -258,7 +260,7 @@ def evaluate(
     if folder is not None:
         config = read_config(folder)
         agent, checkpoint = load_agent(folder, which), chosen_checkpoint(folder, which)
-        vector_env = vector_env or evaluation_env(config, min(episodes, BATCH), checkpoint)
+        vector_env = evaluation_env(config, min(episodes, BATCH), checkpoint) if vector_env is None else vector_env
     if not hasattr(agent, "predict"):
         raise OptionError(f"run_or_policy is a {type(agent).__name__}, expected a run folder or a policy with predict")
     if vector_env is None:
@@ -268,6 +270,7 @@ def evaluate(
             'vector_env resets by itself; make it with gymnasium.make_vec(..., autoreset_mode="Disabled")'
         )
 
+    vector_env = with_frozen_reward(vector_env)
     seeds = held_out_seeds(episodes, seed)
     played = play(vector_env, seeds, predict=deterministic(agent))
     base = play(vector_env, seeds)

@@ -54,7 +54,7 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
     from flowgym_gym import agents
 
     agent = agents.load_agent(run, which)
-    from flowgym_gym.agents.runs import chosen_checkpoint, read_config, write_json
+    from flowgym_gym.agents.runs import BEST, chosen_checkpoint, read_config, write_json
 
     folder, config = Path(path), read_config(Path(run))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -80,7 +80,7 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
         "algo": config["algo"],
         "seed": config["seed"],
         "timesteps": agent.num_timesteps,
-        "checkpoint": chosen_checkpoint(Path(run), which).parent.name,
+        "checkpoint": "best" if chosen_checkpoint(Path(run), which).parent.name == BEST else "newest",
         "versions": config.get("versions", {}),
     }
     try:

@@ -57,13 +57,12 @@ class Records:
     def start(self) -> None:
         """Begin all files, or go on with them, and write a checkpoint."""
         timesteps = self._model.num_timesteps
-        rows = self._metrics.start(timesteps)
+        self._metrics.start(timesteps)
         if self._evaluations is not None:
             rows = self._evaluations.metrics.start(timesteps)
-        since = int(rows[-2]["timesteps"] or 0) if len(rows) > 1 else 0
-        self._judged = rows[-1] if rows and self._is_judged(since) else None
-        if self._evaluations is not None and timesteps == 0:
-            self._evaluate()
+            self._judged = rows[-1] if rows else None
+            if timesteps == 0:
+                self._evaluate()
         self.save()
 
     def add(self, row: Row, since: int) -> None:
@@ -71,12 +70,11 @@ class Records:
         self._metrics.append(row)
         if self._board is not None:
             self._board.add(row)
-        done, settings = self._model.num_timesteps, self._settings
-        if self._evaluations is None:
-            self._judged = row if self._is_judged(since) else None
-        elif done // settings["evaluate_every"] > since // settings["evaluate_every"] or done >= settings["timesteps"]:
+        done, every = self._model.num_timesteps, self._settings["evaluate_every"]
+        evaluate = every is not None and (done // every > since // every or done >= self._settings["timesteps"])
+        if evaluate:
             self._evaluate()
-        if done // settings["checkpoint_every"] > since // settings["checkpoint_every"]:
+        if done // self._settings["checkpoint_every"] > since // self._settings["checkpoint_every"]:
             self.save()
 
     def save(self) -> None:
@@ -94,8 +92,10 @@ class Records:
         budget, row = self._settings["kl_budget"], self._judged
         if row is None or not over_budget(budget, row):
             return None
-        whose = "of the episodes of training" if self._evaluations is None else "in the evaluation"
-        return f"the mean control cost {whose}, {row['control_cost']:.4g} nats, passes the kl_budget of {budget:.4g}"
+        return (
+            f"the mean control cost in the evaluation, {row['control_cost']:.4g} nats, passes the kl_budget of "
+            f"{budget:.4g}"
+        )
 
     def close(self) -> None:
         """Close what is open."""
@@ -103,10 +103,6 @@ class Records:
             self._evaluations.close()
         if self._board is not None:
             self._board.close()
-
-    def _is_judged(self, since: int) -> bool:
-        """Whether the budget applies to an interval from then on: what off-policy algorithms begin with is random."""
-        return self._evaluations is not None or since >= getattr(self._model, "learning_starts", 0)
 
     def _evaluate(self) -> None:
         assert self._evaluations is not None

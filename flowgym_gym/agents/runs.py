@@ -20,6 +20,7 @@ Reading one back loads tensors, numbers and text only; a pickle that would make 
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -404,6 +405,15 @@ def freeze_reward(env: VectorEnv[Any, Any, Any], checkpoint: Path | None) -> Non
         except UNREADABLE as error:
             raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
     _reward(env).freeze()
+
+
+def with_frozen_reward(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
+    """The environment, or, if its reward remembers what it has scored, a copy whose reward stays at what it knows."""
+    if not hasattr(env.unwrapped, "rollout") or not _reward(env).stateful:
+        return env
+    env = copy.deepcopy(env)
+    _reward(env).freeze()
+    return env
 
 
 def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:

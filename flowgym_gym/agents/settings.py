@@ -14,8 +14,8 @@ A preset has these parts; each may be left out:
     Timesteps between two evaluations (null: none), each of so many episodes with deterministic actions on the same
     held-out seeds; the agent with the highest return is kept.
 ``kl_budget``
-    Nats of mean control cost of an episode beyond which training stops, and no agent counts as the best; null for no
-    limit. Without evaluations the episodes of training count.
+    Nats of mean control cost in an evaluation beyond which training stops, and no agent counts as the best; null for no
+    limit. With a budget ``evaluate_every: null`` means ``checkpoint_every``.
 ``final_learning_rate``
     The learning rate goes linearly from ``algo.learning_rate`` to this; null keeps it constant.
 ``algo``

@@ -65,6 +65,7 @@ from flowgym_gym.agents.runs import (
 )
 from flowgym_gym.agents.settings import (
     SECTIONS,
+    Settings,
     check,
     check_algorithm,
     full_id,
@@ -80,6 +81,8 @@ __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
 
 PICTURES = 16
 PLAIN_LINE_SECONDS = 10.0
+# stable-baselines3's own.
+LEARNING_STARTS = 100
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class RunResult:
 
 def train(
     env_id: str,
-    algo: str = "ppo",
+    algo: str | None = None,
     *,
     out: str | Path,
     timesteps: int | None = None,
@@ -139,7 +142,7 @@ def train(
 
     Args:
         env_id: The environment, with or without ``flowgym/``.
-        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``, which needs sb3-contrib.
+        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``, which needs sb3-contrib; if None ``"ppo"``, with ``resume`` the run's.
         out: The run folder: new or empty, or with ``resume`` that of the run to go on with.
         timesteps: Environment steps of all sub-environments together; the preset's if None. PPO takes whole rollouts.
         num_envs: Number of sub-environments; the preset's if None.
@@ -167,7 +170,7 @@ def train(
 
 def prepare(
     env_id: str,
-    algo: str = "ppo",
+    algo: str | None = None,
     *,
     out: str | Path,
     timesteps: int | None = None,
@@ -181,21 +184,15 @@ def prepare(
     Raises:
         FlowGymError: If an argument cannot be used.
     """
-    env_id, algo, out = full_id(env_id), check_algorithm(algo), Path(out)
+    env_id, out = full_id(env_id), Path(out)
+    if algo is not None:
+        check_algorithm(algo)
     if resume:
         return _prepare_resumed(env_id, algo, out, timesteps, num_envs, seed, overrides)
+    algo = algo or "ppo"
     check_new(out)
-    changes = dict(overrides or {})
-    for name, value in (("timesteps", timesteps), ("num_envs", num_envs)):
-        if value is not None:
-            changes[name] = value
-    settings = override(load_preset(env_id, algo), changes, env_id, algo)
+    settings, notes = settings_of_run(env_id, algo, timesteps, num_envs, overrides)
     check_seed(0 if seed is None else seed, settings["num_envs"])
-    try:
-        json.dumps(settings)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"a setting is no plain value: {error}") from error
-    notes = _round_up(settings, algo)
     config = {
         "env_id": env_id,
         "algo": algo,
@@ -204,6 +201,45 @@ def prepare(
         "versions": versions(),
     }
     return Run(out, config, resume=False, notes=notes)
+
+
+def settings_of_run(
+    env_id: str,
+    algo: str,
+    timesteps: int | None = None,
+    num_envs: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Settings, list[str]]:
+    """Settings of a new run, and what to tell the user about them; arguments as of :func:`train`.
+
+    Raises:
+        FlowGymError: If an argument cannot be used.
+    """
+    changes = dict(overrides or {})
+    for name, value in (("timesteps", timesteps), ("num_envs", num_envs)):
+        if value is not None:
+            changes[name] = value
+    settings = override(load_preset(env_id, algo), changes, env_id, algo)
+    try:
+        json.dumps(settings)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"a setting is no plain value: {error}") from error
+    return settings, _fit(settings, algo)
+
+
+def differences(changed: Settings, settings: Settings) -> list[str]:
+    """What differs from the settings of a run, timesteps aside."""
+    flat = [
+        {
+            f"{section}.{name}" if section else name: value
+            for section in ("", *SECTIONS)
+            for name, value in (some[section] if section else some).items()
+            if section or name not in (*SECTIONS, "timesteps")
+        }
+        for some in (changed, settings)
+    ]
+    names = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
+    return [f"{name} is {flat[0].get(name)!r}, but the run has {flat[1].get(name)!r}" for name in names]
 
 
 def run(prepared: Run, progress: bool = True) -> RunResult:
@@ -281,8 +317,9 @@ def save_curve(out: Path) -> None:
     Raises:
         CheckpointError: If one of its files is damaged, or the picture cannot be written.
     """
-    config = read_config(out)
-    base = config.get("base_model")
+    config, evaluations = read_config(out), read_metrics(out / EVALUATIONS)
+    # The untrained agent, on the seeds of the curve's other points, is the base model.
+    base = next((row for row in evaluations if row["timesteps"] == 0), None) or config.get("base_model")
     evaluation = out / "evaluation.json"
     if evaluation.is_file():
         try:
@@ -298,7 +335,7 @@ def save_curve(out: Path) -> None:
             read_metrics(out / METRICS),
             title,
             base,
-            read_metrics(out / EVALUATIONS),
+            evaluations,
             None if best is None else int(best.name),
         )
     except OSError as error:
@@ -467,7 +504,7 @@ def _learn(
 
 def _prepare_resumed(
     env_id: str,
-    algo: str,
+    algo: str | None,
     out: Path,
     timesteps: int | None,
     num_envs: int | None,
@@ -477,49 +514,37 @@ def _prepare_resumed(
     config = read_config(out)
     check_writable(out)
     done = _done(out)
-    settings = config["settings"]
+    settings = copy.deepcopy(config["settings"])
     given = {"env": env_id, "algo": algo, "seed": seed, "num_envs": num_envs}
     own = {"env": config["env_id"], "algo": config["algo"], "seed": config["seed"], "num_envs": settings["num_envs"]}
     for name, value in given.items():
         if value is not None and value != own[name]:
             raise OptionError(f"{name} is {value!r}, but the run in {out} has {own[name]!r} and resumes with that")
-    if overrides:
-        changed = override(settings, overrides, env_id, algo)
-        differences = _differences(changed, settings)
-        if differences:
-            raise OptionError(
-                f"{'; '.join(differences)}: settings cannot change when the run in {out} is resumed, only timesteps can"
-            )
-        timesteps = timesteps if timesteps is not None else changed["timesteps"]
-    notes = []
+    algo, notes = config["algo"], []
     if done is None:
         notes.append(f"the run in {out} ended before its first checkpoint; starting from the beginning")
+    if overrides:
+        changed = override(settings, overrides, env_id, algo)
+        _fit(changed, algo)
+        found = differences(changed, settings)
+        if found:
+            raise OptionError(
+                f"{'; '.join(found)}: settings cannot change when the run in {out} is resumed, only timesteps can"
+            )
+        timesteps = timesteps if timesteps is not None else changed["timesteps"]
     if timesteps is not None:
-        settings = {**settings, "timesteps": timesteps}
+        settings["timesteps"] = timesteps
         check(settings, algo)
-        notes += _round_up(settings, algo)
-        if done is not None and settings["timesteps"] < done:
-            raise OptionError(f"timesteps is {timesteps}, but the run in {out} has already done {done}; give more")
-        if settings["timesteps"] > config["settings"]["timesteps"]:
-            notes += _restarted_rate(settings, config["settings"]["timesteps"])
-            # Of a longer run the replay buffer may hold more.
-            config = {name: value for name, value in config.items() if name != "replay_buffer"}
+    notes += _fit(settings, algo)
+    before, target = config["settings"]["timesteps"], settings["timesteps"]
+    if done is not None and target < done:
+        raise OptionError(f"timesteps is {timesteps}, but the run in {out} has already done {done}; give more")
+    if target != before:
+        notes += _changed_rate(settings, done or 0, before)
+    if target > before:
+        # Of a longer run the replay buffer may hold more.
+        config = {name: value for name, value in config.items() if name != "replay_buffer"}
     return Run(out, {**config, "settings": settings}, resume=done is not None, notes=notes)
-
-
-def _differences(changed: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """What differs from the settings of a run, timesteps aside."""
-    flat = [
-        {
-            f"{section}.{name}" if section else name: value
-            for section in ("", *SECTIONS)
-            for name, value in (some[section] if section else some).items()
-            if section or name not in (*SECTIONS, "timesteps")
-        }
-        for some in (changed, settings)
-    ]
-    names = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
-    return [f"{name} is {flat[0].get(name)!r}, but the run has {flat[1].get(name)!r}" for name in names]
 
 
 def _done(out: Path) -> int | None:
@@ -533,13 +558,26 @@ def _done(out: Path) -> int | None:
     return int(newest_checkpoint(out).name)
 
 
-def _round_up(settings: dict[str, Any], algo: str) -> list[str]:
-    """Round the timesteps up to whole rollouts, in place; returns what to tell the user."""
+def _fit(settings: Settings, algo: str) -> list[str]:
+    """Make settings that a run can have of those that are asked for, in place; returns what to tell the user."""
+    notes = []
     unit, asked = _unit(settings, algo), settings["timesteps"]
     settings["timesteps"] = math.ceil(asked / unit) * unit
-    if settings["timesteps"] == asked:
-        return []
-    return [f"{asked} timesteps are rounded up to {settings['timesteps']}, whole rollouts of {unit}"]
+    if settings["timesteps"] != asked:
+        notes.append(f"{asked} timesteps are rounded up to {settings['timesteps']}, whole rollouts of {unit}")
+    if algo != "ppo":
+        random = settings["algo"].get("learning_starts", LEARNING_STARTS)
+        if settings["timesteps"] <= random:
+            notes.append(
+                f"timesteps is {asked}, but {algo.upper()} learns nothing in its first {random}, whose actions are "
+                "random (algo.learning_starts): the agent stays the base model; give more, or set that lower"
+            )
+    if settings["kl_budget"] is not None and settings["evaluate_every"] is None:
+        settings["evaluate_every"] = settings["checkpoint_every"]
+        notes.append(
+            f"evaluations every {settings['evaluate_every']} timesteps (evaluate_every) are held against the kl_budget"
+        )
+    return notes
 
 
 def _unit(settings: dict[str, Any], algo: str) -> int:
@@ -558,14 +596,15 @@ def _learning_rate(settings: dict[str, Any], model: BaseAlgorithm, done: float) 
     return first if final is None else first + (float(final) - first) * done
 
 
-def _restarted_rate(settings: dict[str, Any], before: int) -> list[str]:
-    """What to tell the user about the learning rate of a run that is given more timesteps."""
+def _changed_rate(settings: Settings, done: int, before: int) -> list[str]:
+    """What to tell the user about the learning rate of a run whose timesteps were ``before``."""
     first, final, target = settings["algo"].get("learning_rate"), settings["final_learning_rate"], settings["timesteps"]
     if final is None or first is None:
         return []
-    rate = first + (final - first) * before / target
+    old, new = (first + (final - first) * done / end for end in (before, target))
     return [
-        f"the learning rate goes to {final:g} at {target} timesteps instead of {before}, where it is {rate:.3g} again"
+        f"the learning rate goes to {final:g} at {target} timesteps instead of {before}: it is {new:.3g} now, not "
+        f"{old:.3g}"
     ]
 
 

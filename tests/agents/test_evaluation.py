@@ -37,6 +37,23 @@ def test_interval_is_the_closed_form_for_coin_flips():
     )
 
 
+def test_a_reward_that_remembers_scores_agent_and_base_model_by_one_measure():
+    options = {"reward": "images/standardize", "reward_kwargs": {"reward": "images/red", "min_count": 2}}
+    env = gymnasium.make_vec(
+        "flowgym/Denoising-v0", num_envs=3, autoreset_mode="Disabled", discretization_steps=2, **options
+    )
+    play(env, [1, 2, 3])
+    reward = env.unwrapped.rollout.environment.reward
+    known = reward.statistics("a photo of a cat")
+    report = evaluate(Constant(0.0), episodes=6, vector_env=env)
+    assert report["difference"]["return"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "std": 0.0}
+    assert report["base"]["terminal_reward"]["std"] > 0
+    # The caller's own goes on as it was.
+    assert reward.statistics("a photo of a cat") == known
+    play(env, [4, 5, 6])
+    assert reward.statistics("a photo of a cat") != known
+
+
 @pytest.mark.parametrize("n", [2, 5, 200])
 def test_interval_holds_the_true_mean_in_95_of_100_cases(n):
     rng = np.random.default_rng(0)

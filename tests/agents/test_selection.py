@@ -214,29 +214,27 @@ def test_training_stops_at_the_first_evaluation_that_passes_the_budget(tmp_path,
     assert (again.timesteps, again.stopped) == (16, message)
 
 
-def test_without_an_evaluation_the_episodes_of_training_are_held_against_the_budget(tmp_path):
-    tiny(tmp_path / "free", timesteps=24)
-    costs = [row["control_cost"] for row in read_metrics(tmp_path / "free" / "metrics.csv")]
-    budget = sorted(costs)[1] * 0.9999
-    result = tiny(tmp_path / "bound", timesteps=24, overrides={"kl_budget": budget})
-    first = next(8 * (i + 1) for i, cost in enumerate(costs) if cost > budget)
-    assert result.timesteps == first
-    assert "of the episodes of training" in result.stopped
-    assert result.stopped is not None
-    assert resume(tmp_path / "bound").timesteps == first
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_a_run_with_a_budget_is_evaluated_and_exploration_does_not_count(algo, tmp_path, costs, capsys):
+    costs((0, 1.0), (0, 2.0), (0, 3.0))
+    changes = {"kl_budget": 1e-6, "checkpoint_every": 8}
+    changes |= {"algo.learning_starts": 8} if algo == "sac" else {}
+    result = tiny(tmp_path, algo, 16, changes)
+    assert (result.timesteps, result.stopped) == (16, None)
+    assert "evaluations every 8 timesteps (evaluate_every) are held against the kl_budget" in capsys.readouterr().err
+    assert [row["timesteps"] for row in read_metrics(tmp_path / "evaluations.csv")] == [0, 8, 16]
+    assert min(row["control_cost"] for row in read_metrics(tmp_path / "metrics.csv")) > 1e-6
+    # The same command again is not another run.
+    assert resume(tmp_path, algo, overrides=changes).timesteps == 16
 
 
-def test_random_actions_before_learning_are_not_held_against_the_budget(tmp_path):
-    changes = {"algo.learning_starts": 8, "checkpoint_every": 4}
-    tiny(tmp_path / "free", "sac", 16, changes)
-    costs = [row["control_cost"] for row in read_metrics(tmp_path / "free" / "metrics.csv")]
-    assert min(costs) > 0
-    result = tiny(tmp_path / "bound", "sac", 16, {**changes, "kl_budget": min(costs) / 2})
-    assert result.timesteps == 12
-    assert resume(tmp_path / "bound", "sac").timesteps == 12
-    # Interrupted while actions are random, a run goes on.
-    assert tiny(tmp_path / "short", "sac", 8, {**changes, "kl_budget": min(costs) / 2}).stopped is None
-    assert resume(tmp_path / "short", "sac", timesteps=16).timesteps == 12
+def test_a_run_from_before_budgets_meant_evaluations_is_evaluated_when_it_goes_on(tmp_path, costs):
+    tiny(tmp_path, timesteps=8)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["settings"] |= {"kl_budget": 3.0, "checkpoint_every": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    costs((4.0, 1.0))
+    assert resume(tmp_path, timesteps=24).timesteps == 16
 
 
 def test_a_run_within_its_budget_goes_on_to_its_end(tmp_path):

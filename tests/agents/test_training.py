@@ -271,10 +271,45 @@ def test_more_timesteps_bring_the_learning_rate_back_and_say_so(tmp_path, capsys
     tiny(tmp_path, timesteps=16, overrides=changes)
     assert "learning rate" not in capsys.readouterr().err
     resume(tmp_path, timesteps=32)
-    said = "the learning rate goes to 0.001 at 32 timesteps instead of 16, where it is 0.002 again"
+    said = "the learning rate goes to 0.001 at 32 timesteps instead of 16: it is 0.002 now, not 0.001"
     assert said in capsys.readouterr().err
     rates = [row["learning_rate"] for row in read_metrics(tmp_path / "metrics.csv")]
     assert rates == pytest.approx([0.003, 0.002, 0.002, 0.0015])
+
+
+def test_fewer_timesteps_change_the_learning_rate_and_say_so(tmp_path, capsys, terminate_at):
+    terminate_at(8)
+    tiny(tmp_path, timesteps=64, overrides={"algo.learning_rate": 0.003, "final_learning_rate": 0.001})
+    capsys.readouterr()
+    resume(tmp_path, timesteps=16)
+    said = "the learning rate goes to 0.001 at 16 timesteps instead of 64: it is 0.002 now, not 0.00275"
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_too_short_to_learn_says_so(tmp_path, capsys):
+    tiny(tmp_path / "short", "sac", timesteps=4)
+    assert "timesteps is 4, but SAC learns nothing in its first 4" in capsys.readouterr().err
+    tiny(tmp_path / "long", "sac", timesteps=8)
+    assert "learns nothing" not in capsys.readouterr().err
+
+
+def test_a_resumed_run_needs_no_algorithm(tmp_path):
+    tiny(tmp_path, "sac", timesteps=8)
+    assert train(RED, out=tmp_path, resume=True, timesteps=16, progress=False).timesteps == 16
+    with pytest.raises(OptionError, match=r"algo is 'ppo', but the run in .* has 'sac'"):
+        resume(tmp_path, "ppo")
+
+
+def test_a_curves_base_model_is_that_of_its_evaluations(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("flowgym_gym.agents.training.learning_curve", lambda *args: drawn.append(args[3]))
+    tiny(tmp_path, timesteps=8, overrides={"evaluate_every": 8, "evaluation_episodes": 3})
+    first = read_metrics(tmp_path / "evaluations.csv")[0]
+    assert drawn[-1]["episodes"] == 3
+    assert drawn[-1]["return"] == first["return"]
+    report = evaluate(tmp_path, episodes=4)
+    save_curve(tmp_path)
+    assert (drawn[-1]["episodes"], drawn[-1]["return"]) == (4, report["base"]["return"]["mean"])
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])

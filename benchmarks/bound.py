@@ -1,0 +1,81 @@
+r"""What no policy passes on an environment: ``python -m benchmarks.bound StableDiffusion-Red-v0``.
+
+A policy has to take initial noises as they come, so its expected return is at most the free energy
+
+.. math:: E_{x_0} \Big[ w \log E\big[ \exp(\lambda r / w) \,\big|\, x_0 \big] \Big],
+
+the inner expectation being over the base model's paths from :math:`x_0`, with :math:`\lambda` the reward scale and
+:math:`w` the weight of control costs (docs/mathematics.md, equation 11). It is estimated from some continuations of
+each of some initial noises; the logarithm of a mean of :math:`n` is low by about its relative variance over
+:math:`2 n`, which is added back. The interval is over initial noises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from tqdm import tqdm
+
+from flowgym_gym.agents.evaluation import held_out_seeds, interval
+from flowgym_gym.agents.settings import full_id, load_preset, make_vector_env, override, parse_assignments
+
+
+def returns(env_id: str, settings: dict[str, object], noises: int, continuations: int) -> np.ndarray:
+    """Returns of the base model, ``(noises, continuations)``: a row's episodes begin with the same noise and prompt."""
+    env = make_vector_env(env_id, settings, continuations, AutoresetMode.DISABLED)
+    still = np.zeros(env.action_space.shape or (), np.float32)
+    rows = []
+    for start in tqdm(held_out_seeds(noises * continuations)[::continuations], unit="noise", file=sys.stderr):
+        env.reset(seed=[start + i for i in range(continuations)])
+        state = env.unwrapped.get_state()
+        for name, array in state.items():
+            # Generators stay: they draw each continuation's own noise.
+            if name in ("latents", "embeddings") or (name.startswith("kwargs/") and array.ndim):
+                state[name] = np.repeat(array[:1], continuations, axis=0)
+        env.unwrapped.set_state(state)
+        total, done = np.zeros(continuations), False
+        while not done:
+            _, rewards, terminations, _, _ = env.step(still)
+            total += rewards
+            done = bool(terminations.all())
+        rows.append(total)
+    return np.array(rows)
+
+
+def free_energies(returns: np.ndarray, weight: float) -> np.ndarray:
+    """Free energy from each noise, ``(noises,)``, for returns of the base model and this weight of control costs.
+
+    >>> gaussian = np.random.default_rng(0).normal(1.0, 2.0, (200, 4000))
+    >>> bool(abs(free_energies(gaussian, 4.0).mean() - (1 + 2**2 / 2 / 4)) < 0.01)
+    True
+    """
+    top = returns.max(axis=1, keepdims=True)
+    weights = np.exp((returns - top) / weight)
+    mean = weights.mean(axis=1)
+    correction = weights.var(axis=1, ddof=1) / mean**2 / (2 * returns.shape[1])
+    return np.asarray(top[:, 0] + weight * (np.log(mean) + correction))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the base model's return and the bound."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bound", description=__doc__.partition("\n")[0])
+    parser.add_argument("env", help="environment id; its settings are those of the preset for PPO")
+    parser.add_argument("--noises", type=int, default=64)
+    parser.add_argument("--continuations", type=int, default=64)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    args = parser.parse_args(arguments)
+    env_id = full_id(args.env)
+    settings = override(load_preset(env_id, "ppo"), parse_assignments(args.set), env_id, "ppo")
+    weight = settings["env"].get("control_cost_weight", 1.0)
+    found = returns(env_id, settings, args.noises, args.continuations)
+    for name, values in (("base model", found.mean(axis=1)), ("no policy passes", free_energies(found, weight))):
+        mean = interval(values)
+        print(f"{name:16}  {mean['mean']:.2f} +- {mean['high'] - mean['mean']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
