@@ -479,7 +479,7 @@ def test_all_agents_steer_the_process_of_the_first_ones_preset(tmp_path, monkeyp
     monkeypatch.setattr(
         "flowgym_gym.agents.training.load_preset", lambda id, algo: complete({**small, **presets[algo]})
     )
-    options = {"pool": 2, "best_of": [2], "episodes": 2, "strengths": [], "reward_scales": [15]}
+    options = {"pool": 16, "best_of": [2], "episodes": 2, "strengths": [], "reward_scales": [15]}
     report = frontier(
         GAUSSIAN, out=tmp_path / "a", algos=["sac", "ppo"], overrides={"algo.n_steps": 1}, **options
     ).report
