@@ -37,7 +37,10 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config(options.run)
     env = evaluation_env(config, min(options.episodes, BATCH))
-    (prompt,) = env.unwrapped.rollout.environment.base_model.prompts
+    prompts = env.unwrapped.rollout.environment.base_model.prompts
+    if len(prompts) > 1:
+        parser.error(f"the run has {len(prompts)} prompts, expected a single one that names a subject")
+    (prompt,) = prompts
     names = [name for name in classifier.load().names if f" {name} " in f" {prompt} "]
     if not names:
         parser.error(f"prompt {prompt!r} names none of the classifier's subjects")
