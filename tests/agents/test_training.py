@@ -356,10 +356,15 @@ def test_a_signal_after_the_training_is_not_swallowed(tmp_path, monkeypatch):
     def interrupt(*args):
         signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patched:
-        patched.setattr("flowgym_gym.agents.training._save_film", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            tiny(tmp_path)
+    # A shell starts background jobs with SIGINT ignored.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr("flowgym_gym.agents.training._save_film", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                tiny(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert resume(tmp_path).timesteps == 16
 
 
