@@ -86,6 +86,11 @@ def test_evaluations_are_episodes_of_the_deterministic_agent_on_seeds_of_their_o
             assert rows[2][name + end] == pytest.approx(expected[what], rel=1e-3, abs=1e-5)
 
 
+def test_the_last_agent_of_a_run_is_evaluated_wherever_it_ends(tmp_path):
+    tiny(tmp_path, timesteps=24, overrides={**EVERY, "evaluate_every": 16})
+    assert [row["timesteps"] for row in evaluations(tmp_path)] == [0, 16, 24]
+
+
 def test_the_seeds_of_choosing_reporting_and_training_lie_apart():
     largest = 2**30 - 256
     assert held_out_seeds(256, largest)[-1] < selection_seeds(1)[0] == 2**31

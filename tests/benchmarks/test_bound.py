@@ -33,3 +33,10 @@ def test_continuations_share_their_beginning_and_nothing_else():
     still = bound.returns(GAUSSIAN, settings, 3, 4)
     assert still == pytest.approx(np.repeat(still[:, :1], 4, axis=1), abs=1e-5)
     assert len(np.unique(still.round(3))) == 3
+
+
+def test_free_energies_make_up_for_the_logarithm_of_few_continuations():
+    weight, std = 4.0, 2.0
+    found = bound.free_energies(np.random.default_rng(0).normal(1.0, std, (100_000, 8)), weight)
+    # That of a Gaussian; without the correction it would be 0.07 less.
+    assert found.mean() == pytest.approx(1 + std**2 / (2 * weight), abs=0.01)
