@@ -8,6 +8,7 @@ import pytest
 from benchmarks import bound
 from flowgym_gym.agents import load_preset
 from flowgym_gym.agents.settings import make_vector_env
+from flowgym_gym.errors import OptionError
 from flowgym_gym.optimal_control import free_energy, uncontrolled_value
 
 ID, GAUSSIAN = "flowgym/GaussianMixture-Binary-v0", "flowgym/GaussianMixture-Gaussian-v0"
@@ -25,13 +26,40 @@ def test_it_is_that_of_dynamic_programming(capsys):
         assert half < 0.3 * exact
 
 
+def test_too_few_continuations_give_no_estimate_but_what_is_certain(capsys):
+    bound.main([GAUSSIAN, "--noises", "64", "--continuations", "64"])
+    (line,) = capsys.readouterr().out.splitlines()[1:]
+    least = float(re.fullmatch(r"the bound is at least ([\d.]+); 64 continuations are too few to estimate it", line)[1])
+    exact = free_energy(make_vector_env(GAUSSIAN, load_preset(GAUSSIAN), 1))
+    assert 0.5 * exact < least < exact - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--noises", "1"], "--noises is 1, expected at least 2"),
+        (["--continuations", "7"], "--continuations is 7, expected at least 8"),
+        (["--set", "control_cost_weight=0"], "control_cost_weight is 0, expected a number above 0"),
+    ],
+)
+def test_numbers_that_give_no_bound_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        bound.main([GAUSSIAN, *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_process_without_noise_has_no_bound():
+    with pytest.raises(OptionError, match="draws no noise.* take a noise_level above 0"):
+        bound.main([GAUSSIAN, "--set", "noise_level=0"])
+
+
 def test_continuations_share_their_beginning_and_nothing_else():
     settings = load_preset(GAUSSIAN)
     found = bound.returns(GAUSSIAN, settings, 3, 4)
     assert len(np.unique(found)) > 6
-    settings["env"]["noise_level"] = 0.0
+    settings["env"]["noise_level"] = 1e-6
     still = bound.returns(GAUSSIAN, settings, 3, 4)
-    assert still == pytest.approx(np.repeat(still[:, :1], 4, axis=1), abs=1e-5)
+    assert still == pytest.approx(np.repeat(still[:, :1], 4, axis=1), abs=1e-4)
     assert len(np.unique(still.round(3))) == 3
 
 
