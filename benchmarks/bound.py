@@ -39,8 +39,8 @@ def returns(env_id: str, settings: dict[str, object], noises: int, continuations
     env = make_vector_env(env_id, settings, continuations, AutoresetMode.DISABLED)
     if not bool((env.unwrapped.rollout.environment.transitions.std > 0).any()):
         raise OptionError(
-            "this process draws no noise: its control costs are no divergence, and the free energy bounds nothing; take a "
-            "noise_level above 0"
+            "this process draws no noise: its control costs are no divergence, and the free energy bounds nothing; "
+            "take a noise_level above 0"
         )
     still = np.zeros(env.action_space.shape or (), np.float32)
     rows = []
@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if estimated:
         print(f"no policy passes  {_cell(value)}")
     else:
-        print(f"the bound is at least {value['mean']:.2f}; {args.continuations} continuations are too few to estimate it")
+        too_few = f"{args.continuations} continuations are too few to estimate it"
+        print(f"the bound is at least {value['mean']:.2f}; {too_few}")
 
 
 def _cell(values: dict[str, float]) -> str:

@@ -1,7 +1,7 @@
 """Diffusion and flow models as Gymnasium environments: one denoising step is one ``Env.step``.
 
 Importing this package registers the environment ids with Gymnasium. It imports neither torch nor diffusers:
-the public names below are loaded when they are first used.
+the public names below, and the subpackages, are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ _LAZY = {
     "make": "flowgym_gym.envs",
 }
 
+_SUBMODULES = ("agents", "envs", "models", "optimal_control", "prompts", "rewards", "schedulers", "types", "wrappers")
+
 __all__ = [
     "BaseModel",
     "ConstantNoiseSchedule",
@@ -85,6 +87,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

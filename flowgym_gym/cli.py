@@ -145,12 +145,12 @@ def sample_base_model(options: argparse.Namespace) -> int:
     _import_agents()
     from flowgym_gym.agents.evaluation import BATCH, check_seed, play
     from flowgym_gym.agents.pictures import picture_grid
-    from flowgym_gym.agents.settings import complete, full_id, override, parse_assignments
+    from flowgym_gym.agents.settings import check_env_options, full_id, parse_assignments
 
     check_seed(options.seed, options.n)
     env_id = full_id(options.env)
-    changes = {f"env.{name.removeprefix('env.')}": value for name, value in parse_assignments(options.set).items()}
-    kwargs = override(complete({}), changes, env_id, "ppo")["env"]
+    kwargs = {name.removeprefix("env."): value for name, value in parse_assignments(options.set).items()}
+    check_env_options(env_id, kwargs)
     env = gymnasium.make_vec(
         env_id, num_envs=min(options.n, BATCH), autoreset_mode="Disabled", render_mode="rgb_array", **kwargs
     )
@@ -290,4 +290,4 @@ def _check_png(path: Path) -> None:
     if path.is_dir():
         raise OptionError(f"--out is {path}, which is a folder; expected a file to write")
     if not path.absolute().parent.is_dir():
-        raise OptionError(f"--out is {path}, but there is no folder {path.absolute().parent}")
+        raise OptionError(f"--out is {path}, but there is no folder {path.absolute().parent}; make it first")

@@ -120,7 +120,7 @@ def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
         (["sample", SHORT, "--out", "x.jpg"], "ends in .png"),
         (["sample", SHORT, "--out", "nowhere/x.png"], "no folder"),
         (["sample", SHORT, "--n", "0", "--out", "x.png"], "--n is 0"),
-        (["sample", SHORT, "--out", "x.png", "--set", "num_envs=3"], "no setting"),
+        (["sample", SHORT, "--out", "x.png", "--set", "num_envs=3"], "has no option 'num_envs'"),
         (["sample", SHORT, "--out", "x.png", "--set", "prompts"], "name=value"),
         (["train", SHORT, "--algo", "td3", "--out", "run"], "algo is 'td3'"),
         (["export", "nowhere", "--out", "policy"], "holds no run"),

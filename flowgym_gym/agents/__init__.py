@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flowgym_gym.errors import FlowGymError
+from flowgym_gym.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from flowgym_gym.agents.evaluation import evaluate
@@ -49,10 +49,6 @@ __all__ = [
 ]
 
 
-class MissingExtraError(FlowGymError, ImportError):
-    """A library of the ``agents`` extra is not installed."""
-
-
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -63,7 +59,8 @@ def __getattr__(name: str) -> Any:
         if missing not in EXTRA:
             raise
         raise MissingExtraError(
-            f'{name} needs {missing}, which is not installed; run: pip install "flowgym_gym[agents]"'
+            f'{__name__} needs {missing}, which is not installed; run: pip install "flowgym_gym[agents]", or in a '
+            'clone pip install -e ".[agents]"'
         ) from error
     value = getattr(module, name)
     globals()[name] = value

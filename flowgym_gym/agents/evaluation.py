@@ -246,7 +246,7 @@ def evaluate(
         For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and ``std`` of
         ``terminal_reward``, ``control_cost`` and ``return``; with several prompts, the same for the episodes of each
         under ``prompts``; for a run folder, which ``checkpoint`` the agent is. Also written to the run folder's
-        ``evaluation.json``.
+        ``evaluation.json``, if no other ``vector_env`` is given.
 
     Raises:
         OptionError: If a number is out of range, or there is nothing to evaluate.
@@ -256,6 +256,7 @@ def evaluate(
         raise OptionError(f"episodes is {episodes!r}, expected a whole number, at least 2")
     check_seed(seed, episodes)
     folder = Path(run_or_policy) if isinstance(run_or_policy, str | os.PathLike) else None
+    own_env = folder is not None and vector_env is None
     agent, checkpoint = run_or_policy, None
     if folder is not None:
         config = read_config(folder)
@@ -289,7 +290,7 @@ def evaluate(
     }
     if len(set(base.prompts)) > 1:
         report["prompts"] = by_prompt(played, base)
-    if folder is not None:
+    if folder is not None and own_env:
         try:
             write_json(folder / EVALUATION, report)
         except OSError as error:

@@ -69,7 +69,7 @@ from flowgym_gym.agents.settings import (
     make_vector_env,
     override,
 )
-from flowgym_gym.agents.training import Run, differences, prepare, run, save_curve, settings_of_run
+from flowgym_gym.agents.training import Run, differences, prepare, run, save_curve, say, settings_of_run
 from flowgym_gym.checks import check_choice, check_number, check_whole
 from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.envs.rollout import DEFAULTS
@@ -209,16 +209,18 @@ def frontier(
         env_id, out, algos, reward_scales, strengths, gradients, best_of, pool, episodes, seed, timesteps,
         dict(overrides or {}), batch_size,
     )  # fmt: skip
-    report = _begin(plan)
-    waiting = [agent for agent in plan.agents if not _is_done(report, agent.name, agent.asked)]
+    found = _begin(plan)
+    waiting = [agent for agent in plan.agents if not _is_done(found, agent.name, agent.asked)]
     runs = [_prepare_run(plan, agent) for agent in waiting]
     env = _make_env(plan)
     plan.out.mkdir(parents=True, exist_ok=True)
     with locked(plan.out):
+        # Another process may have added points since.
+        report = _begin(plan)
         _measure_base_model(plan, report, env)
         _measure_guidance(plan, report, _environment(env))
         for agent, prepared in zip(waiting, runs, strict=True):
-            _say(f"training {agent.algo.upper()} at reward scale {agent.scale:g} in {prepared.out}")
+            say(f"training {agent.algo.upper()} at reward scale {agent.scale:g} in {prepared.out}")
             result = run(prepared)
             if result.signal is not None:
                 return Frontier(plan.out, report, result.signal)
@@ -523,7 +525,7 @@ def _plan(
             notes.append(f"{algo} steers the process of the preset for {first}: {told}")
         for scale in _scales(reward_scales, REWARD_SCALES, unit):
             changes = {**overrides, **shared, COST_WEIGHT: _reward_scale(env_id, presets[algo]) / scale}
-            asked = {"episodes": episodes, "seed": seed, "asked_timesteps": timesteps, "overrides": _plain(changes)}
+            asked = {"episodes": episodes, "seed": seed, "asked_timesteps": timesteps, "overrides": _as_json(changes)}
             agents.append(Agent(algo, scale, {"method": algo, "setting": scale, **asked}))
     return Plan(
         env_id=env_id,
@@ -580,7 +582,7 @@ def _prepare_run(plan: Plan, agent: Agent) -> Run:
         return prepare(plan.env_id, agent.algo, out=out, timesteps=plan.timesteps, seed=plan.seed, overrides=asked)
     # Resuming alone would go on with whatever the run has and this call does not name.
     own, (settings, _) = read_config(out), settings_of_run(plan.env_id, agent.algo, plan.timesteps, None, asked)
-    found = differences(_plain(settings), own["settings"])
+    found = differences(_as_json(settings), own["settings"])
     found += [
         f"{name} is {value!r}, but the run has {has!r}"
         for name, value, has in (
@@ -598,10 +600,10 @@ def _process(settings: Settings) -> Settings:
     """The part of an agent's settings that decides what it steers: environment and time grid, as JSON keeps them."""
     env = {name: value for name, value in settings["env"].items() if name not in OF_THE_AGENT}
     grid = {name: v for name, v in settings["wrappers"].items() if name == "time_grid" and v is not None}
-    return _plain({"env": env, "wrappers": grid})
+    return _as_json({"env": env, "wrappers": grid})
 
 
-def _plain(settings: Settings) -> Settings:
+def _as_json(settings: Settings) -> Settings:
     """Settings as JSON gives them back."""
     try:
         plain: Settings = json.loads(json.dumps(settings))
@@ -689,14 +691,14 @@ def _measure_base_model(plan: Plan, report: Report, env: VectorEnv[Any, Any, Any
         }  # fmt: skip
     _save(plan, report)
     base = report["points"]["base"]["reward"]
-    _say(f"base model: reward {_cell(base)}" + "".join(f", best of {n}: {best['mean'][n - 1]:.4g}" for n in possible))
+    say(f"base model: reward {_cell(base)}" + "".join(f", best of {n}: {best['mean'][n - 1]:.4g}" for n in possible))
 
 
 def _measure_guidance(plan: Plan, report: Report, environment: Environment[Any]) -> None:
     """Guidance at every strength, in batches that are seeded as the first of their episodes."""
     if not environment.reward.differentiable and plan.strengths and plan.gradients:
         report["notes"].append(f"no guidance: {type(environment.reward).__name__} is not differentiable")
-        _say(report["notes"][-1])
+        say(report["notes"][-1])
         return
     for gradient in plan.gradients:
         for strength in plan.strengths:
@@ -728,7 +730,7 @@ def _add(plan: Plan, report: Report, name: str, asked: Mapping[str, Any], measur
     _save(plan, report)
     shown, kind, *_ = _style(point["method"])
     measured_text = f"reward {_cell(point['reward'])} for {_cell(point['kl'])} nats"
-    _say(f"{shown}, {kind} = {point['setting']:g}: {measured_text}, against best of n: {point['against_best_of_n']}")
+    say(f"{shown}, {kind} = {point['setting']:g}: {measured_text}, against best of n: {point['against_best_of_n']}")
 
 
 def _save(plan: Plan, report: Report) -> None:
@@ -804,7 +806,3 @@ def _described(env: Mapping[str, Any]) -> str:
     """Settings of the environment for the title."""
     text = ", ".join(f"{name}={value}" for name, value in env.items())
     return f"\n{text:.100}" if text else ""
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -109,7 +109,9 @@ def read_config(out: Path) -> Config:
     """
     path = out / CONFIG
     if not path.is_file():
-        raise OptionError(f"{out} holds no run (there is no {CONFIG} in it); start one without resume")
+        raise OptionError(
+            f"{out} holds no run (there is no {CONFIG} in it); name a run's folder, or train one there, not resumed"
+        )
     try:
         config: Config = json.loads(path.read_text(encoding="utf-8"))
         algo, env_id = check_algorithm(config["algo"]), config["env_id"]

@@ -35,6 +35,7 @@ import inspect
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
@@ -98,6 +99,7 @@ AT_LEAST = {
 POSITIVE = {"learning_rate", "value_scale", "kl_budget", "clip_range", "max_grad_norm", "target_kl"}
 # From 0 to 1.
 FRACTIONS = {"gamma", "gae_lambda", "tau"}
+NOT_NEGATIVE = {"ent_coef", "vf_coef", "final_learning_rate"}
 # Values other than numbers that mean something.
 SPECIAL = {"evaluate_every": None, "kl_budget": None, "final_learning_rate": None, "buffer_size": AUTO}
 # What Python and YAML call JSON's true, false and null.
@@ -239,6 +241,14 @@ def override(settings: Settings, changes: Mapping[str, Any], env_id: str, algo: 
     return changed
 
 
+def check_env_options(env_id: str, options: Mapping[str, Any]) -> None:
+    """Raise an UnknownOptionError for an option that the environment does not have."""
+    known = _env_options(env_id, options.get("base_model"))
+    for name in options:
+        if known is not None and name not in known:
+            raise UnknownOptionError(f"{env_id} has no option {name!r}{did_you_mean(name, known)}")
+
+
 def check_names(settings: Settings, env_id: str, algo: str) -> None:
     """Raise an UnknownOptionError where a section of complete settings has a name that does not exist."""
     for section, known in options(env_id, algo, settings["env"].get("base_model")).items():
@@ -350,7 +360,10 @@ def make_algorithm(
         check_replay_size(env, size)
         hyper["buffer_size"] = size
     try:
-        return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **hyper)
+        with warnings.catch_warnings():
+            # Of short rollouts; `train` says it in a line.
+            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+            return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **hyper)
     except FlowGymError:
         raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
@@ -399,7 +412,9 @@ def _check_value(label: str, name: str, value: Any, default: Any) -> None:
         raise OptionError(f"{label} is {value!r}, expected a positive number")
     if name in FRACTIONS and not (number and 0 <= value <= 1):
         raise OptionError(f"{label} is {value!r}, expected a number from 0 to 1")
-    if name == "final_learning_rate" and not (number and value >= 0):
+    if name in NOT_NEGATIVE and number and value < 0:
+        raise OptionError(f"{label} is {value!r}, expected a number, at least 0")
+    if name == "final_learning_rate" and not number:
         raise OptionError(f"{label} is {value!r}, expected a number, at least 0, or null")
     if name in AT_LEAST and not (isinstance(value, int) and number and value >= AT_LEAST[name]):
         raise OptionError(f"{label} is {value!r}, expected a whole number, at least {AT_LEAST[name]}")

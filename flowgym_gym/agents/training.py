@@ -82,7 +82,7 @@ __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
 PICTURES = 16
 PLAIN_LINE_SECONDS = 10.0
 # stable-baselines3's own.
-LEARNING_STARTS = 100
+LEARNING_STARTS, BATCH_SIZE = 100, 64
 
 
 @dataclass(frozen=True)
@@ -245,9 +245,9 @@ def differences(changed: Settings, settings: Settings) -> list[str]:
 def run(prepared: Run, progress: bool = True) -> RunResult:
     """Do what :func:`prepare` has checked; see :func:`train`."""
     for note in prepared.notes:
-        _say(note)
+        say(note)
     if not tensorboard_installed():
-        _say(f"metrics go to {METRICS} alone; with TensorBoard (pip install tensorboard) they go there, too")
+        say(f"metrics go to {METRICS} alone; with TensorBoard (pip install tensorboard) they go there, too")
     out, config, algo = prepared.out, copy.deepcopy(prepared.config), prepared.config["algo"]
     settings = config["settings"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
@@ -255,7 +255,7 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
     if isinstance(model, OffPolicyAlgorithm):
         config["replay_buffer"] = model.buffer_size
         less = f" of the run's {settings['timesteps']}" if model.buffer_size < settings["timesteps"] else ""
-        _say(f"replay buffer: {model.buffer_size}{less} transitions, {readable(buffer_bytes(model))}")
+        say(f"replay buffer: {model.buffer_size}{less} transitions, {readable(buffer_bytes(model))}")
     # Learning for no time resets the environment and makes what the algorithm needs for the first interval.
     model.learn(total_timesteps=0)
     check_space(out, model, env, best=settings["evaluate_every"] is not None)
@@ -296,7 +296,7 @@ def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, pr
     save_curve(out)
     result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal, stopped)
     if result.stopped is not None:
-        _say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
+        say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
     if result.signal is None:
         agent = load_agent(out)
         before, after = _play_pictures(config), _play_pictures(config, agent)
@@ -307,7 +307,7 @@ def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, pr
         )
         _save_film(out / "episode.gif", config, agent)
     elif result.timesteps < result.target:
-        _say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
+        say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
     return result
 
 
@@ -439,7 +439,8 @@ class Progress:
         elif time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
             values = " ".join(f"{name} {value}" for name, value in text.items())
-            _say(f"{row['timesteps']}/{self.target} timesteps, {row['steps_per_second']:.0f} a second: {values}")
+            line = f"{row['timesteps']}/{self.target} timesteps, {row['steps_per_second']:.0f} a second"
+            say(f"{line}: {values}" if values else line)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -565,6 +566,9 @@ def _fit(settings: Settings, algo: str) -> list[str]:
     settings["timesteps"] = math.ceil(asked / unit) * unit
     if settings["timesteps"] != asked:
         notes.append(f"{asked} timesteps are rounded up to {settings['timesteps']}, whole rollouts of {unit}")
+    batch = settings["algo"].get("batch_size", BATCH_SIZE)
+    if algo == "ppo" and unit % batch:
+        notes.append(f"algo.batch_size is {batch}, and the last batch of each pass over a rollout of {unit} is smaller")
     if algo != "ppo":
         random = settings["algo"].get("learning_starts", LEARNING_STARTS)
         if settings["timesteps"] <= random:
@@ -618,13 +622,13 @@ def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statis
             failures[checkpoint] = str(error)
             continue
         for failure in failures.values():
-            _say(f"{failure}; going on from {checkpoint} instead")
+            say(f"{failure}; going on from {checkpoint} instead")
         note = restore_buffer([checkpoint, *failures], model)
         if note is not None:
-            _say(note)
+            say(note)
         for damaged in failures:
             damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
-        _say(f"resuming at {model.num_timesteps} timesteps")
+        say(f"resuming at {model.num_timesteps} timesteps")
         return
     raise CheckpointError(next(iter(failures.values())))
 
@@ -637,7 +641,8 @@ def _diverged(out: Path, done: int, rate: float) -> DivergedError:
     saved = int(checkpoints(out)[0].name)
     return DivergedError(
         f"the training diverged after {done} timesteps: the agent's numbers are no longer finite; its learning rate "
-        f"was {rate:.3g}, take a lower one in a new run ({out} keeps the agent of {saved} timesteps)"
+        f"was {rate:.3g}, take a lower one in a new run, or less extreme values where other settings are far from the "
+        f"preset's ({out} keeps the agent of {saved} timesteps)"
     )
 
 
@@ -692,5 +697,6 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell the user something, on standard error."""
     print(text, file=sys.stderr, flush=True)

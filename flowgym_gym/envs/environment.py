@@ -491,7 +491,7 @@ def make(
         elif model_names is None or name in model_names:
             model_kwargs[name] = value
         else:
-            known = {*env_names, *model_names}
+            known = {*env_names, *model_names, *inspect.signature(make).parameters} - {"options"}
             raise UnknownOptionError(
                 f"there is no option {name!r}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
             )

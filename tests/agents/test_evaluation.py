@@ -8,6 +8,8 @@ import pytest
 from flowgym_gym.agents import evaluate
 from flowgym_gym.agents.evaluation import held_out_seeds, interval, play, table
 from flowgym_gym.errors import OptionError
+from flowgym_gym.wrappers.vector import CoarseAction
+from tests.agents.conftest import tiny
 from tests.conftest import RED
 
 
@@ -128,6 +130,15 @@ def test_columns_of_the_table_stand_below_their_titles_whatever_the_prompts():
 def test_too_few_episodes_are_refused(episodes):
     with pytest.raises(OptionError, match="episodes is"):
         evaluate(Constant(0.0), episodes=episodes, vector_env=make())
+
+
+def test_a_run_keeps_the_evaluation_in_its_own_environment(tmp_path):
+    tiny(tmp_path, timesteps=8)
+    own = evaluate(tmp_path, episodes=2)
+    other = gymnasium.make_vec(RED, num_envs=2, autoreset_mode="Disabled", discretization_steps=2, reward_scale=1.0)
+    elsewhere = evaluate(tmp_path, episodes=2, vector_env=CoarseAction(other, 1))
+    assert elsewhere["base"]["return"] != own["base"]["return"]
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == own
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path):

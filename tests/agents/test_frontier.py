@@ -373,7 +373,7 @@ def test_an_interrupted_command_goes_on_without_repeating_and_ends_as_an_uninter
 
 def test_the_numbers_are_those_of_the_runs_of_the_torch_environment_and_of_the_pool(tmp_path):
     options = {"episodes": 16, "pool": 16, "best_of": [2], "reward_scales": [60], "strengths": [0, 20], "timesteps": 40}
-    report = frontier(GAUSSIAN, out=tmp_path, overrides=SMALL, **options).report
+    report = frontier(GAUSSIAN, out=tmp_path, overrides=SMALL, batch_size=4, **options).report
     points = report["points"]
     for algo in ("ppo", "sac"):
         folder = tmp_path / "runs" / f"{algo}-60"
@@ -390,9 +390,14 @@ def test_the_numbers_are_those_of_the_runs_of_the_torch_environment_and_of_the_p
     assert points["best-of-2"]["reward"]["mean"] == pytest.approx(np.mean(pairs))
     assert points["endpoint-0"]["kl"]["mean"] == 0
     env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", 2, action_type="control")
-    guided = sample(env, 16, RewardGuidance(env, 20.0), seed=2**30)
-    assert points["endpoint-20"]["reward"]["mean"] == pytest.approx(guided.rewards.double().mean().item())
-    assert points["endpoint-20"]["kl"]["mean"] == pytest.approx(guided.control_costs.sum(dim=0).double().mean().item())
+    # Four batches, each seeded as the first of its episodes.
+    guided = [sample(env, 4, RewardGuidance(env, 20.0), seed=2**30 + first) for first in range(0, 16, 4)]
+    for name, found in (
+        ("reward", torch.cat([batch.rewards.double() for batch in guided])),
+        ("kl", torch.cat([batch.control_costs.double().sum(dim=0) for batch in guided])),
+    ):
+        assert points["endpoint-20"][name]["mean"] == pytest.approx(found.mean().item())
+        assert points["endpoint-20"][name]["std"] == pytest.approx(found.std().item())
     assert {"torch", "stable_baselines3"} <= set(report["versions"])
 
 

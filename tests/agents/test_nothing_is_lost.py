@@ -71,7 +71,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(function, whole, t
     capsys.readouterr()
     if function == "training.write_json":
         # Nothing is there yet, and the same command starts it.
-        with pytest.raises(OptionError, match="start one without resume"):
+        with pytest.raises(OptionError, match="train one there, not resumed"):
             resume(out)
         (out / "writing-abc").write_text("{")
         tiny(out, timesteps=32, seed=1)

@@ -92,6 +92,8 @@ def test_typos_get_a_suggestion(key, suggestion):
         ("algo.target_kl", "x"),
         ("algo.target_kl", 0),
         ("policy.blocks", -1),
+        ("algo.ent_coef", -1.0),
+        ("final_learning_rate", "x"),
     ],
 )
 def test_values_out_of_range_are_refused(key, value):

@@ -49,7 +49,7 @@ def test_numbers_that_give_no_bound_are_refused(arguments, message, capsys):
 
 
 def test_a_process_without_noise_has_no_bound():
-    with pytest.raises(OptionError, match="draws no noise.* take a noise_level above 0"):
+    with pytest.raises(OptionError, match=r"draws no noise.* take a noise_level above 0"):
         bound.main([GAUSSIAN, "--set", "noise_level=0"])
 
 

@@ -9,6 +9,7 @@ from benchmarks import optimality
 from flowgym_gym.agents import load_agent, load_preset
 from flowgym_gym.agents.evaluation import deterministic, evaluation_env, held_out_seeds, play
 from flowgym_gym.agents.runs import read_config
+from flowgym_gym.errors import OptionError
 from tests.agents.conftest import draw_little
 
 ID = "flowgym/GaussianMixture-Binary-v0"
@@ -107,3 +108,19 @@ def test_what_cannot_be_drawn_is_refused_before_any_training(tmp_path, monkeypat
     with pytest.raises(SystemExit):
         call(tmp_path, "--draw", str(tmp_path / "fields.png"))
     assert "not among --ids" in capsys.readouterr().err
+
+
+def test_an_agent_that_cannot_be_drawn_is_missed_before_the_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(optimality, "learn", lambda *args: pytest.fail("trained"))
+    arguments = ["--draw", str(tmp_path / "x.png"), "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit):
+        optimality.main(arguments)
+    message = capsys.readouterr().err
+    assert f"--draw needs the agent of {tmp_path / 'runs' / 'GaussianMixture-Gaussian-v0-ppo-0'}" in message
+    assert "take a new file for --out to train it again" in message
+
+
+def test_an_environment_without_a_known_optimum_is_refused_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(optimality, "learn", lambda *args: pytest.fail("trained"))
+    with pytest.raises(OptionError):
+        optimality.main(["--ids", "StableDiffusion-Red-v0", "--out", str(tmp_path / "results.json")])

@@ -294,6 +294,8 @@ def test_returned_arrays_belong_to_the_caller(env):
     ("options", "error", "message"),
     [
         ({"discretization_stepz": 4}, UnknownOptionError, "did you mean 'discretization_steps'"),
+        ({"action_typ": "noise"}, UnknownOptionError, "did you mean 'action_type'"),
+        ({"rewad_kwargs": {}}, UnknownOptionError, "did you mean 'reward_kwargs'"),
         ({"discretization_steps": 0}, OptionError, "discretization_steps is 0"),
         ({"discretization_steps": 5000}, OptionError, "5000"),
         ({"action_type": "score"}, OptionError, "action_type is 'score'"),
