@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
 from benchmarks.rows import ROWS
 
@@ -27,7 +28,7 @@ def draw(results: dict[str, Any], checkpoint: str, path: Path) -> None:
     comparisons = [entry for entry in results["comparisons"] if entry["checkpoint"] == checkpoint]
     if not comparisons:
         raise SystemExit(f"there is no comparison on {checkpoint!r} in these results")
-    _, (speed, ratio) = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    figure, (speed, ratio) = plt.subplots(1, 2, figsize=(11, 5.5), constrained_layout=True)
     for row in ROWS:
         found = [(entry["num_envs"], entry["rows"][row.key]) for entry in comparisons if row.key in entry["rows"]]
         if not found:
@@ -35,14 +36,18 @@ def draw(results: dict[str, Any], checkpoint: str, path: Path) -> None:
         sizes = [size for size, _ in found]
         speed.loglog(sizes, [entry["steps_per_second"] for _, entry in found], "o-", label=row.title)
         ratio.semilogx(sizes, [entry["ratio"] for _, entry in found], "o-", label=row.title)
-    for axes in (speed, ratio):
+    for axes, ticks in ((speed, (10, 20, 50, 100, 200, 500, 1000)), (ratio, (0.5, 0.7, 1, 1.5, 2, 3, 5))):
         axes.set_xlabel("sub-environments")
         axes.set_xticks([entry["num_envs"] for entry in comparisons], [str(e["num_envs"]) for e in comparisons])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_minor_locator(FixedLocator([]))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     speed.set_ylabel("environment steps per second")
-    ratio.set(ylabel="time per step, bare loop = 1", yscale="log")
-    speed.legend(fontsize="small")
+    ratio.set_ylabel("time per step, bare loop = 1")
+    figure.legend(*speed.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     where = comparisons[0]["machine"]
     plt.suptitle(f"{checkpoint}, {where['device'] if where['device'] != 'cpu' else where['cpu']}")
     plt.savefig(path, dpi=110)

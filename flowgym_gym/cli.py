@@ -157,12 +157,11 @@ def sample_base_model(options: argparse.Namespace) -> int:
     episodes = play(env, [options.seed + i for i in range(options.n)], pictures=options.n)
     if not episodes.pictures:
         raise OptionError(f"samples of {env_id} are no pictures and cannot be drawn")
-    rewards = episodes.terminal_rewards
     try:
-        picture_grid(options.out, [(f"{env_id}, mean reward {rewards.mean():.4g}", episodes.pictures, rewards)])
+        picture_grid(options.out, [(env_id, episodes)])
     except OSError as error:
         raise OptionError(f"--out is {options.out}, which cannot be written: {error.strerror or error}") from error
-    print(f"mean reward {rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
+    print(f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
     return 0
 
 

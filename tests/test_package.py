@@ -1,5 +1,6 @@
 """The package as a user gets it: a light import, and a wheel that holds everything."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -14,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*command, **kwargs):
-    result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+    # What the caller's own variables add to the path is no part of the wheel.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **kwargs)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -86,6 +86,8 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+        # safetensors' files are for their owner alone.
+        (folder / WEIGHTS).chmod(0o644)
         write_json(folder / DESCRIPTION, description)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the policy cannot be written to {folder}: {error}") from error

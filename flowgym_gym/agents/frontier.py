@@ -446,8 +446,11 @@ def draw(report: Report) -> Figure:
         own = [point for point in points if point["method"] == method]
         if method not in ("base", "best_of_n"):
             axis.plot([p["kl"]["mean"] for p in own], [p["reward"]["mean"] for p in own], color=color, linewidth=0.7)
-        for point in own:
+        for i, point in enumerate(own):
             kl, reward = point["kl"], point["reward"]
+            # Where the last two are close, their labels stand on either side.
+            close = i == len(own) - 1 > 0 and kl["mean"] < 1.5 * own[i - 1]["kl"]["mean"]
+            right = (offset[0] > 0) != close
             below = point.get("against_best_of_n") == "below"
             axis.errorbar(
                 kl["mean"], reward["mean"], xerr=_bars(kl), yerr=_bars(reward), color=color, marker=marker,
@@ -456,7 +459,8 @@ def draw(report: Report) -> Figure:
             )  # fmt: skip
             axis.annotate(
                 f"{point['setting']:g}" if kind else "", (kl["mean"], reward["mean"]), textcoords="offset points",
-                xytext=offset, fontsize=8, color=color, ha="left" if offset[0] > 0 else "right",
+                xytext=(abs(offset[0]) * (1 if right else -1), offset[1]), fontsize=8, color=color,
+                ha="left" if right else "right",
             )  # fmt: skip
     axis.plot([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label="hollow: below best of n")
     furthest = max(point["kl"].get("high", point["kl"]["mean"]) for point in points)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from flowgym_gym.agents.evaluation import Episodes
 from flowgym_gym.agents.runs import Row
 
 # Sizes of the film in pixels: a picture's height, space between pictures, and the line above them.
 FILM_SIZE, GAP, HEADER = 256, 4, 18
+# Of the prompt above a picture.
+PROMPT_LINES, PROMPT_WIDTH = 2, 24
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 150, 2000
 # Column of metrics.csv, and what the axis says.
 PANELS = (
@@ -24,26 +28,30 @@ PANELS = (
 )
 
 
-def picture_grid(path: Path, parts: Sequence[tuple[str, Sequence[np.ndarray], np.ndarray]], columns: int = 8) -> None:
-    """Save pictures in rows, each with its reward above it.
+def picture_grid(path: Path, parts: Sequence[tuple[str, Episodes]], columns: int = 8) -> None:
+    """Save pictures in rows, each with its reward above it, and its prompt where there are several.
 
     Args:
         path: PNG file to write.
-        parts: From top to bottom: a title, pictures uint8 ``(H, W, 3)``, and their rewards.
+        parts: From top to bottom: a title, to which the mean reward is added, and episodes with their pictures.
         columns: Pictures in a row.
     """
-    columns = min(columns, max(len(pictures) for _, pictures, _ in parts))
-    heights = [math.ceil(len(pictures) / columns) for _, pictures, _ in parts]
-    figure = Figure(figsize=(1.3 * columns, 1.5 * sum(heights) + 0.4 * len(parts)), layout="constrained")
-    subfigures = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)
-    for subfigure, (title, pictures, rewards), rows in zip(subfigures[:, 0], parts, heights, strict=True):
-        subfigure.suptitle(title, fontsize=10)
-        axes = subfigure.subplots(rows, columns, squeeze=False).flatten()
+    columns = min(columns, max(len(episodes.pictures) for _, episodes in parts))
+    rows = [math.ceil(len(episodes.pictures) / columns) for _, episodes in parts]
+    several = len({prompt for _, episodes in parts for prompt in episodes.prompts}) > 1
+    height = 1.5 + (PROMPT_LINES * 0.13 if several else 0.0)
+    figure = Figure(figsize=(1.3 * columns, height * sum(rows) + 0.4 * len(parts)), layout="constrained")
+    subfigures = figure.subfigures(len(parts), 1, height_ratios=rows, squeeze=False)
+    for subfigure, (title, episodes), count in zip(subfigures[:, 0], parts, rows, strict=True):
+        rewards = episodes.terminal_rewards
+        subfigure.suptitle(f"{title}, mean reward {rewards.mean():.4g}", fontsize=10)
+        axes = subfigure.subplots(count, columns, squeeze=False).flatten()
         for axis in axes:
             axis.set_axis_off()
-        for axis, picture, reward in zip(axes, pictures, rewards, strict=False):
+        for i, (axis, picture) in enumerate(zip(axes, episodes.pictures, strict=False)):
             axis.imshow(picture, interpolation="nearest")
-            axis.set_title(f"{reward:.3g}", fontsize=8, pad=2)
+            prompt = _lines(episodes.prompts[i]) if several else ""
+            axis.set_title(f"{prompt}{rewards[i]:.3g}", fontsize=7 if several else 8, pad=2)
     figure.savefig(path, dpi=120)
 
 
@@ -119,10 +127,17 @@ def learning_curve(
             axis.axhline(base[column], color="black", linestyle="--", linewidth=1, label=label_base)
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-        axis.margins(x=0)
+        axis.margins(x=0.02)
     axis.set_xlabel("environment steps")
-    figure.axes[0].legend(loc="lower right")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _lines(prompt: str) -> str:
+    """A prompt as the same number of short lines, whatever its length; what does not fit becomes dots."""
+    lines = textwrap.wrap(prompt, PROMPT_WIDTH, max_lines=PROMPT_LINES, placeholder="...")
+    # A dollar sign would begin a formula.
+    return "\n" * (PROMPT_LINES - len(lines)) + "".join(f"{line}\n" for line in lines).replace("$", r"\$")
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:

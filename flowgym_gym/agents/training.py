@@ -661,13 +661,7 @@ def _play_pictures(config: Config, model: BaseAlgorithm | None = None) -> Episod
 
 def _save_pictures(path: Path, parts: list[tuple[str, Episodes]]) -> None:
     if all(episodes.pictures for _, episodes in parts):
-        picture_grid(
-            path,
-            [
-                (f"{title}, mean reward {e.terminal_rewards.mean():.4g}", e.pictures, e.terminal_rewards)
-                for title, e in parts
-            ],
-        )
+        picture_grid(path, parts)
 
 
 def _save_film(path: Path, config: Config, agent: BaseAlgorithm) -> None:
