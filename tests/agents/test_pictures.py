@@ -3,11 +3,12 @@
 import gymnasium
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from flowgym_gym.agents import load_agent
-from flowgym_gym.agents.evaluation import evaluation_env, watch
-from flowgym_gym.agents.pictures import film, learning_curve
+from flowgym_gym.agents.evaluation import Episodes, evaluation_env, watch
+from flowgym_gym.agents.pictures import film, learning_curve, picture_grid
 from flowgym_gym.agents.runs import read_config
 from flowgym_gym.wrappers import CoarseAction
 from tests.agents.conftest import tiny
@@ -35,6 +36,22 @@ def test_a_film_is_what_the_single_environment_renders_from_the_same_seed():
                 env.step(np.full((4, 8, 8), strength, np.float32))
     np.testing.assert_array_equal(*frames[0])
     assert np.abs(frames[-1][0].astype(int) - frames[-1][1]).max() > 10
+
+
+def test_a_grid_tells_prompts_where_there_are_several(tmp_path, monkeypatch):
+    written = []
+    set_title = Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda axis, text, **k: (written.append(text), set_title(axis, text, **k)))
+    values = np.array([0.25, 0.5])
+    for prompts in (["a cat"] * 2, ["a $5 cat", "a photo of a cat that sits on a mat and " + "looks " * 20]):
+        pictures = [np.zeros((8, 8, 3), np.uint8)] * 2
+        picture_grid(tmp_path / "grid.png", [("two", Episodes(values, values, values, values > 0, pictures, prompts))])
+    assert written[:2] == ["0.25", "0.5"]
+    assert written[2] == "\na \\$5 cat\n0.25"
+    lines = written[3].split("\n")
+    assert lines[0] == "a photo of a cat that"
+    assert lines[1].endswith("...")
+    assert lines[2:] == ["0.5"]
 
 
 def test_a_film_is_an_animation_of_pictures_side_by_side(tmp_path):
@@ -108,6 +125,6 @@ def test_the_evaluations_and_the_best_are_drawn_into_the_learning_curve(tmp_path
         np.testing.assert_array_equal([s[:, 1] for s in bars.get_segments()], [[-2, 1], [6, 9], [14, 17]])
         (star,) = [line for line in axis.lines if line.get_marker() == "*"]
         np.testing.assert_array_equal(star.get_xydata(), [[8, 8]])
-    texts = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert "agent, evaluated, mean of 3 and 95 % interval" in texts
     assert not any(axis.containers for axis in drawn[1].axes)
