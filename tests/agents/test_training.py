@@ -192,6 +192,14 @@ def test_ppo_timesteps_are_rounded_up_to_whole_rollouts_and_it_says_so(tmp_path,
     assert "9 timesteps are rounded up to 16, whole rollouts of 8" in capsys.readouterr().err
 
 
+def test_a_batch_that_does_not_divide_the_rollout_is_said_in_a_line(tmp_path, capsys, recwarn):
+    tiny(tmp_path / "whole")
+    assert "batch" not in capsys.readouterr().err
+    tiny(tmp_path / "part", overrides={"algo.batch_size": 6})
+    assert "batch_size is 6, and the last batch of each pass over a rollout of 8 is smaller" in capsys.readouterr().err
+    assert not [warning for warning in recwarn if "mini-batch" in str(warning.message)]
+
+
 def test_the_learning_rate_goes_linearly_to_its_final_value(tmp_path):
     changes = {"algo.learning_rate": 1e-3, "final_learning_rate": 2e-4}
     tiny(tmp_path, timesteps=32, overrides=changes)
