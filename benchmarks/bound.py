@@ -9,10 +9,10 @@ the inner expectation being over the base model's paths from :math:`x_0`, with :
 each of some initial noises; the logarithm of a mean of :math:`n` is low by about its relative variance over
 :math:`2 n`, which is added back. The interval is over initial noises.
 
-That is an estimate only where all continuations are about as likely as the best ones are good. Where rewards spread
-over many times :math:`w`, a few of any number decide, and the mean stays too low. So the estimate is made from quarters
-of the continuations, too, and where it still grows from there by more than the interval, only what is certain is
-printed: without the correction the mean is low on average, hence "at least".
+Where returns spread over many times :math:`w`, a few of any number of continuations decide, and the estimate stays too
+low. So it is made from quarters of the continuations, too, and where these give another number, by more than half of
+the interval's width, no estimate is printed, but what the bound is at least: without the correction the estimate is low
+on average, so the bound lies above the lower end of its interval.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ def free_energies(returns: np.ndarray, weight: float, corrected: bool = True) ->
 
 
 def bound(returns: np.ndarray, weight: float) -> tuple[dict[str, float], bool]:
-    """Mean free energy with its interval, and whether it is an estimate; else the mean alone, which is low on average.
+    """Mean free energy with its interval, and whether the continuations are enough for an estimate; see the module.
 
-    It is none if quarters of the continuations give another number, by more than the interval allows.
+    If they are not, the interval is that of a mean without correction, which is low on average.
     """
     estimate = interval(free_energies(returns, weight))
     size = returns.shape[1] // 4
     quarters = [free_energies(returns[:, i * size : (i + 1) * size], weight).mean() for i in range(4)]
     if abs(estimate["mean"] - np.mean(quarters)) <= estimate["high"] - estimate["mean"]:
         return estimate, True
-    return {"mean": float(free_energies(returns, weight, corrected=False).mean())}, False
+    return interval(free_energies(returns, weight, corrected=False)), False
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"no policy passes  {_cell(value)}")
     else:
         too_few = f"{args.continuations} continuations are too few to estimate it"
-        print(f"the bound is at least {value['mean']:.2f}; {too_few}")
+        print(f"the bound is at least {value['low']:.2f}; {too_few}")
 
 
 def _cell(values: dict[str, float]) -> str:

@@ -62,21 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.draw is not None and DRAWN not in ids:
         parser.error(f"--draw shows agents on {DRAWN}, which is not among --ids")
     changes = parse_assignments(args.set)
-    if args.draw is not None:
-        # What has a result is not trained again, and only its run folder has the agent.
-        for algo in args.algos:
-            settings, folder = (
-                override(load_preset(DRAWN, algo), changes, DRAWN, algo),
-                folder_of(args.runs, DRAWN, algo, 0),
-            )
-            if recorded(read(args.out), DRAWN, algo, 0, settings) and not (folder / CONFIG).is_file():
-                parser.error(
-                    f"--draw needs the agent of {folder}, which is not there, and {args.out} has its result already; "
-                    "take a new file for --out to train it again"
-                )
     seeds = range(0, args.seeds * SEED_STEP, SEED_STEP)
     cases = [(id, algo, seed) for id in ids for algo in args.algos for seed in seeds]
-    results = read(args.out)
+    results = json.loads(args.out.read_text()) if args.out.is_file() else {"trainings": []}
+    for algo in args.algos if args.draw is not None else ():
+        # What has a result is not trained again, and only its run folder has the agent.
+        folder = folder_of(args.runs, DRAWN, algo, 0)
+        settings = override(load_preset(DRAWN, algo), changes, DRAWN, algo)
+        if recorded(results, DRAWN, algo, 0, settings) is not None and not (folder / CONFIG).is_file():
+            parser.error(
+                f"--draw needs the agent of {folder}, which is not there, and {args.out} has its result already; take "
+                "a new file for --out to train it again"
+            )
     chosen = []
     for number, (id, algo, seed) in enumerate(cases, start=1):
         settings = override(load_preset(id, algo), changes, id, algo)
@@ -100,11 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         agents = {algo: load_agent(folder_of(args.runs, DRAWN, algo, 0)) for algo in args.algos}
         settings = override(load_preset(DRAWN, args.algos[0]), changes, DRAWN, args.algos[0])
         draw({algo.upper(): deterministic(agent) for algo, agent in agents.items()}, settings, args.draw)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A file of results, or none."""
-    return json.loads(path.read_text()) if path.is_file() else {"trainings": []}  # type: ignore[no-any-return]
 
 
 def folder_of(runs: Path, id: str, algo: str, seed: int) -> Path:

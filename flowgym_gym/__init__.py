@@ -59,7 +59,10 @@ _LAZY = {
     "make": "flowgym_gym.envs",
 }
 
-_SUBMODULES = ("agents", "envs", "models", "optimal_control", "prompts", "rewards", "schedulers", "types", "wrappers")
+_SUBMODULES = {
+    "agents", "dynamics", "envs", "models", "optimal_control", "prompts", "rewards", "schedulers", "time_grid", "types",
+    "wrappers",
+}  # fmt: skip
 
 __all__ = [
     "BaseModel",

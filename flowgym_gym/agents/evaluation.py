@@ -256,7 +256,7 @@ def evaluate(
         raise OptionError(f"episodes is {episodes!r}, expected a whole number, at least 2")
     check_seed(seed, episodes)
     folder = Path(run_or_policy) if isinstance(run_or_policy, str | os.PathLike) else None
-    own_env = folder is not None and vector_env is None
+    file = folder / EVALUATION if folder is not None and vector_env is None else None
     agent, checkpoint = run_or_policy, None
     if folder is not None:
         config = read_config(folder)
@@ -290,11 +290,11 @@ def evaluate(
     }
     if len(set(base.prompts)) > 1:
         report["prompts"] = by_prompt(played, base)
-    if folder is not None and own_env:
+    if file is not None:
         try:
-            write_json(folder / EVALUATION, report)
+            write_json(file, report)
         except OSError as error:
-            raise CheckpointError(f"{folder / EVALUATION} cannot be written: {error.strerror or error}") from error
+            raise CheckpointError(f"{file} cannot be written: {error.strerror or error}") from error
     return report
 
 

@@ -209,17 +209,16 @@ def frontier(
         env_id, out, algos, reward_scales, strengths, gradients, best_of, pool, episodes, seed, timesteps,
         dict(overrides or {}), batch_size,
     )  # fmt: skip
-    found = _begin(plan)
-    waiting = [agent for agent in plan.agents if not _is_done(found, agent.name, agent.asked)]
-    runs = [_prepare_run(plan, agent) for agent in waiting]
+    # What cannot be done is refused before there is a folder.
+    _begin_runs(plan)
     env = _make_env(plan)
     plan.out.mkdir(parents=True, exist_ok=True)
     with locked(plan.out):
-        # Another process may have added points since.
-        report = _begin(plan)
+        # Another process may have gone on in the meantime.
+        report, runs = _begin_runs(plan)
         _measure_base_model(plan, report, env)
         _measure_guidance(plan, report, _environment(env))
-        for agent, prepared in zip(waiting, runs, strict=True):
+        for agent, prepared in runs:
             say(f"training {agent.algo.upper()} at reward scale {agent.scale:g} in {prepared.out}")
             result = run(prepared)
             if result.signal is not None:
@@ -654,6 +653,13 @@ def _begin(plan: Plan) -> Report:
         "versions": versions(),
         "notes": list(plan.notes),
     }
+
+
+def _begin_runs(plan: Plan) -> tuple[Report, list[tuple[Agent, Run]]]:
+    """The report of earlier calls, and the trainings whose points it does not have."""
+    report = _begin(plan)
+    waiting = [agent for agent in plan.agents if not _is_done(report, agent.name, agent.asked)]
+    return report, [(agent, _prepare_run(plan, agent)) for agent in waiting]
 
 
 def _is_done(report: Report, name: str, asked: Mapping[str, Any]) -> bool:

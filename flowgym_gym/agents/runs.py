@@ -453,8 +453,7 @@ def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorith
         model.num_timesteps = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["timesteps"]
     except UNREADABLE as error:
         raise CheckpointError(
-            f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}; move it away to take another, "
-            "or resume the run, which passes it over"
+            f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}; move it away to take another"
         ) from error
     return model
 

@@ -46,6 +46,11 @@ def observe(agent, n=5):
     return {name: rng.uniform(0, 1, (n, *shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_both_files_can_be_read_by_others(policy):
+    assert {file.stat().st_mode & 0o777 for file in policy.iterdir()} == {0o644}
+
+
 def test_it_acts_like_the_agent_where_stable_baselines3_cannot_be_imported(run, policy, tmp_path):
     agent = load_agent(run)
     observations = observe(agent)

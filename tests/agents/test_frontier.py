@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 import flowgym_gym
 from flowgym_gym import FlowTensor, Reward, reward_registry
+from flowgym_gym.agents import frontier as frontiers
 from flowgym_gym.agents.frontier import (
     SAMPLES_OF_POOL,
     RewardGuidance,
@@ -433,6 +434,24 @@ def test_points_of_earlier_calls_stay(tmp_path):
     (tmp_path / "frontier.json").write_text('{"env_id": ')
     with pytest.raises(CheckpointError, match="is damaged"):
         frontier(GAUSSIAN, strengths=[5], overrides={"discretization_steps": 2}, **options)
+
+
+def test_what_another_process_did_before_the_folder_was_taken_stays_and_is_not_done_again(tmp_path, monkeypatch):
+    options = {"out": tmp_path, "algos": ["ppo"], "pool": 24, "best_of": [2], "episodes": 2, "reward_scales": [30]}
+    options |= {"timesteps": 40, "overrides": SMALL}
+    make_env, run = frontiers._make_env, frontiers.run
+    trained = []
+
+    def late(plan):
+        monkeypatch.setattr(frontiers, "_make_env", make_env)
+        frontier(GAUSSIAN, strengths=[1], **options)
+        return make_env(plan)
+
+    monkeypatch.setattr(frontiers, "_make_env", late)
+    monkeypatch.setattr(frontiers, "run", lambda prepared: (trained.append(prepared.out), run(prepared))[1])
+    report = frontier(GAUSSIAN, strengths=[5], **options).report
+    assert set(report["points"]) == {"base", "best-of-2", "endpoint-1", "endpoint-5", "ppo-30"}
+    assert trained == [tmp_path / "runs" / "ppo-30"]
 
 
 def test_an_agent_with_other_settings_does_not_go_on_in_the_folder_of_the_old_one(tmp_path):

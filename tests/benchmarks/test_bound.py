@@ -59,7 +59,7 @@ def test_continuations_share_their_beginning_and_nothing_else():
     assert len(np.unique(found)) > 6
     settings["env"]["noise_level"] = 1e-6
     still = bound.returns(GAUSSIAN, settings, 3, 4)
-    assert still == pytest.approx(np.repeat(still[:, :1], 4, axis=1), abs=1e-4)
+    assert still == pytest.approx(np.repeat(still[:, :1], 4, axis=1), abs=1e-5)
     assert len(np.unique(still.round(3))) == 3
 
 

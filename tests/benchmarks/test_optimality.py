@@ -122,5 +122,5 @@ def test_an_agent_that_cannot_be_drawn_is_missed_before_the_training(tmp_path, c
 
 def test_an_environment_without_a_known_optimum_is_refused_before_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(optimality, "learn", lambda *args: pytest.fail("trained"))
-    with pytest.raises(OptionError):
+    with pytest.raises(OptionError, match="may change the problem; take it off"):
         optimality.main(["--ids", "StableDiffusion-Red-v0", "--out", str(tmp_path / "results.json")])
