@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from flowgym_gym.errors import OptionError
+from flowgym_gym.errors import OptionError, shown
 
 MAX_SEED = 2**63 - 1
 
@@ -21,7 +21,7 @@ def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
         good = False
     if not good:
         at_least = "" if minimum == -math.inf else f", at least {minimum}"
-        raise OptionError(f"{name} is {value!r}, expected a finite number{at_least}")
+        raise OptionError(f"{name} is {shown(value)}, expected a finite number{at_least}")
 
 
 def check_whole(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> None:
@@ -29,20 +29,20 @@ def check_whole(name: str, value: object, minimum: int = 1, maximum: int | None 
     good = not isinstance(value, bool) and isinstance(value, int | np.integer) and value >= minimum
     if not good or (maximum is not None and value > maximum):  # type: ignore[operator]
         limits = f", at least {minimum}" if maximum is None else f" from {minimum} to {maximum}"
-        raise OptionError(f"{name} is {value!r}, expected a whole number{limits}")
+        raise OptionError(f"{name} is {shown(value)}, expected a whole number{limits}")
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise an OptionError unless ``value`` is one of ``choices``."""
     choices = tuple(choices)
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
-        raise OptionError(f"{name} is {value!r}, expected one of {choices}")
+        raise OptionError(f"{name} is {shown(value)}, expected one of {choices}")
 
 
 def check_mapping(name: str, value: object) -> None:
     """Raise an OptionError unless ``value`` is None or a dictionary of arguments by name."""
     if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
-        raise OptionError(f"{name} is {value!r}, expected a dictionary of arguments by name")
+        raise OptionError(f"{name} is {shown(value)}, expected a dictionary of arguments by name")
 
 
 def check_seed(seed: object) -> None:

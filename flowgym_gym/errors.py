@@ -84,3 +84,29 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The choice that is spelled most like ``word``, as the end of an error message, or an empty string."""
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: object, limit: int = 200) -> str:
+    """A value as an error message shows it: its ``repr``, of which long ones keep the beginning.
+
+    >>> shown("a cat"), shown("ab" * 500, limit=4)
+    ("'a cat'", "'abab'... (1000 characters)")
+    """
+    if isinstance(value, str | bytes) and len(value) > limit:
+        unit = "characters" if isinstance(value, str) else "bytes"
+        return f"{value[:limit]!r}... ({len(value)} {unit})"
+    try:
+        text = repr(value)
+    except Exception as error:  # of objects that are not this package's
+        text = f"a {type(value).__name__} whose repr raises {type(error).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def reason(error: BaseException, limit: int = 600) -> str:
+    r"""What a library's error says, all of its lines joined into one; its name where it says nothing.
+
+    >>> reason(ValueError("two\n  lines")), reason(KeyError())
+    ('two lines', 'KeyError')
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."

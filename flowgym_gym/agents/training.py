@@ -75,7 +75,7 @@ from flowgym_gym.agents.settings import (
     override,
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
-from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError
+from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError, reason
 
 __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
 
@@ -681,10 +681,10 @@ def _is_disk_error(error: BaseException | None) -> bool:
 
 def _advice(out: Path, error: BaseException) -> str:
     """What stopped a run, what is left of it, and what to do."""
-    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    cause = getattr(error, "strerror", None) or reason(error)
     found = checkpoints(out)
     left = f"is saved up to {int(found[0].name)} timesteps" if found else "has no checkpoint yet"
-    return f"writing to {out} failed: {reason}; the run {left}: remove the cause, then go on with --resume"
+    return f"writing to {out} failed: {cause}; the run {left}: remove the cause, then go on with --resume"
 
 
 def _is_terminal() -> bool:

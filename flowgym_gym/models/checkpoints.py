@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from flowgym_gym.errors import CheckpointError, OptionError
+from flowgym_gym.errors import CheckpointError, OptionError, reason
 
 EMBEDDED = Path(__file__).parent / "embedded"
 INDEX = "model_index.json"
@@ -114,7 +114,7 @@ def read_index(source: Source) -> dict[str, Any]:
             path = Path(hf_hub_download(source.name, INDEX))
         except Exception as error:
             raise CheckpointError(
-                f"Hub id {source.name!r} could not be loaded: {type(error).__name__}: {_first_line(error)}"
+                f"Hub id {source.name!r} could not be loaded: {type(error).__name__}: {reason(error)}"
             ) from error
     elif not path.is_file():
         raise CheckpointError(
@@ -225,7 +225,7 @@ def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) ->
         try:
             getattr(target, method)(**({"device": device} if "offload" in name and device is not None else {}))
         except (ImportError, RuntimeError, ValueError) as error:
-            raise OptionError(f"memory option {name!r} cannot be used here: {_first_line(error)}") from error
+            raise OptionError(f"memory option {name!r} cannot be used here: {reason(error)}") from error
     return pipe
 
 
@@ -274,12 +274,8 @@ def _loading(source: Source) -> Iterator[None]:
     except Exception as error:
         where = "folder" if source.local else "Hub id"
         raise CheckpointError(
-            f"{where} {source.name!r} could not be loaded: {type(error).__name__}: {_first_line(error)}"
+            f"{where} {source.name!r} could not be loaded: {type(error).__name__}: {reason(error)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from flowgym_gym.checks import check_choice
-from flowgym_gym.errors import CheckpointError, OptionError
+from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel
 from flowgym_gym.models.checkpoints import find_checkpoint, load_pipeline, read_index
 from flowgym_gym.registry import RegistryEntry, base_model_registry, reward_registry
@@ -155,8 +155,9 @@ def check_device(device: torch.device | str | None) -> torch.device:
         checked = torch.device("cpu" if device is None else device)
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
-        reason = str(error).split("\n")[0]
-        raise OptionError(f"device is {device!r}, which cannot be used here ({reason}); try 'cpu'") from error
+        raise OptionError(
+            f"device is {shown(device)}, which cannot be used here ({reason(error)}); try 'cpu'"
+        ) from error
     return checked
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowgym_gym.errors import MissingExtraError, OptionError, did_you_mean
+from flowgym_gym.errors import MissingExtraError, OptionError, did_you_mean, reason, shown
 
 FOLDER = Path(__file__).parent
 SETS = tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
@@ -55,7 +55,7 @@ def read_prompts(prompts: str | Sequence[str]) -> list[str]:
     else:
         found = list(prompts) if isinstance(prompts, Sequence) else []
     if not found or not all(isinstance(p, str) and p.strip() for p in found):
-        raise OptionError(f"prompts is {_short(prompts)}, expected {HOW}")
+        raise OptionError(f"prompts is {shown(prompts)}, expected {HOW}")
     return found
 
 
@@ -113,8 +113,9 @@ def _read_dataset(prompts: str) -> list[str]:
             data = data[split]
         return list(data[column])
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OptionError(f"prompts is {prompts!r}, which cannot be read: {type(error).__name__}: {reason}") from error
+        raise OptionError(
+            f"prompts is {prompts!r}, which cannot be read: {type(error).__name__}: {reason(error)}"
+        ) from error
 
 
 # How prompts that name a place begin (with a colon) or how the place ends (with a dot), and what reads them.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowgym_gym.checks import check_choice, check_whole
-from flowgym_gym.errors import CheckpointError, RewardError
+from flowgym_gym.errors import CheckpointError, RewardError, reason
 from flowgym_gym.rewards.base import Reward, all_valid, check_images, check_prompts
 from flowgym_gym.rewards.weights import find_file, find_folder, loading, read_tensors
 from flowgym_gym.types import FlowTensor
@@ -258,8 +258,7 @@ class AestheticReward(Reward[FlowTensor]):
             self.head.load_state_dict(_without_prefix(tensors))
         except RuntimeError as error:
             raise CheckpointError(
-                f"head {str(path)!r} does not fit CLIP's {self.clip.features} features: "
-                f"{str(error).splitlines()[-1].strip()}"
+                f"head {str(path)!r} does not fit CLIP's {self.clip.features} features: {reason(error)}"
             ) from error
         self.head.eval().requires_grad_(False)
         self.batch_size = batch_size

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowgym_gym.errors import CheckpointError
+from flowgym_gym.errors import CheckpointError, reason
 
 PICKLED = (".pth", ".pt", ".bin")
 
@@ -69,9 +69,8 @@ def find_file(argument: str, value: object, reward: str, example: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"{file!r} of {repository!r} on the Hub could not be had: {type(error).__name__}: {reason}; {how}"
+            f"{file!r} of {repository!r} on the Hub could not be had: {type(error).__name__}: {reason(error)}; {how}"
         ) from error
 
 
@@ -88,8 +87,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             torch.load(path, map_location="cpu", weights_only=True) if path.suffix in PICKLED else load_file(path)
         )
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{str(path)!r} cannot be read as weights: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read as weights: {type(error).__name__}: {reason(error)}"
+        ) from error
     if isinstance(tensors, dict):
         tensors = tensors.get("state_dict", tensors)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -143,8 +143,7 @@ def loading(source: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{source!r} could not be loaded: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"{source!r} could not be loaded: {type(error).__name__}: {reason(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if had_bars:
