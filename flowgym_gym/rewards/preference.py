@@ -93,7 +93,8 @@ class ImageRewardReward(Reward[FlowTensor]):
             from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
             from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-            self.tokenizer: Any = BertTokenizer.from_pretrained(words, local_files_only=local)
+            # What it does with capitals by default differs between versions of transformers.
+            self.tokenizer: Any = BertTokenizer.from_pretrained(words, local_files_only=local, do_lower_case=True)
         if len(self.tokenizer) < 10:  # transformers makes up an empty tokenizer where it finds no files.
             raise CheckpointError(f"{words!r} has no tokenizer (tokenizer.json, or vocab.txt)")
         tensors = read_tensors(path)
