@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowgym_gym.errors import MissingExtraError, OptionError, did_you_mean, reason, shown
+from flowgym_gym.prompts.files import Place, find
 
 FOLDER = Path(__file__).parent
 SETS = tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
@@ -57,6 +59,45 @@ def read_prompts(prompts: str | Sequence[str]) -> list[str]:
     if not found or not all(isinstance(p, str) and p.strip() for p in found):
         raise OptionError(f"prompts is {shown(prompts)}, expected {HOW}")
     return found
+
+
+def prompts_file(prompts: object) -> Path | None:
+    """The absolute path of the file that ``prompts`` names.
+
+    None where ``prompts`` is text, a list, a set of this package or a dataset. The file need not exist: a string that
+    ends like a data file names one all the same.
+    """
+    place = _place(prompts)
+    return None if place is None else Path(os.path.abspath(place.path))
+
+
+def resolved(prompts: Any) -> Any:
+    """The same argument with the path of its file or dataset made absolute; ``#COLUMN`` stays.
+
+    So the argument means the same when it is read again from another folder. What is no file and no folder comes back
+    as it is.
+    """
+    place = _place(prompts)
+    if place is not None:
+        column = "" if place.column is None else f"#{place.column}"
+        return f"{os.path.abspath(place.path)}{column}"
+    if isinstance(prompts, str) and prompts.startswith("dataset:"):
+        name, rest = _split(prompts.removeprefix("dataset:"))
+        folder = os.path.expanduser(name)
+        return f"dataset:{os.path.abspath(folder)}{rest}" if os.path.isdir(folder) else prompts
+    return prompts
+
+
+def _place(prompts: object) -> Place | None:
+    if isinstance(prompts, str) and prompts.startswith(("set:", "dataset:")):
+        return None
+    return find(prompts) if isinstance(prompts, str | os.PathLike) else None
+
+
+def _split(place: str) -> tuple[str, str]:
+    """The name of ``NAME[SPLIT]#COLUMN``, and what follows."""
+    end = min((i for i in (place.find("["), place.find("#")) if i >= 0), default=len(place))
+    return place[:end], place[end:]
 
 
 def _read_set(prompts: str) -> list[str]:
