@@ -29,11 +29,13 @@ from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     MEMORY,
     Changes,
+    find_changes,
     find_checkpoint,
     load_pipeline,
     prepare,
     read_index,
 )
+from flowgym_gym.models.parts import check_autoencoder
 from flowgym_gym.prompts import check_negative_prompt, read_prompts
 from flowgym_gym.schedulers import DiffusionScheduler, FlowMatchScheduler, Scheduler
 from flowgym_gym.types import FlowTensor, append_dims
@@ -239,13 +241,21 @@ class LatentBaseModel(PipelineBaseModel):
         check_negative_prompt(negative_prompt)
         found = read_prompts([self.default_prompt] if prompts is None else prompts)
         check_choice("compile", compile, (False, True))
-        changes = Changes(denoiser, vae, lora, float(lora_scale), check_memory(memory), compile)
+        changes = find_changes(
+            denoiser,
+            vae,
+            lora,
+            lora_scale=float(lora_scale),
+            memory=check_memory(memory),
+            compile=compile,
+        )
         super().__init__(checkpoint, device, dtype, changes, (height, width))
         self.prompts: list[str] = found
         self.guidance_scale = float(guidance_scale)
         self.negative_prompt = negative_prompt
         self.decode_batch_size = decode_batch_size
         self.vae = self.pipe.vae
+        check_autoencoder(self.vae)
         if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)
         if self.state_shape[0] != self.vae.config.latent_channels:

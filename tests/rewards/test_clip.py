@@ -165,7 +165,9 @@ def test_a_clip_without_a_tokenizer_is_refused(tmp_path):
 def test_missing_weights_say_where_they_are_looked_for_and_how_to_name_them(reward, argument, example):
     with pytest.raises(CheckpointError, match=r"never looks for them by itself; .*" + example):
         load_reward(reward)
-    with pytest.raises(CheckpointError, match=rf"{argument} is '\./nowhere', looked for .*nowhere.*{example}"):
+    with pytest.raises(
+        CheckpointError, match=rf"{argument} '\./nowhere' was not found, looked for .*nowhere.*{example}"
+    ):
         load_reward(reward, **{argument: "./nowhere"})
     with pytest.raises(CheckpointError, match=f"{argument} is 3"):
         load_reward(reward, **{argument: 3})
