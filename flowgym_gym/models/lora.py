@@ -8,14 +8,15 @@ file are compared with those in the model.
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.sources import Source
@@ -118,8 +119,6 @@ def _pick(source: Source, names: Iterable[str]) -> str:
 
 def read_names(file: Path) -> list[str]:
     """Names of the tensors in a safetensors file; only its header is read."""
-    from safetensors import safe_open
-
     with safe_open(file, "pt") as tensors:
         names: list[str] = list(tensors.keys())
     if not names:
@@ -129,28 +128,80 @@ def read_names(file: Path) -> list[str]:
 
 def merge_diffusers(pipe: Any, file: Path, scale: float) -> None:
     """Merge a file that diffusers can read; see :func:`merge_lora`."""
-    place = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-    shape = {"unet_config": pipe.unet.config} if hasattr(pipe, "unet") else {}
-    with _warnings_of_loaders() as warnings:
-        converted = pipe.lora_state_dict(str(file.parent), **place, **shape)
-        converted = converted[0] if isinstance(converted, tuple) else converted
-        pipe.load_lora_weights(str(file.parent), adapter_name=ADAPTER, **place)
+    tensors = load_file(file)
+    scaled = _scale_by_alphas(tensors, of_all=hasattr(pipe, "unet"))
+    converted, dropped = _convert(pipe, tensors)
+    before = _shapes(pipe)
+    given = tensors if scaled else str(file.parent)
+    pipe.load_lora_weights(
+        given, weight_name=file.name, use_safetensors=True, local_files_only=True, adapter_name=ADAPTER
+    )
     parts = [name for name, part in pipe.components.items() if getattr(part, "peft_config", None)]
     applied = {key for name in parts for key in _adapter_names(name, getattr(pipe, name))}
-    given = _names_in_model(pipe, converted)
-    if left := [key for key, name in given.items() if name not in applied]:
-        nothing = "none of its weights fits" if len(left) == len(given) else "not all of its weights fit"
+    names = _names_in_model(pipe, converted)
+    if left := [key for key, name in names.items() if name not in applied] + dropped:
+        nothing = "not all of its weights fit" if applied else "none of its weights fits"
         peft = f"; {PEFT_CONFIG} of peft is missing beside it" if left[0].startswith(PEFT_PREFIX) else ""
         raise CheckpointError(
-            f"lora {str(file)!r} is no LoRA of this {type(pipe).__name__}, {nothing}: {some(left)} belong to no layer "
-            f"of {', '.join(_modules(pipe))}{peft}"
+            f"lora {str(file)!r} is no LoRA of this {type(pipe).__name__}, {nothing}: {some(left)}, of no layer of "
+            f"{', '.join(_modules(pipe))}{peft}"
         )
-    if extra := applied - set(given.values()):
+    if extra := applied - set(names.values()):
         raise CheckpointError(f"lora {str(file)!r} is incomplete: it has no {some(extra)}")
-    if warnings:
-        raise CheckpointError(f"lora {str(file)!r} is not read in full: {'; '.join(warnings)}")
     pipe.fuse_lora(components=parts, lora_scale=scale, safe_fusing=True)
     pipe.unload_lora_weights()
+    if changed := {name for name, shape in _shapes(pipe).items() if before.get(name) != shape}:
+        raise CheckpointError(f"lora {str(file)!r} is of a network with other inputs: it enlarges {some(changed)}")
+
+
+def _scale_by_alphas(tensors: dict[str, Tensor], of_all: bool) -> bool:
+    """Scale weights in kohya's format by alpha over rank where diffusers would do it wrongly, and say if it was done.
+
+    It gives all layers of a U-Net and its text encoders the most frequent alpha, and Flux's last layer none.
+    """
+    down, up = ".lora_down.weight", ".lora_up.weight"
+    layers = {key.removesuffix(down) for key in tensors if key.endswith(down)}
+    alphas = {layer: tensors[f"{layer}.alpha"].item() for layer in layers if f"{layer}.alpha" in tensors}
+    if not of_all:
+        alphas = {layer: alpha for layer, alpha in alphas.items() if "final_layer" in layer}
+    elif len(set(alphas.values())) <= 1 and len(alphas) in (0, len(layers)):
+        return False
+    for layer, alpha in alphas.items():
+        del tensors[f"{layer}.alpha"]
+        if layer + up in tensors:
+            tensors[layer + up] = tensors[layer + up].float() * (alpha / len(tensors[layer + down]))
+    return bool(alphas)
+
+
+def _convert(pipe: Any, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Names that diffusers gives to weights of a file, and those of the file that it leaves out.
+
+    What it leaves out it does not say, so the weights are followed as gradients are: what none of the results depends
+    on was left out. Alphas are read as numbers, and zeros change nothing.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = {key: value.float().requires_grad_() for key, value in tensors.items()}
+        followed = {key: leaf * 1 for key, leaf in leaves.items()}  # conversions scale in place
+        shape = {"unet_config": pipe.unet.config} if hasattr(pipe, "unet") else {}
+        converted = pipe.lora_state_dict(followed, **shape)
+        converted = converted[0] if isinstance(converted, tuple) else converted
+        total = torch.stack([value.sum() for value in converted.values()]).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    dropped = [
+        key
+        for (key, leaf), gradient in zip(leaves.items(), gradients, strict=True)
+        if gradient is None and not key.endswith("alpha") and leaf.any()
+    ]
+    return list(converted), dropped
+
+
+def _shapes(pipe: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights of the pipeline's networks, by name."""
+    return {
+        f"{part}.{name}": tuple(weight.shape)
+        for part, module in _modules(pipe).items()
+        for name, weight in module.named_parameters()
+    }
 
 
 def merge_peft(pipe: Any, file: Path, keys: list[str], scale: float) -> None:
@@ -211,50 +262,30 @@ def _adapter_names(name: str, part: nn.Module) -> list[str]:
     return [f"{name}.{key}" for key in loaded]
 
 
-def _names_in_model(pipe: Any, converted: dict[str, Any]) -> dict[str, str]:
+def _names_in_model(pipe: Any, converted: Iterable[str]) -> dict[str, str]:
     """Names that weights in diffusers' format get in the model, by their names in that format."""
-    from diffusers.utils.state_dict_utils import (
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_peft,
-        convert_unet_state_dict_to_peft,
-    )
-
-    names = {}
+    names: dict[str, dict[str, str]] = {}
     for key in converted:
         part, _, rest = key.partition(".")
-        if part not in _modules(pipe) or ".lora_A." in rest or ".lora_B." in rest:
-            name = rest
-        elif not part.startswith("text_encoder"):
-            (name,) = convert_unet_state_dict_to_peft({rest: None})
-        elif "lora_linear_layer" in rest or "to_out_lora" in rest:
-            (name,) = convert_state_dict_to_peft(convert_state_dict_to_diffusers({rest: None}))
-        else:
-            name = rest
-        if part.startswith("text_encoder") and not hasattr(getattr(pipe, part, None), "text_model"):
-            name = name.removeprefix("text_model.")
-        names[key] = f"{part}.{name}"
-    return names
+        names.setdefault(part, {})[rest] = key
+    result = {}
+    for part, keys in names.items():
+        flat = part.startswith("text_encoder") and not hasattr(getattr(pipe, part, None), "text_model")
+        for name, key in _in_peft_format(part, keys).items():
+            result[key] = f"{part}.{name.removeprefix('text_model.') if flat else name}"
+    return result
 
 
-@contextmanager
-def _warnings_of_loaders() -> Iterator[list[str]]:
-    """What diffusers warns of while it reads LoRA weights: weights that it leaves out."""
-    said: list[str] = []
+def _in_peft_format(part: str, keys: dict[str, str]) -> dict[str, str]:
+    """A mapping with names in any of diffusers' formats, by the names that diffusers gives them in peft's."""
+    from diffusers.utils import state_dict_utils
 
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            # A part without LoRA weights is none that was left out.
-            if not record.getMessage().startswith("No LoRA keys associated to"):
-                said.append(" ".join(record.getMessage().split()))
-
-    logger, handler = logging.getLogger("diffusers.loaders"), Keep(logging.WARNING)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
     try:
-        yield said
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        if part.startswith("text_encoder"):
+            old = state_dict_utils.convert_state_dict_to_diffusers(keys)
+            return dict(state_dict_utils.convert_state_dict_to_peft(old))
+        if not any("lora_A" in name for name in keys):
+            return dict(state_dict_utils.convert_unet_state_dict_to_peft(keys))
+    except ValueError:  # names of no format; they are not in the model either
+        pass
+    return keys

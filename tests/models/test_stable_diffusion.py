@@ -107,6 +107,15 @@ def test_a_missing_checkpoint_is_named(checkpoint, message):
         StableDiffusionBaseModel(checkpoint=checkpoint)
 
 
+def test_a_single_file_is_named_as_what_it_is(other_checkpoint):
+    file = other_checkpoint / "unet" / "diffusion_pytorch_model.safetensors"
+    for option in ("denoiser", "vae"):
+        with pytest.raises(CheckpointError, match=r"checkpoint file .* is a single file; expected a folder"):
+            StableDiffusionBaseModel(**{option: str(file)})
+    with pytest.raises(CheckpointError, match=f"checkpoint file '{file}' is a single file"):
+        StableDiffusionBaseModel(checkpoint=file)
+
+
 def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
     """The Hub is asked only when a checkpoint that is not local is named; offline, that is one clear error."""
     monkeypatch.setenv("HF_HOME", str(tmp_path))

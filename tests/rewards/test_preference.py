@@ -155,6 +155,14 @@ def test_the_checkpoint_of_another_model_is_named(weights, id, tmp_path):
         load_reward(id, **{**weights[id], "weights": str(tmp_path / "missing.pt")})
 
 
+def test_a_deeper_hpsv2_than_its_configuration_is_named(weights, tmp_path):
+    tensors = torch.load(weights["images/hpsv2"]["weights"], weights_only=True)["state_dict"]
+    more = {name.replace("resblocks.1", "resblocks.2"): value for name, value in tensors.items()}
+    torch.save(tensors | more, tmp_path / "deeper.pt")
+    with pytest.raises(CheckpointError, match=r"holds more than the CLIPModel .*left over: 32 weights"):
+        load_reward("images/hpsv2", **{**weights["images/hpsv2"], "weights": str(tmp_path / "deeper.pt")})
+
+
 @pytest.mark.parametrize("id", IDS)
 def test_what_is_not_named_is_not_looked_for(weights, id, tmp_path):
     other = next(name for name in weights[id] if name != "weights")
