@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from flowgym_gym.errors import CheckpointError, OptionError, reason
+from flowgym_gym.sources import Source
 
 EMBEDDED = Path(__file__).parent / "embedded"
 INDEX = "model_index.json"
@@ -37,22 +38,6 @@ MEMORY: dict[str, str] = {
     "model_cpu_offload": "enable_model_cpu_offload",
     "sequential_cpu_offload": "enable_sequential_cpu_offload",
 }
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint that was found.
-
-    Attributes:
-        name: Folder or Hub id.
-        local: Whether it is a folder; then the network is never touched.
-    """
-
-    name: str
-    local: bool
-
-    def __str__(self) -> str:
-        return f"checkpoint folder {self.name!r}" if self.local else f"Hub id {self.name!r}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +77,8 @@ def find_checkpoint(checkpoint: object) -> Source:
     folder = EMBEDDED / name if name in embedded else Path(name).expanduser()
     if folder.is_dir():
         return Source(str(folder.resolve()), local=True)
+    if folder.is_file():
+        return Source(str(folder.resolve()), local=True, file=True)
     if name.startswith((".", "~", os.sep)) or os.path.isabs(name) or name.count("/") != 1:
         raise CheckpointError(
             f"checkpoint {name!r} was not found; expected an embedded checkpoint ({', '.join(embedded)}), "
@@ -107,6 +94,11 @@ def read_index(source: Source) -> dict[str, Any]:
         CheckpointError: If there is none, or it does not name a pipeline.
     """
     path = Path(source.name) / INDEX
+    if source.file:
+        raise CheckpointError(
+            f"{source} is a single file, which cannot be opened; expected a folder in diffusers' format: save one "
+            "with from_single_file(...).save_pretrained(...) of the pipeline's class"
+        )
     if not source.local:
         from huggingface_hub import hf_hub_download
 
