@@ -7,6 +7,7 @@ own are refused.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +20,23 @@ from typing import Any
 import torch
 
 from flowgym_gym.errors import CheckpointError, OptionError, reason
+from flowgym_gym.models.recognition import INDEX, MODULAR, find_variant, name_folder, name_weights, read_file
 from flowgym_gym.sources import Source
 
 EMBEDDED = Path(__file__).parent / "embedded"
-INDEX = "model_index.json"
 
 # Parts of text-to-image pipelines that sampling does not use.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 LIBRARIES = ("diffusers", "transformers")
 # What must be in a part's folder; transformers makes up an empty tokenizer where it finds no files.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 
 # diffusers' own ways to save memory, by the names of the option `memory`.
 MEMORY: dict[str, str] = {
@@ -59,6 +67,15 @@ class Changes:
     lora_scale: float = 1.0
     memory: tuple[str, ...] = ()
     compile: bool = False
+
+
+def check_memory(memory: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of memory options as a tuple, or an OptionError if one does not exist."""
+    names = (memory,) if isinstance(memory, str) else tuple(memory)
+    for name in names:
+        if name not in MEMORY:
+            raise OptionError(f"memory names {name!r}, expected some of {tuple(MEMORY)}")
+    return names
 
 
 def find_checkpoint(checkpoint: object) -> Source:
@@ -95,24 +112,11 @@ def read_index(source: Source) -> dict[str, Any]:
     """
     path = Path(source.name) / INDEX
     if source.file:
-        raise CheckpointError(
-            f"{source} is a single file, which cannot be opened; expected a folder in diffusers' format: save one "
-            "with from_single_file(...).save_pretrained(...) of the pipeline's class"
-        )
-    if not source.local:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            path = Path(hf_hub_download(source.name, INDEX))
-        except Exception as error:
-            raise CheckpointError(
-                f"Hub id {source.name!r} could not be loaded: {type(error).__name__}: {reason(error)}"
-            ) from error
+        path = read_file(Path(source.name)) / INDEX
+    elif not source.local:
+        path = _download_index(source)
     elif not path.is_file():
-        raise CheckpointError(
-            f"checkpoint folder {source.name!r} has no {INDEX}, so it is not a diffusers pipeline; "
-            "save one with save_pretrained of the pipeline, such as StableDiffusionPipeline.save_pretrained"
-        )
+        raise CheckpointError(f"checkpoint folder {source.name!r} {name_folder(path.parent)}")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         kind = index["_class_name"]
@@ -121,6 +125,25 @@ def read_index(source: Source) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise CheckpointError(f"{source} names the pipeline {kind!r}, which needs code of its own; that is never run")
     return dict(index)
+
+
+def _download_index(source: Source) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source.name, INDEX))
+    except Exception as error:
+        if isinstance(error, EntryNotFoundError):
+            try:
+                folder = Path(hf_hub_download(source.name, MODULAR)).parent
+            except Exception:  # it is none of these either: the first error says what is missing
+                folder = None
+            if folder is not None:
+                raise CheckpointError(f"{source} {name_folder(folder)}") from error
+        raise CheckpointError(
+            f"Hub id {source.name!r} could not be loaded: {type(error).__name__}: {reason(error)}"
+        ) from error
 
 
 def check_parts(source: Source, index: Mapping[str, Any]) -> None:
@@ -135,16 +158,17 @@ def check_parts(source: Source, index: Mapping[str, Any]) -> None:
         if not source.local:
             continue
         # Checkpoints of one part, such as those of pixel-space models, may keep their files at the root.
-        folder = Path(source.name) / part
+        root = read_file(Path(source.name)) if source.file else Path(source.name)
+        folder = root / part
         folder = folder if folder.is_dir() else folder.parent
         needed: tuple[str, ...] = ("scheduler_config.json",) if part == "scheduler" else ()
         if part.startswith("tokenizer"):
-            folder, needed = Path(source.name) / part, TOKENIZER_FILES
+            folder, needed = root / part, TOKENIZER_FILES
         if needed and not any((folder / name).is_file() for name in needed):
             raise CheckpointError(f"{source} has no {' or '.join(needed)} in {part!r}")
-        if not needed and not list(folder.glob("*.safetensors")):
+        if not needed and not source.file and not list(folder.glob("*.safetensors")):
             raise CheckpointError(
-                f"{source} has no safetensors weights in {part!r}; pickled weights are not loaded, convert them with "
+                f"{source} has no safetensors weights in {part!r}, and {name_weights(folder)}; convert them with "
                 "save_pretrained(..., safe_serialization=True)"
             )
 
@@ -164,24 +188,15 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
         CheckpointError: If it cannot be loaded.
         OptionError: If the pipeline has no such memory option.
     """
+    for name in changes.memory:
+        check_offloading(name, device)
     index = read_index(source)
     check_parts(source, index)
     options = {part: None for part in UNUSED if part in index}
     if "safety_checker" in index:
         options["requires_safety_checker"] = False  # type: ignore[assignment]
     with _quiet(bars=source.local), _loading(source):
-        import diffusers
-        from diffusers.utils.import_utils import is_accelerate_available
-
-        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
-            source.name,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=source.local,
-            # Without accelerate diffusers would do the same, after many lines of advice.
-            low_cpu_mem_usage=is_accelerate_available(),
-            **options,
-        )
+        pipe = _open(source, index, dtype, options)
     for part, replacement in ((denoiser, changes.denoiser), ("vae", changes.vae)):
         if replacement is not None:
             setattr(pipe, part, _load_part(pipe, part, replacement, dtype))
@@ -191,6 +206,62 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
     if changes.compile:
         getattr(pipe, denoiser).compile()
     return pipe
+
+
+def _open(source: Source, index: Mapping[str, Any], dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """The pipeline as diffusers opens it: a folder, a single file, or a Hub id; in the variant that there is."""
+    import diffusers
+    from diffusers.utils.import_utils import is_accelerate_available
+
+    kind = getattr(diffusers, index["_class_name"])
+    if source.file:
+        folder = str(read_file(Path(source.name)))
+        return kind.from_single_file(source.name, config=folder, dtype=dtype, local_files_only=True, **options)
+    # Without accelerate diffusers would do the same, after many lines of advice.
+    options = {**options, "low_cpu_mem_usage": is_accelerate_available()}
+    options |= {"dtype": dtype, "use_safetensors": True, "local_files_only": source.local}
+    if source.local:
+        return kind.from_pretrained(source.name, **options, **_load_variants(Path(source.name), index, dtype))
+    try:
+        return kind.from_pretrained(source.name, **options)
+    except (OSError, ValueError) as error:
+        # Which files the repository has is seen only by asking for them.
+        try:
+            return kind.from_pretrained(source.name, variant="fp16", **options)
+        except (OSError, ValueError):
+            raise error from None
+
+
+def _load_variants(root: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a checkpoint folder whose weights are there in a variant only, such as ``"fp16"``, by name."""
+    parts = {}
+    for part, entry in index.items():
+        folder = root / part if (root / part).is_dir() else root
+        if not isinstance(entry, list) or part in UNUSED or entry[0] not in LIBRARIES or not find_variant(folder):
+            continue
+        kind = getattr(importlib.import_module(entry[0]), entry[1])
+        if hasattr(kind, "save_pretrained") and issubclass(kind, torch.nn.Module):
+            parts[part] = kind.from_pretrained(
+                folder, variant=find_variant(folder), dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+    return parts
+
+
+def check_offloading(name: str, device: str | None) -> None:
+    """Raise an OptionError where a memory option offloads weights from an accelerator, and there is none.
+
+    Args:
+        name: Of the option.
+        device: Where the model runs; None for wherever diffusers finds.
+    """
+    from diffusers.utils.torch_utils import get_device
+
+    device = get_device() if device is None else device
+    if "offload" in name and torch.device(device).type == "cpu":
+        raise OptionError(
+            f"memory names {name!r}, which keeps weights in the CPU's memory until an accelerator needs them, but the "
+            "device is 'cpu'; leave it out, or give device= an accelerator such as 'cuda'"
+        )
 
 
 def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) -> Any:
@@ -204,18 +275,22 @@ def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) ->
     Raises:
         OptionError: If it has no such memory option, or the option cannot be used here.
     """
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval().requires_grad_(False)
-    if device is not None and not any("offload" in name for name in memory):
-        pipe.to(device)
+    switches = []
     for name in memory:
         owner, _, method = MEMORY[name].rpartition(".")
         target = getattr(pipe, owner, None) if owner else pipe
         if not hasattr(target, method):
             raise OptionError(f"memory names {name!r}, but a {type(pipe).__name__} has no {MEMORY[name]}")
+        check_offloading(name, device)
+        switches.append(getattr(target, method))
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    if device is not None and not any("offload" in name for name in memory):
+        pipe.to(device)
+    for name, switch in zip(memory, switches, strict=True):
         try:
-            getattr(target, method)(**({"device": device} if "offload" in name and device is not None else {}))
+            switch(**({"device": device} if "offload" in name and device is not None else {}))
         except (ImportError, RuntimeError, ValueError) as error:
             raise OptionError(f"memory option {name!r} cannot be used here: {reason(error)}") from error
     return pipe
