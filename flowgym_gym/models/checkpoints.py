@@ -146,6 +146,18 @@ def _download_index(source: Source) -> Path:
         ) from error
 
 
+def tokenizer_files(kind: str) -> tuple[str, ...]:
+    """Files of which a tokenizer of a class needs one; transformers makes up an empty one where it finds none.
+
+    >>> tokenizer_files("BertTokenizer")
+    ('tokenizer.json', 'vocab.txt')
+    """
+    import transformers
+
+    names = getattr(getattr(transformers, kind, None), "vocab_files_names", None) or {}
+    return tuple(dict.fromkeys(("tokenizer.json", names.get("vocab_file", "vocab.json"))))
+
+
 def check_parts(source: Source, index: Mapping[str, Any]) -> None:
     """Raise a CheckpointError unless every part comes from diffusers or transformers and has the files it needs."""
     for part, entry in index.items():
@@ -163,10 +175,12 @@ def check_parts(source: Source, index: Mapping[str, Any]) -> None:
         folder = folder if folder.is_dir() else folder.parent
         needed: tuple[str, ...] = ("scheduler_config.json",) if part == "scheduler" else ()
         if part.startswith("tokenizer"):
-            folder, needed = root / part, TOKENIZER_FILES
+            folder, needed = root / part, tokenizer_files(entry[1])
         if needed and not any((folder / name).is_file() for name in needed):
             raise CheckpointError(f"{source} has no {' or '.join(needed)} in {part!r}")
-        if not needed and not source.file and not list(folder.glob("*.safetensors")):
+        # A single file has the weights; for parts that it lacks diffusers would take any that the folder has.
+        found = any(folder.glob("*.safetensors")) or (source.file and not any(folder.glob("*.bin")))
+        if not needed and not found:
             raise CheckpointError(
                 f"{source} has no safetensors weights in {part!r}, and {name_weights(folder)}; convert them with "
                 "save_pretrained(..., safe_serialization=True)"
@@ -215,8 +229,7 @@ def _open(source: Source, index: Mapping[str, Any], dtype: torch.dtype, options:
 
     kind = getattr(diffusers, index["_class_name"])
     if source.file:
-        folder = str(read_file(Path(source.name)))
-        return kind.from_single_file(source.name, config=folder, dtype=dtype, local_files_only=True, **options)
+        return _open_file(source, kind, dtype, options)
     # Without accelerate diffusers would do the same, after many lines of advice.
     options = {**options, "low_cpu_mem_usage": is_accelerate_available()}
     options |= {"dtype": dtype, "use_safetensors": True, "local_files_only": source.local}
@@ -230,6 +243,22 @@ def _open(source: Source, index: Mapping[str, Any], dtype: torch.dtype, options:
             return kind.from_pretrained(source.name, variant="fp16", **options)
         except (OSError, ValueError):
             raise error from None
+
+
+def _open_file(source: Source, kind: Any, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    from diffusers.utils import logging
+
+    folder, verbosity = str(read_file(Path(source.name))), logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return kind.from_single_file(source.name, config=folder, dtype=dtype, local_files_only=True, **options)
+    except NotImplementedError as error:  # torch cannot cast weights that are missing
+        raise CheckpointError(
+            f"{source} lacks weights that its configuration in {folder!r} has a place for; "
+            "put the configuration of a checkpoint of the same kind there"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _load_variants(root: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
