@@ -126,15 +126,15 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         require_parts(self.pipe, ("scheduler", self.denoiser_name, *self.parts))
         self.denoiser = getattr(self.pipe, self.denoiser_name)
         self._check_parts()
-        give_lengths(self.pipe, self.measured)
-        if self.pipe is checkpoint:
-            prepare(checkpoint, changes.memory)
-            self.device = torch.device(self.pipe._execution_device)
         # diffusers looks for this among all parameters, at every call.
         self.denoiser_dtype: torch.dtype = self.denoiser.dtype
         self.state_shape = self._read_shape(*size)
         self._clip: float | None = None
         self._scheduler, self.output_type = self._read_schedule()
+        give_lengths(self.pipe, self.measured)
+        if self.pipe is checkpoint:
+            prepare(checkpoint, changes.memory)
+            self.device = torch.device(self.pipe._execution_device)
 
     def _check_parts(self) -> None:
         """Raise a CheckpointError unless the pipeline's parts fit together and are of a kind that is read rightly."""
