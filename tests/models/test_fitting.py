@@ -69,7 +69,13 @@ def zero_snr(kind=diffusers.DDIMScheduler, **options):
 def test_zero_terminal_snr_is_steered_at_finite_costs(action_type, sampler):
     pipe = tiny.stable_diffusion(zero_snr(prediction_type="v_prediction"))
     env = flowgym_gym.make(
-        "images/stable_diffusion", "images/red", 4, checkpoint=pipe, action_type=action_type, action_scale=None, **sampler
+        "images/stable_diffusion",
+        "images/red",
+        4,
+        checkpoint=pipe,
+        action_type=action_type,
+        action_scale=None,
+        **sampler,
     )
     policy = lambda x, t, **kwargs: x * 0 + 1  # noqa: E731
     sample = env.sample(2, policy)
@@ -103,7 +109,10 @@ def test_zero_terminal_snr_of_solvers_is_that_of_ddim(kind):
         ({}, r"'epsilon' predictions .* singular at time 0\.001 .*velocity or the endpoint.*spacing 'leading'"),
         ({"sampler": "euler"}, "singular"),
         ({"prediction_type": "v_prediction", "action_type": "noise"}, "take velocity corrections, or controls"),
-        ({"prediction_type": "v_prediction", "sampler": "euler"}, "take the 'ddim' sampler or a constant noise_schedule"),
+        (
+            {"prediction_type": "v_prediction", "sampler": "euler"},
+            "take the 'ddim' sampler or a constant noise_schedule",
+        ),
     ],
 )
 def test_what_is_singular_without_signal_is_named(options, message):
@@ -521,7 +530,10 @@ def test_an_unloaded_ip_adapter_is_no_obstacle():
 
 @torch.no_grad()
 def test_projected_text_is_projected_as_in_diffusers():
-    pipe = with_("stable_diffusion", swap("unet", unet(cross_attention_dim=24, encoder_hid_dim=16, encoder_hid_dim_type="text_proj")))
+    pipe = with_(
+        "stable_diffusion",
+        swap("unet", unet(cross_attention_dim=24, encoder_hid_dim=16, encoder_hid_dim_type="text_proj")),
+    )
     env = VelocityEnvironment(from_pipeline(pipe), RedReward(), 2, noise_level=0.0)
     x, kwargs = env.start(2, prompt=["a cat", "a red heart"])
     torch.testing.assert_close(roll_out(env, x, kwargs), latents_of_diffusers(pipe, x.data, 2, 0.0), rtol=0, atol=1e-5)
@@ -564,9 +576,13 @@ def test_pixart_decides_by_its_size_whether_it_is_told_of_it():
 @pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"])
 @torch.no_grad()
 def test_a_tokenizer_without_a_length_takes_that_of_its_encoder(name, tmp_path):
-    model = from_pretrained(changed(name, tmp_path, "tokenizer", model_max_length="left out"), **tiny.OPTIONS.get(name, {}))
+    model = from_pretrained(
+        changed(name, tmp_path, "tokenizer", model_max_length="left out"), **tiny.OPTIONS.get(name, {})
+    )
     expected = from_pretrained(tiny.folder(name), **tiny.OPTIONS.get(name, {}))
-    for ours, theirs in zip(model.encode("a red heart")[0].values(), expected.encode("a red heart")[0].values(), strict=True):
+    for ours, theirs in zip(
+        model.encode("a red heart")[0].values(), expected.encode("a red heart")[0].values(), strict=True
+    ):
         assert torch.equal(ours, theirs)
     if name.startswith("stable_diffusion") and name != "stable_diffusion_3":
         with pytest.raises(OptionError, match="but the checkpoint takes 32"):

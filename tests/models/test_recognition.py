@@ -124,7 +124,9 @@ def test_a_whole_checkpoint_in_one_file_opens_with_the_configuration_beside_it(w
 
 
 def test_a_whole_checkpoint_without_its_configuration_says_how_to_convert_it(whole):
-    with pytest.raises(CheckpointError, match=r"a whole checkpoint .* diffusers\.StableDiffusionPipeline\.from_single_file\("):
+    with pytest.raises(
+        CheckpointError, match=r"a whole checkpoint .* diffusers\.StableDiffusionPipeline\.from_single_file\("
+    ):
         from_pretrained(str(whole))
 
 
