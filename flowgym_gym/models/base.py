@@ -34,10 +34,23 @@ class BaseModel(ABC, nn.Module, Generic[D]):
 
     output_type: OutputType
     prompts: list[str] | None = None
+    _place: Tensor
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.device = torch.device("cpu" if device is None else device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies; follows ``to``, ``cuda`` and the like, of the model or of a module that holds it."""
+        here = self._place.device
+        return self._device if here == self._placed else here
+
+    @device.setter
+    def device(self, device: torch.device | str) -> None:
+        # An empty buffer goes wherever the module goes. What was asked for is kept: "cuda" is not "cuda:0" to torch.
+        self.register_buffer("_place", torch.empty(0, device=device), persistent=False)
+        self._device, self._placed = torch.device(device), self._place.device
 
     @property
     @abstractmethod
@@ -143,9 +156,11 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         if xt is None:
             x0 = x1.randn_like()
             xt = schedule.alpha * x1 + schedule.beta * x0
-        # x_1 = p x + q o, solved for the output o; the noise's row where the sample does not depend on it.
         if self.output_type not in OUTPUTS:
             raise OptionError(f"output_type is {self.output_type!r}, expected one of {tuple(OUTPUTS)}")
-        (p, q), _ = OUTPUTS[self.output_type](schedule)
-        target = (x1 - p * xt) / q
+        # x_1 = p x + q o, solved for the output o; where q is infinite (alpha is 0), eps = r x + s o is.
+        (p, q), (r, s) = OUTPUTS[self.output_type](schedule)
+        noise = (xt - schedule.alpha * x1) / schedule.beta
+        finite = torch.isfinite(q)
+        target = ((x1 - p * xt) / q).combine((noise - r * xt) / s, lambda a, b: torch.where(finite, a, b))
         return ((self.forward(xt, t, **kwargs) - target) ** 2).aggregate("mean")

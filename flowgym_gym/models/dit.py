@@ -25,6 +25,7 @@ class DiTBaseModel(LatentBaseModel):
 
     pipelines: ClassVar[tuple[str, ...]] = ("DiTPipeline",)
     checkpoints: ClassVar[dict[str, str]] = {"facebook/DiT-XL-2-256": "cc-by-nc-4.0 (of the authors' repository)"}
+    parts: ClassVar[tuple[str, ...]] = ("vae",)
     default_prompt: ClassVar[str] = "0"
     conditions: ClassVar[tuple[str, ...]] = ("class_labels",)
 

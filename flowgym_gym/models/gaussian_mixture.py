@@ -15,7 +15,7 @@ and velocity and score are :math:`\dot\alpha E[x_1|x] + \dot\beta E[\varepsilon|
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,11 +29,15 @@ from flowgym_gym.schedulers import CosineScheduler, DiffusionScheduler, OptimalT
 from flowgym_gym.types import FlowTensor, append_dims
 
 PICTURE_SIZE = 64
+# Buffers, so that they move with the model.
+CONSTANTS = ("means", "stds", "weights")
 SCHEDULES = ("optimal_transport", "cosine", "diffusion")
 
 
 class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
     """A flow model of a Gaussian mixture in ``d`` dimensions, exact at every time.
+
+    Its constants stay in float64 whatever ``half`` or ``to`` is asked for, and predictions have the states' format.
 
     The default is the one-dimensional mixture of the library this suite descends from.
 
@@ -52,6 +56,10 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         Bishop, Pattern Recognition and Machine Learning, section 2.3.3, for the conditional means.
     """
 
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
     def __init__(
         self,
         means: Sequence[Sequence[float]] = ((0.0,), (3.0,)),
@@ -65,11 +73,13 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         check_choice("output_type", output_type, OUTPUTS)
         check_choice("schedule", schedule, SCHEDULES)
         try:
-            self.means, self.stds, self.weights = (
+            constants = [
                 torch.as_tensor(values, dtype=torch.float64, device=self.device) for values in (means, stds, weights)
-            )
+            ]
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise OptionError(f"means, stds or weights are no numbers: {error}") from error
+        for name, values in zip(CONSTANTS, constants, strict=True):
+            self.register_buffer(name, values, persistent=False)
         k = self.means.shape[0] if self.means.ndim == 2 and torch.isfinite(self.means).all() else 0
         if k == 0 or self.means.shape[1] == 0 or self.stds.shape != (k,) or self.weights.shape != (k,):
             raise OptionError(
@@ -82,6 +92,17 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         self.weights = self.weights / self.weights.sum()
         self.output_type = output_type  # type: ignore[assignment]
         self._scheduler = _schedule(schedule)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMixtureBaseModel:
+        # The constants go where the module goes, but keep their number format: what is exact stays exact.
+        constants = {name: self._buffers[name] for name in CONSTANTS}
+        super()._apply(fn, recurse)
+        for name, values in constants.items():
+            moved = self._buffers[name]
+            assert values is not None
+            assert moved is not None
+            self._buffers[name] = moved if moved.dtype == values.dtype else values.to(moved.device)
+        return self
 
     @property
     def scheduler(self) -> Scheduler[FlowTensor]:

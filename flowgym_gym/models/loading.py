@@ -49,7 +49,8 @@ def from_pipeline(pipe: Any, **options: Any) -> BaseModel[Any]:
     """The base model of a diffusers pipeline that is already open.
 
     The pipeline is frozen in place (evaluation mode, no gradients for its weights) and stays on its device and in its
-    number format; LoRA weights, memory options and offloading that were set up before are kept.
+    number format; LoRA weights, quantised weights (GGUF, torchao, float8), memory options and offloading that were set
+    up before are kept.
 
     Args:
         pipe: A diffusers pipeline.
@@ -64,12 +65,19 @@ def from_pipeline(pipe: Any, **options: Any) -> BaseModel[Any]:
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
+def is_open(checkpoint: object) -> bool:
+    """Whether a checkpoint is a pipeline that is already open."""
+    return hasattr(checkpoint, "components")
+
+
 def family_of(id: str, checkpoint: object) -> str:
     """Id of the base model that opens a checkpoint: ``id``, unless that is the one whose ids open every family.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read, or is of no supported family.
     """
+    if id == ANY_FAMILY and is_open(checkpoint):
+        return _family(type(checkpoint).__name__, "this pipeline")
     if id != ANY_FAMILY or not isinstance(checkpoint, str | os.PathLike):
         return id
     source = find_checkpoint(checkpoint)
@@ -122,7 +130,9 @@ def load_base_model(
         OptionError: If the device or number format does not exist here.
     """
     entry = base_model_registry.get(family_of(id, kwargs.get("checkpoint")))
-    kwargs = {"device": check_device(device), **kwargs}
+    # An open pipeline stays where it is, and so must not be told a device that nobody asked for.
+    taken_as_it_is = device is None and is_open(kwargs.get("checkpoint"))
+    kwargs = {"device": None if taken_as_it_is else check_device(device), **kwargs}
     check_choice("dtype", dtype, DTYPES)
     options = entry.options()
     if options is None or "dtype" in options:

@@ -13,6 +13,7 @@ numbers are diffusers' own, from the checkpoint's ``FlowMatchEulerDiscreteSchedu
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ class FlowMatchScheduler(OptimalTransportScheduler):
     """Optimal transport on the time grid of a flow-matching checkpoint.
 
     Args:
-        scheduler: The checkpoint's ``FlowMatchEulerDiscreteScheduler``; its configuration is copied.
+        scheduler: The checkpoint's ``FlowMatchEulerDiscreteScheduler``, which is copied; a
+            ``FlowMatchHeunDiscreteScheduler`` has the same noise levels.
         tokens: Number of tokens that the transformer sees of a state; decides the shift where that is dynamic.
         max_shift: The shift at the largest size, where the configuration has none.
         even: Whether the pipeline spaces the unshifted times evenly from 1 to ``1 / steps``, as Flux does, instead of
@@ -41,14 +43,22 @@ class FlowMatchScheduler(OptimalTransportScheduler):
     def __init__(self, scheduler: Any, tokens: int, max_shift: float = 1.15, even: bool = False) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        config = scheduler.config
-        if not type(scheduler).__name__.startswith("FlowMatch") or config.get("invert_sigmas", False):
+        config, kind = scheduler.config, type(scheduler).__name__
+        if not kind.startswith("FlowMatch") or config.get("invert_sigmas", False):
+            inverted = " with invert_sigmas" if config.get("invert_sigmas", False) else ""
             raise CheckpointError(
-                f"the checkpoint's scheduler is a {type(scheduler).__name__}"
-                f"{' with invert_sigmas' if config.get('invert_sigmas', False) else ''}, expected a "
-                "FlowMatchEulerDiscreteScheduler"
+                f"the checkpoint's scheduler is a {kind}{inverted}, expected a FlowMatchEulerDiscreteScheduler"
             )
-        self._diffusers = FlowMatchEulerDiscreteScheduler.from_config(config)
+        if kind == "FlowMatchLCMScheduler" or config.get("stochastic_sampling", False):
+            what = "stochastic_sampling" if config.get("stochastic_sampling", False) else "consistency sampling"
+            raise CheckpointError(
+                f"the checkpoint's {kind} draws new noise at every step ({what}), for which its network was distilled; "
+                "no sampler here does that. To sample it along its flow all the same, give the checkpoint a "
+                "FlowMatchEulerDiscreteScheduler without stochastic_sampling"
+            )
+        # A copy keeps what an open scheduler was told since it was made (set_shift); its configuration does not.
+        same = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self._diffusers = copy.deepcopy(scheduler) if same else FlowMatchEulerDiscreteScheduler.from_config(config)
         self._even = even
         self._mu: float | None = None
         if config.get("use_dynamic_shifting", False):

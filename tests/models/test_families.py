@@ -327,11 +327,13 @@ def test_a_tiled_decoder_gives_diffusers_own_tiles():
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_offloading_changes_no_result(name, option):
-    """To an accelerator where there is one; else the same hooks of whole models run on the CPU."""
+    """Where there is an accelerator; elsewhere it is refused."""
     pytest.importorskip("accelerate")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if option == "sequential_cpu_offload" and device == "cpu":
-        pytest.skip("accelerate offloads layer by layer only from an accelerator")
+    if not torch.cuda.is_available():
+        with pytest.raises(OptionError, match=f"memory names '{option}', .* but the device is 'cpu'"):
+            make(name, memory=option)
+        return
+    device = "cuda"
     plain, frugal = (make(name, noise_level=0.0, device=device, memory=memory) for memory in ((), option))
     x, _ = start(plain, name)
     results = [env.score(FlowTensor(roll_out(env, *start_from(env, name, x))))[0].data for env in (plain, frugal)]
