@@ -11,12 +11,14 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import gymnasium
 
 import flowgym_gym
-from flowgym_gym.errors import FlowGymError, OptionError
+from flowgym_gym.console import accept_all_text, say, tell
+from flowgym_gym.errors import FlowGymError, OptionError, reason
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -32,17 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    accept_all_text()
     options = parser().parse_args(arguments)
     try:
         code: int = options.command(options)
     except FlowGymError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
+        return 2
+    except MemoryError as error:
+        say(f"error: the memory is not enough: {reason(error)}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # `flowgym-gym list | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(AttributeError, OSError, ValueError):  # It is no file of the system.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     return code
 
@@ -183,21 +190,21 @@ def train_agent(options: argparse.Namespace) -> int:
         overrides=parse_assignments(options.set),
     )
     config = prepared.config
-    print(f"{config['env_id']}, {config['algo']}, seed {config['seed']}", flush=True)
-    print(describe(config["settings"]), flush=True)
-    result = run(prepared)
     here = shlex.quote(str(options.out))
+    again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
+    # Hours of work must not depend on whether somebody reads what is said of it.
+    _tell(f"{config['env_id']}, {config['algo']}, seed {config['seed']}")
+    _tell(describe(config["settings"]))
+    result = run(prepared, on_failure=lambda: _tell(f"to go on: {again}"))
     if result.signal is not None:
-        again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
-        print(f"to go on: {again}", flush=True)
+        _tell(f"to go on: {again}")
         return 128 + result.signal
-    print(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
+    _tell(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
     commands = [f"flowgym-gym evaluate {here}"]
     if not options.no_evaluate:
         _evaluate(options.out, EPISODES, seed=0)
         commands[0] += " --seed 1000"
     if result.stopped is None:
-        again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
         commands.append(f"{again} --timesteps {2 * result.target}")
     policy = options.out / "policy"
     if policy.exists():
@@ -261,6 +268,10 @@ def _evaluate(out: Path, episodes: int, seed: int, which: str = "best") -> None:
 
     print(table(evaluate(out, episodes, seed, which=which)))
     save_curve(out)
+
+
+def _tell(text: str) -> None:
+    tell(text, sys.stdout)
 
 
 def _add_set(command: argparse.ArgumentParser, what: str) -> None:

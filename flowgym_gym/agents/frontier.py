@@ -43,22 +43,21 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FormatStrFormatter
 from torch import Tensor
-from tqdm import tqdm
 
+from flowgym_gym.agents.bars import Bar
+from flowgym_gym.agents.drawing import new_figure, plain_style, plain_text, ticker
 from flowgym_gym.agents.evaluation import CONFIDENCE, FORMULA, check_seed, evaluate, held_out_seeds, interval, play
 from flowgym_gym.agents.runs import CONFIG, check_writable, locked, read_config, versions, write_json
 from flowgym_gym.agents.settings import (
@@ -69,12 +68,16 @@ from flowgym_gym.agents.settings import (
     make_vector_env,
     override,
 )
-from flowgym_gym.agents.training import Run, differences, prepare, run, save_curve, say, settings_of_run
+from flowgym_gym.agents.training import Run, differences, prepare, run, save_curve, settings_of_run
 from flowgym_gym.checks import check_choice, check_number, check_whole
+from flowgym_gym.console import say
 from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.envs.rollout import DEFAULTS
 from flowgym_gym.errors import CheckpointError, OptionError, RewardError, UnknownOptionError
 from flowgym_gym.types import FlowTensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT, PICTURE = "frontier.json", "frontier.png"
 BEST_OF = (2, 4, 8, 16, 32, 64)
@@ -431,9 +434,10 @@ def table(report: Report) -> str:
     return "\n".join([*lines, *(f"\n{note}" for note in report["notes"])])
 
 
+@plain_style()
 def draw(report: Report) -> Figure:
     """Reward against divergence; what lies below best of n is hollow."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = new_figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
     curve = best_of_n_curve(report["best_of_n"])
     axis.plot(curve["kl"], curve["mean"], color=_style("best_of_n")[2], linewidth=1)
@@ -466,9 +470,9 @@ def draw(report: Report) -> Figure:
     axis.set_xscale("symlog", linthresh=1, linscale=1)
     axis.set_xlim(-0.05, 2 * max(furthest, 1.0))
     ticks = [0, 0.2, 0.5, *(d * 10.0**e for e in range(8) for d in (1, 2, 5))]
-    axis.xaxis.set_major_locator(FixedLocator(ticks))
-    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.xaxis.set_minor_locator(FixedLocator([]))
+    axis.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+    axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_locator(ticker.FixedLocator([]))
     axis.set_xlabel("divergence from the base model [nats], linear up to 1, then logarithmic")
     axis.set_ylabel("terminal reward, mean with 95 % interval")
     axis.set_title(report["env_id"] + _described(report["settings"]["env"]), fontsize=10)
@@ -749,7 +753,8 @@ def _save(plan: Plan, report: Report) -> None:
             point["against_best_of_n"] = against_best_of_n(point, report["best_of_n"])
     try:
         write_json(plan.out / REPORT, report)
-        draw(report).savefig(plan.out / PICTURE, dpi=120)
+        with plain_style():
+            draw(report).savefig(plan.out / PICTURE, dpi=120)
     except OSError as error:
         raise CheckpointError(f"{plan.out} cannot be written: {error.strerror or error}") from error
 
@@ -783,7 +788,7 @@ def _environment(env: VectorEnv[Any, Any, Any]) -> Environment[Any]:
 
 def _batches(label: str, seeds: list[int], size: int) -> Iterator[list[int]]:
     """Seeds in batches, with a progress bar where standard error is a terminal."""
-    with tqdm(total=len(seeds), desc=label, unit="episode", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+    with closing(Bar(len(seeds), unit="episode", label=label)) as bar:
         for start in range(0, len(seeds), size):
             batch = seeds[start : start + size]
             yield batch
@@ -815,4 +820,4 @@ def _cell(values: Mapping[str, float]) -> str:
 def _described(env: Mapping[str, Any]) -> str:
     """Settings of the environment for the title."""
     text = ", ".join(f"{name}={value}" for name, value in env.items())
-    return f"\n{text:.100}" if text else ""
+    return plain_text(f"\n{text:.100}") if text else ""

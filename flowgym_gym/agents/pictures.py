@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from flowgym_gym.agents.drawing import new_figure, plain_style, plain_text
 from flowgym_gym.agents.evaluation import Episodes
 from flowgym_gym.agents.runs import Row
 
@@ -28,6 +28,7 @@ PANELS = (
 )
 
 
+@plain_style()
 def picture_grid(path: Path, parts: Sequence[tuple[str, Episodes]], columns: int = 8) -> None:
     """Save pictures in rows, each with its reward above it, and its prompt where there are several.
 
@@ -40,7 +41,7 @@ def picture_grid(path: Path, parts: Sequence[tuple[str, Episodes]], columns: int
     rows = [math.ceil(len(episodes.pictures) / columns) for _, episodes in parts]
     several = len({prompt for _, episodes in parts for prompt in episodes.prompts}) > 1
     height = 1.5 + (PROMPT_LINES * 0.13 if several else 0.0)
-    figure = Figure(figsize=(1.3 * columns, height * sum(rows) + 0.4 * len(parts)), layout="constrained")
+    figure = new_figure(figsize=(1.3 * columns, height * sum(rows) + 0.4 * len(parts)), layout="constrained")
     subfigures = figure.subfigures(len(parts), 1, height_ratios=rows, squeeze=False)
     for subfigure, (title, episodes), count in zip(subfigures[:, 0], parts, rows, strict=True):
         rewards = episodes.terminal_rewards
@@ -79,6 +80,7 @@ def film(path: Path, frames: Sequence[Sequence[np.ndarray]], titles: Sequence[st
     stills[0].save(path, save_all=True, append_images=stills[1:], duration=durations, loop=0)
 
 
+@plain_style()
 def learning_curve(
     path: Path,
     rows: Sequence[Row],
@@ -97,7 +99,7 @@ def learning_curve(
         evaluations: Rows of ``evaluations.csv``, drawn with their intervals.
         best: Timesteps of the best agent, marked among them.
     """
-    figure = Figure(figsize=(7, 7), layout="constrained")
+    figure = new_figure(figsize=(7, 7), layout="constrained")
     figure.suptitle(title)
     for axis, (column, label) in zip(figure.subplots(len(PANELS), 1, sharex=True), PANELS, strict=True):
         points = [(row["timesteps"], row[column]) for row in rows if row.get(column) is not None]
@@ -136,8 +138,7 @@ def learning_curve(
 def _lines(prompt: str) -> str:
     """A prompt as the same number of short lines, whatever its length; what does not fit becomes dots."""
     lines = textwrap.wrap(prompt, PROMPT_WIDTH, max_lines=PROMPT_LINES, placeholder="...")
-    # A dollar sign would begin a formula.
-    return "\n" * (PROMPT_LINES - len(lines)) + "".join(f"{line}\n" for line in lines).replace("$", r"\$")
+    return "\n" * (PROMPT_LINES - len(lines)) + "".join(f"{plain_text(line)}\n" for line in lines)
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:

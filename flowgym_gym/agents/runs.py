@@ -61,6 +61,8 @@ from flowgym_gym.rewards import Reward
 
 Config = dict[str, Any]
 Row = dict[str, float | int | None]
+# Numbers and text, and arrays.
+State = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 CONFIG = "config.json"
 METRICS = "metrics.csv"
@@ -213,7 +215,7 @@ def needed_space(model: BaseAlgorithm, env: SB3VecEnv, best: bool = False) -> in
         best: Whether the best agent is kept, too.
     """
     weights = sum(int(tensor.nbytes) for tensor in model.policy.state_dict().values())
-    states = sum(int(np.asarray(array).nbytes) for array in _capture(model, env)[1].values())
+    states = sum(int(np.asarray(array).nbytes) for array in capture_state(model, env)[1].values())
     # Adam keeps two numbers for each weight.
     checkpoint = 3 * weights + states + 120_000
     return (KEPT_CHECKPOINTS + 1 + 2 * best) * checkpoint + 2 * buffer_bytes(model) + OTHER_BYTES
@@ -254,7 +256,13 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
-def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    out: Path,
+    model: BaseAlgorithm,
+    env: SB3VecEnv,
+    progress: Mapping[str, Any],
+    state: State | None = None,
+) -> Path:
     """Write a checkpoint, and delete what is older than the few that are kept.
 
     Args:
@@ -262,14 +270,22 @@ def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: M
         model: The agent, between two rollouts.
         env: Its environment.
         progress: Further numbers and arrays of the training loop, returned by :func:`restore_checkpoint`.
+        state: What :func:`capture_state` returned; that of now if None.
     """
     target = out / CHECKPOINTS / f"{model.num_timesteps:09d}"
     if target.is_dir():
         return target
     buffer = getattr(model, "replay_buffer", None)
-    _write_checkpoint(target, model, env, progress, buffer if isinstance(buffer, DictReplayBuffer) else None)
+    _write_checkpoint(
+        target,
+        model,
+        state or capture_state(model, env),
+        progress,
+        buffer if isinstance(buffer, DictReplayBuffer) else None,
+    )
     for old in checkpoints(out)[1:]:
-        (old / "replay_buffer.npz").unlink(missing_ok=True)
+        with suppress(OSError):  # Something else lies there, which takes no space of ours.
+            (old / "replay_buffer.npz").unlink(missing_ok=True)
     for old in checkpoints(out)[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -280,7 +296,7 @@ def save_best(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping
     target = out / BEST / f"{model.num_timesteps:09d}"
     # From a run that was killed and lost what it did after its last checkpoint.
     shutil.rmtree(target, ignore_errors=True)
-    _write_checkpoint(target, model, env, {**progress, "evaluation": evaluation})
+    _write_checkpoint(target, model, capture_state(model, env), {**progress, "evaluation": evaluation})
     for old in _numbered(target.parent):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -309,7 +325,7 @@ def _return(checkpoint: Path) -> float:
 def _write_checkpoint(
     target: Path,
     model: BaseAlgorithm,
-    env: SB3VecEnv,
+    state: State,
     progress: Mapping[str, Any],
     buffer: DictReplayBuffer | None = None,
 ) -> None:
@@ -318,10 +334,9 @@ def _write_checkpoint(
     temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=target.parent))
     try:
         model.save(temporary / "model.zip")
-        numbers, arrays = _capture(model, env)
-        numbers["progress"] = {k: v for k, v in progress.items() if not isinstance(v, np.ndarray)}
-        arrays |= {f"progress.{k}": v for k, v in progress.items() if isinstance(v, np.ndarray)}
-        write_json(temporary / "state.json", numbers)
+        plain = {k: v for k, v in progress.items() if not isinstance(v, np.ndarray)}
+        arrays = state[1] | {f"progress.{k}": v for k, v in progress.items() if isinstance(v, np.ndarray)}
+        write_json(temporary / "state.json", {**state[0], "progress": plain})
         np.savez(temporary / "state.npz", **arrays)  # type: ignore[arg-type]
         if buffer is not None:
             np.savez(temporary / "replay_buffer.npz", **_buffer_arrays(buffer))  # type: ignore[arg-type]
@@ -537,8 +552,8 @@ def _number(text: str) -> float | int | None:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
-def _capture(model: BaseAlgorithm, env: SB3VecEnv) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """State of agent, environment and random generators: numbers and text, and arrays."""
+def capture_state(model: BaseAlgorithm, env: SB3VecEnv) -> State:
+    """State of agent, environment and random generators; arrays that the agent goes on with are not copied."""
     numbers = {
         "timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
@@ -563,15 +578,13 @@ def _capture(model: BaseAlgorithm, env: SB3VecEnv) -> tuple[dict[str, Any], dict
 def _restore(
     model: BaseAlgorithm, env: SB3VecEnv, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Undo :func:`_capture`. The random states come last: what is done before them draws numbers."""
+    """Undo :func:`capture_state`. The random states come last: what is done before them draws numbers."""
     state = {key.removeprefix("env."): value for key, value in arrays.items() if key.startswith("env.")}
     env.vector_env.unwrapped.set_state(state)  # type: ignore[attr-defined]
     _set_reward_state(env.vector_env, arrays)
     env.reset_infos = [{} if prompt is None else {"prompt": prompt} for prompt in numbers["prompts"]]
 
-    model.num_timesteps = numbers["timesteps"]
-    model._n_updates = numbers["n_updates"]
-    model._episode_num = numbers["episode_num"]
+    restore_counters(model, numbers)
     model._last_episode_starts = arrays["episode_starts"]
     model._last_obs = {
         key.removeprefix("observation."): value for key, value in arrays.items() if key.startswith("observation.")
@@ -587,6 +600,13 @@ def _restore(
     cuda = [torch.from_numpy(arrays[key]) for key in sorted(arrays) if key.startswith("cuda_random.")]
     if cuda and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
+
+
+def restore_counters(model: BaseAlgorithm, numbers: Mapping[str, Any]) -> None:
+    """Put an agent's counters back to those of :func:`capture_state`."""
+    model.num_timesteps = numbers["timesteps"]
+    model._n_updates = numbers["n_updates"]
+    model._episode_num = numbers["episode_num"]
 
 
 def _reward(env: VectorEnv[Any, Any, Any]) -> Reward[Any]:

@@ -11,10 +11,9 @@ import copy
 import json
 import math
 import signal
-import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,9 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from tqdm import tqdm
 
+from flowgym_gym.agents.bars import Bar
+from flowgym_gym.agents.boundary import Boundary
 from flowgym_gym.agents.evaluation import (
     EVALUATIONS,
     Episodes,
@@ -75,6 +75,7 @@ from flowgym_gym.agents.settings import (
     override,
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.console import say
 from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError, reason
 
 __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
@@ -242,8 +243,16 @@ def differences(changed: Settings, settings: Settings) -> list[str]:
     return [f"{name} is {flat[0].get(name)!r}, but the run has {flat[1].get(name)!r}" for name in names]
 
 
-def run(prepared: Run, progress: bool = True) -> RunResult:
-    """Do what :func:`prepare` has checked; see :func:`train`."""
+def run(
+    prepared: Run, progress: bool = True, on_failure: Callable[[], None] = lambda: None
+) -> RunResult:
+    """Do what :func:`prepare` has checked; see :func:`train`.
+
+    Args:
+        prepared: What is to be done.
+        progress: As for :func:`train`.
+        on_failure: Called when an error has stopped the training, and all of it up to that is saved.
+    """
     for note in prepared.notes:
         say(note)
     if not tensorboard_installed():
@@ -262,7 +271,7 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            result = _run(prepared, config, model, env, progress)
+            result = _run(prepared, config, model, env, progress, on_failure)
     except FlowGymError:
         raise
     except (OSError, RuntimeError) as error:
@@ -274,7 +283,14 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
     return result
 
 
-def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, progress: bool) -> RunResult:
+def _run(
+    prepared: Run,
+    config: Config,
+    model: BaseAlgorithm,
+    env: SB3VecEnv,
+    progress: bool,
+    on_failure: Callable[[], None],
+) -> RunResult:
     """Train in a folder that exists and is locked."""
     out, settings = prepared.out, config["settings"]
     statistics = Statistics(settings["num_envs"])
@@ -291,7 +307,19 @@ def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, pr
         write_json(out / CONFIG, config)
         with closing(Records(out, config, model, env, statistics.state)) as records:
             records.start()
-            stopped = _learn(model, env, config, records, statistics, interruption, progress)
+            boundary = Boundary(model, env, _interval_of(config, env))
+            boundary.keep(statistics.state())
+            try:
+                stopped = _learn(
+                    model, env, config, records, statistics, interruption, progress, boundary
+                )
+            except DivergedError:
+                # Going on from the last interval would only diverge again.
+                raise
+            except BaseException as error:
+                if _save_boundary(boundary, out, error):
+                    on_failure()
+                raise
     # All of the training is saved now, and a signal ends the process as it does elsewhere.
     save_curve(out)
     result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal, stopped)
@@ -389,12 +417,16 @@ class Statistics(BaseCallback):
 
 
 class Interruption:
-    """Remembers SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once.
+    """Remembers SIGINT, SIGTERM and SIGHUP instead of dying of them; a second SIGINT interrupts at once.
 
-    Signals can only be caught in the main thread; in another one this does nothing.
+    Signals can only be caught in the main thread; in another one this does nothing. A SIGHUP, which a terminal sends
+    when it is closed, stays ignored under ``nohup``.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    # Windows has no SIGHUP.
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    )
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -402,7 +434,12 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+            self._previous = {
+                number: signal.signal(number, self._remember)
+                for number in self.SIGNALS
+                if number in (signal.SIGINT, signal.SIGTERM)
+                or signal.getsignal(number) != signal.SIG_IGN
+            }
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -426,16 +463,15 @@ class Progress:
 
     def __init__(self, target: int, done: int, bar: bool) -> None:
         self.target = target
-        self._bar = tqdm(total=target, initial=done, unit="step", file=sys.stderr) if bar and _is_terminal() else None
+        self._bar = Bar(target, done) if bar else None
         self._last_line = time.monotonic()
 
     def update(self, steps: int, row: Row) -> None:
         """Show how far the run is."""
         shown = {"reward": row["terminal_reward"], "cost": row["control_cost"], "return": row["return"]}
         text = {name: f"{value:.4g}" for name, value in shown.items() if value is not None}
-        if self._bar is not None:
-            self._bar.set_postfix(text, refresh=False)
-            self._bar.update(steps)
+        if self._bar is not None and self._bar.shown:
+            self._bar.update(steps, text)
         elif time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
             values = " ".join(f"{name} {value}" for name, value in text.items())
@@ -456,6 +492,7 @@ def _learn(
     statistics: Statistics,
     interruption: Interruption,
     progress: bool,
+    boundary: Boundary,
 ) -> str | None:
     """Train interval by interval until the target is reached, a signal has come, or the control cost is too high.
 
@@ -464,7 +501,7 @@ def _learn(
     """
     settings, algo = config["settings"], config["algo"]
     target = settings["timesteps"]
-    size = _interval(settings, algo, env.get_attr("discretization_steps")[0])
+    size = _interval_of(config, env)
     shown = Progress(target, model.num_timesteps, progress)
     while model.num_timesteps < target and interruption.signal is None and records.excess is None:
         done, started = model.num_timesteps, time.monotonic()
@@ -498,6 +535,7 @@ def _learn(
         }
         shown.update(steps, row)
         records.add(row, since=done)
+        boundary.keep(statistics.state())
     records.save()
     shown.close()
     return records.excess if model.num_timesteps < target else None
@@ -595,6 +633,24 @@ def _interval(settings: dict[str, Any], algo: str, episode_steps: int) -> int:
     return unit if algo == "ppo" else unit * math.ceil(episode_steps * settings["num_envs"] / unit)
 
 
+def _interval_of(config: Config, env: SB3VecEnv) -> int:
+    return _interval(config["settings"], config["algo"], env.get_attr("discretization_steps")[0])
+
+
+def _save_boundary(boundary: Boundary, out: Path, error: BaseException) -> bool:
+    """Save what was done before the interval in which an error came; whether that worked."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    what = "interrupted" if interrupted else type(error).__name__
+    advice = "resume to go on" if interrupted else "remove the cause, then resume to go on"
+    try:
+        done = int(boundary.save(out).name)
+    except Exception as failure:
+        say(f"{what} in training, and what was done since the last checkpoint cannot be saved: {reason(failure)}")
+        return False
+    say(f"{what} in training; saved in {out} up to {done} timesteps: {advice}")
+    return True
+
+
 def _learning_rate(settings: dict[str, Any], model: BaseAlgorithm, done: float) -> float:
     first, final = float(model.learning_rate), settings["final_learning_rate"]  # type: ignore[arg-type]
     return first if final is None else first + (float(final) - first) * done
@@ -686,11 +742,3 @@ def _advice(out: Path, error: BaseException) -> str:
     left = f"is saved up to {int(found[0].name)} timesteps" if found else "has no checkpoint yet"
     return f"writing to {out} failed: {cause}; the run {left}: remove the cause, then go on with --resume"
 
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
-def say(text: str) -> None:
-    """Tell the user something, on standard error."""
-    print(text, file=sys.stderr, flush=True)
