@@ -1,28 +1,30 @@
 """The command line ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``, ``export``, ``frontier``.
 
-Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM.
+Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM,
+141 if standard output cannot be written, as after ``| head``.
 torch and everything that needs it are imported by the commands that use them.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import gymnasium
 
 import flowgym_gym
-from flowgym_gym.console import accept_all_text, say, tell
+from flowgym_gym.console import accept_all_text, flushed, say, tell
 from flowgym_gym.errors import FlowGymError, OptionError, reason
 
+UNUSABLE = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 EPISODES = 256
+
+_unwritten: list[str] = []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,22 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     accept_all_text()
-    options = parser().parse_args(arguments)
+    _unwritten.clear()
+    code = _run(parser().parse_args(arguments))
+    complete = flushed(sys.stdout) and not _unwritten
+    return code if complete else code or CLOSED_PIPE
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a command; what it raises becomes a line and an exit code."""
     try:
         code: int = options.command(options)
     except FlowGymError as error:
         say(f"error: {error}")
-        return 2
+        return UNUSABLE
     except MemoryError as error:
         say(f"error: the memory is not enough: {reason(error)}")
-        return 2
+        return UNUSABLE
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # `flowgym-gym list | head` has seen enough
-        with suppress(AttributeError, OSError, ValueError):  # It is no file of the system.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
     return code
 
 
@@ -137,10 +142,10 @@ def list_ids(options: argparse.Namespace) -> int:
         title: {name: registry.get(name).needs for name in registry.list()} for title, registry in registries.items()
     }
     for title, entries in {"environments": dict.fromkeys(ids, ""), **needs}.items():
-        print(f"{title}:")
+        _tell(f"{title}:")
         width = max(map(len, entries)) + 2
         for name, what in entries.items():
-            print(f"  {name:{width}}{what}".rstrip())
+            _tell(f"  {name:{width}}{what}".rstrip())
     return 0
 
 
@@ -168,7 +173,7 @@ def sample_base_model(options: argparse.Namespace) -> int:
         picture_grid(options.out, [(env_id, episodes)])
     except OSError as error:
         raise OptionError(f"--out is {options.out}, which cannot be written: {error.strerror or error}") from error
-    print(f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
+    _tell(f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
     return 0
 
 
@@ -212,7 +217,7 @@ def train_agent(options: argparse.Namespace) -> int:
     commands.append(f"flowgym-gym export {here} --out {shlex.quote(str(policy))}")
     if tensorboard_installed():
         commands.append(f"tensorboard --logdir {here}")
-    print("next: " + "\n      ".join(commands))
+    _tell("next: " + "\n      ".join(commands))
     return 0
 
 
@@ -229,7 +234,7 @@ def export_policy(options: argparse.Namespace) -> int:
     from flowgym_gym.agents import export
 
     folder = export(options.run, options.out, options.which)
-    print(f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it")
+    _tell(f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it")
     return 0
 
 
@@ -255,10 +260,10 @@ def draw_frontier(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
     )
     if result.signal is not None:
-        print("to go on: the same command again", flush=True)
+        _tell("to go on: the same command again")
         return 128 + result.signal
-    print(table(result.report))
-    print(f"picture in {options.out / PICTURE}, everything in {options.out / REPORT}")
+    _tell(table(result.report))
+    _tell(f"picture in {options.out / PICTURE}, everything in {options.out / REPORT}")
     return 0
 
 
@@ -266,12 +271,14 @@ def _evaluate(out: Path, episodes: int, seed: int, which: str = "best") -> None:
     from flowgym_gym.agents.evaluation import evaluate, table
     from flowgym_gym.agents.training import save_curve
 
-    print(table(evaluate(out, episodes, seed, which=which)))
+    _tell(table(evaluate(out, episodes, seed, which=which)))
     save_curve(out)
 
 
 def _tell(text: str) -> None:
-    tell(text, sys.stdout)
+    """Print a line; one that cannot be written is told by the exit code."""
+    if not tell(text, sys.stdout):
+        _unwritten.append(text)
 
 
 def _add_set(command: argparse.ArgumentParser, what: str) -> None:

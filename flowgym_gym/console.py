@@ -7,6 +7,7 @@ reads, or None (``pythonw``). None of that is a reason to end a training.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from contextlib import suppress
 from typing import TextIO
@@ -25,14 +26,38 @@ def say(text: str) -> None:
     tell(text, sys.stderr)
 
 
-def tell(text: str, stream: TextIO | None) -> None:
-    """Write a line to a stream; does nothing where that is None, closed, full or a pipe without a reader."""
+def tell(text: str, stream: TextIO | None) -> bool:
+    """Write a line to a stream, if that is neither None nor closed.
+
+    Returns:
+        False where it could not be written: the disk is full, or nobody reads the pipe.
+    """
     if stream is None:
-        return
-    with suppress(OSError, ValueError):
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        plain = text.encode(encoding, "backslashreplace").decode(encoding)
+        return True
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    plain = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
         print(plain, file=stream, flush=True)
+    except OSError:
+        return False
+    except ValueError:  # It is closed.
+        return True
+    return True
+
+
+def flushed(stream: TextIO | None) -> bool:
+    """Write what a stream still holds; whether that worked. What cannot be written goes nowhere."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except ValueError:  # It is closed.
+        return True
+    except OSError:
+        # Or Python would try again at its end, and complain.
+        with suppress(AttributeError, OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 def is_terminal(stream: TextIO | None) -> bool:

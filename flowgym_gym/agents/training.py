@@ -39,7 +39,7 @@ from flowgym_gym.agents.evaluation import (
 )
 from flowgym_gym.agents.memory import readable
 from flowgym_gym.agents.pictures import film, learning_curve, picture_grid
-from flowgym_gym.agents.records import ALGORITHM_COLUMNS, Records, tensorboard_installed
+from flowgym_gym.agents.records import ALGORITHM_COLUMNS, Records
 from flowgym_gym.agents.runs import (
     CONFIG,
     METRICS,
@@ -255,8 +255,6 @@ def run(
     """
     for note in prepared.notes:
         say(note)
-    if not tensorboard_installed():
-        say(f"metrics go to {METRICS} alone; with TensorBoard (pip install tensorboard) they go there, too")
     out, config, algo = prepared.out, copy.deepcopy(prepared.config), prepared.config["algo"]
     settings = config["settings"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
