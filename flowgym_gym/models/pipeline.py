@@ -34,7 +34,7 @@ from flowgym_gym.models.checkpoints import (
     prepare,
     read_index,
 )
-from flowgym_gym.prompts import read_prompts
+from flowgym_gym.prompts import check_negative_prompt, read_prompts
 from flowgym_gym.schedulers import DiffusionScheduler, FlowMatchScheduler, Scheduler
 from flowgym_gym.types import FlowTensor, append_dims
 
@@ -187,7 +187,7 @@ class LatentBaseModel(PipelineBaseModel):
 
     Args:
         checkpoint: A local folder in diffusers' format, a Hub id, or an open pipeline; see :class:`PipelineBaseModel`.
-        prompts: A prompt, a list of them, or where they are: a text file, JSON lines, ``"set:NAME"`` or a dataset's
+        prompts: A prompt, a list of them, or where they are: a file, ``"set:NAME"`` or a dataset's
             column, see :func:`flowgym_gym.prompts.read_prompts`. An episode draws one.
         guidance_scale: Weight of classifier-free guidance; 1 is off, above 1 the network runs on twice the batch.
         negative_prompt: What guidance steers away from; only used with guidance.
@@ -236,9 +236,8 @@ class LatentBaseModel(PipelineBaseModel):
         check_number("guidance_scale", guidance_scale, minimum=1)
         check_whole("decode_batch_size", decode_batch_size)
         check_number("lora_scale", lora_scale)
-        if not isinstance(negative_prompt, str):
-            raise OptionError(f"negative_prompt is {negative_prompt!r}, expected a string")
-        found = read_prompts(self.default_prompt if prompts is None else prompts)
+        check_negative_prompt(negative_prompt)
+        found = read_prompts([self.default_prompt] if prompts is None else prompts)
         check_choice("compile", compile, (False, True))
         changes = Changes(denoiser, vae, lora, float(lora_scale), check_memory(memory), compile)
         super().__init__(checkpoint, device, dtype, changes, (height, width))
