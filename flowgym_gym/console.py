@@ -47,9 +47,10 @@ def tell(text: str, stream: TextIO | None) -> bool:
 
 def flushed(stream: TextIO | None) -> bool:
     """Write what a stream still holds; whether that worked. What cannot be written goes nowhere."""
+    if stream is None:
+        return True
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except ValueError:  # It is closed.
         return True
     except OSError:

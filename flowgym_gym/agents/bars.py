@@ -26,9 +26,7 @@ class Bar:
         self._bar: Any = None
         if is_terminal(sys.stderr):
             with self._harmless():
-                self._bar = tqdm(
-                    total=total, initial=done, unit=unit, desc=label or None, file=sys.stderr
-                )
+                self._bar = tqdm(total=total, initial=done, unit=unit, desc=label or None, file=sys.stderr)
 
     @property
     def shown(self) -> bool:

@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from flowgym_gym.errors import MissingExtraError, reason
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 BACKEND = "MPLBACKEND"
 
 
@@ -44,14 +41,17 @@ def _load() -> Any:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # of a damaged matplotlibrc, or an installation that does not fit numpy
-        raise MissingExtraError(
-            f"matplotlib cannot be imported: {type(error).__name__}: {reason(error)}"
-        ) from error
+        raise MissingExtraError(f"matplotlib cannot be imported: {type(error).__name__}: {reason(error)}") from error
     return matplotlib
 
 
 matplotlib: Any = _load()
 ticker: Any = matplotlib.ticker
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Figure
+else:
+    # It belongs to no window, unlike pyplot's.
+    Figure = matplotlib.figure.Figure
 
 
 @contextmanager
@@ -60,12 +60,6 @@ def plain_style() -> Iterator[None]:
     with matplotlib.style.context("default"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
-
-
-def new_figure(**options: Any) -> Figure:
-    """A figure that belongs to no window."""
-    figure: Figure = matplotlib.figure.Figure(**options)
-    return figure
 
 
 def plain_text(text: str) -> str:

@@ -48,7 +48,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -57,7 +57,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from flowgym_gym.agents.bars import Bar
-from flowgym_gym.agents.drawing import new_figure, plain_style, plain_text, ticker
+from flowgym_gym.agents.drawing import Figure, plain_style, plain_text, ticker
 from flowgym_gym.agents.evaluation import CONFIDENCE, FORMULA, check_seed, evaluate, held_out_seeds, interval, play
 from flowgym_gym.agents.runs import CONFIG, check_writable, locked, read_config, versions, write_json
 from flowgym_gym.agents.settings import (
@@ -75,9 +75,6 @@ from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.envs.rollout import DEFAULTS
 from flowgym_gym.errors import CheckpointError, OptionError, RewardError, UnknownOptionError
 from flowgym_gym.types import FlowTensor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 REPORT, PICTURE = "frontier.json", "frontier.png"
 BEST_OF = (2, 4, 8, 16, 32, 64)
@@ -437,7 +434,7 @@ def table(report: Report) -> str:
 @plain_style()
 def draw(report: Report) -> Figure:
     """Reward against divergence; what lies below best of n is hollow."""
-    figure = new_figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
     curve = best_of_n_curve(report["best_of_n"])
     axis.plot(curve["kl"], curve["mean"], color=_style("best_of_n")[2], linewidth=1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flowgym_gym.agents.drawing import new_figure, plain_style, plain_text
+from flowgym_gym.agents.drawing import Figure, plain_style, plain_text
 from flowgym_gym.agents.evaluation import Episodes
 from flowgym_gym.agents.runs import Row
 
@@ -41,7 +41,7 @@ def picture_grid(path: Path, parts: Sequence[tuple[str, Episodes]], columns: int
     rows = [math.ceil(len(episodes.pictures) / columns) for _, episodes in parts]
     several = len({prompt for _, episodes in parts for prompt in episodes.prompts}) > 1
     height = 1.5 + (PROMPT_LINES * 0.13 if several else 0.0)
-    figure = new_figure(figsize=(1.3 * columns, height * sum(rows) + 0.4 * len(parts)), layout="constrained")
+    figure = Figure(figsize=(1.3 * columns, height * sum(rows) + 0.4 * len(parts)), layout="constrained")
     subfigures = figure.subfigures(len(parts), 1, height_ratios=rows, squeeze=False)
     for subfigure, (title, episodes), count in zip(subfigures[:, 0], parts, rows, strict=True):
         rewards = episodes.terminal_rewards
@@ -99,7 +99,7 @@ def learning_curve(
         evaluations: Rows of ``evaluations.csv``, drawn with their intervals.
         best: Timesteps of the best agent, marked among them.
     """
-    figure = new_figure(figsize=(7, 7), layout="constrained")
+    figure = Figure(figsize=(7, 7), layout="constrained")
     figure.suptitle(title)
     for axis, (column, label) in zip(figure.subplots(len(PANELS), 1, sharex=True), PANELS, strict=True):
         points = [(row["timesteps"], row[column]) for row in rows if row.get(column) is not None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -25,11 +26,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from flowgym_gym.agents import contents
 from flowgym_gym.agents.bars import Bar
 from flowgym_gym.agents.boundary import Boundary
+from flowgym_gym.agents.contents import check_contents
 from flowgym_gym.agents.evaluation import (
     EVALUATIONS,
+    QUANTITIES,
     Episodes,
+    Evaluations,
     check_seed,
     deterministic,
     evaluation_env,
@@ -76,12 +81,13 @@ from flowgym_gym.agents.settings import (
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
 from flowgym_gym.console import say
-from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError, reason
+from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError, reason, shown
 
 __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
 
 PICTURES = 16
 PLAIN_LINE_SECONDS = 10.0
+_ENDS = ("", *(f"-{i}" for i in range(1, 1000)))
 # stable-baselines3's own.
 LEARNING_STARTS, BATCH_SIZE = 100, 64
 
@@ -225,11 +231,13 @@ def settings_of_run(
         json.dumps(settings)
     except (TypeError, ValueError) as error:
         raise OptionError(f"a setting is no plain value: {error}") from error
+    settings["env"] = contents.resolved(settings["env"])
     return settings, _fit(settings, algo)
 
 
 def differences(changed: Settings, settings: Settings) -> list[str]:
-    """What differs from the settings of a run, timesteps aside."""
+    """What differs from the settings of a run, timesteps aside; paths count as what they mean from here."""
+    both = [{**some, "env": contents.resolved(some["env"])} for some in (changed, settings)]
     flat = [
         {
             f"{section}.{name}" if section else name: value
@@ -237,15 +245,13 @@ def differences(changed: Settings, settings: Settings) -> list[str]:
             for name, value in (some[section] if section else some).items()
             if section or name not in (*SECTIONS, "timesteps")
         }
-        for some in (changed, settings)
+        for some in both
     ]
     names = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
     return [f"{name} is {flat[0].get(name)!r}, but the run has {flat[1].get(name)!r}" for name in names]
 
 
-def run(
-    prepared: Run, progress: bool = True, on_failure: Callable[[], None] = lambda: None
-) -> RunResult:
+def run(prepared: Run, progress: bool = True, on_failure: Callable[[], None] = lambda: None) -> RunResult:
     """Do what :func:`prepare` has checked; see :func:`train`.
 
     Args:
@@ -258,6 +264,10 @@ def run(
     out, config, algo = prepared.out, copy.deepcopy(prepared.config), prepared.config["algo"]
     settings = config["settings"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
+    prompts = contents.drawn_prompts(env.vector_env)
+    check_contents(out, config, prompts)
+    if config.get("contents") is None:
+        config["contents"] = contents.contents_of(config["env_id"], settings["env"], prompts)
     model = make_algorithm(algo, env, settings, config["seed"], config.get("replay_buffer"))
     if isinstance(model, OffPolicyAlgorithm):
         config["replay_buffer"] = model.buffer_size
@@ -295,7 +305,7 @@ def _run(
     remove_leftovers(out)
     with Interruption() as interruption:
         if prepared.resume:
-            _restore(out, model, env, statistics)
+            _restore(out, model, env, statistics, config.get("moved", {}))
         else:
             # From here on the run can be resumed.
             write_json(out / CONFIG, config)
@@ -303,14 +313,13 @@ def _run(
             config["base_model"] = before.means()
             _save_pictures(out / "before.png", [("before: base model", before)])
         write_json(out / CONFIG, config)
+        contents.write_prompts(out, config["contents"], contents.drawn_prompts(env.vector_env))
         with closing(Records(out, config, model, env, statistics.state)) as records:
             records.start()
             boundary = Boundary(model, env, _interval_of(config, env))
             boundary.keep(statistics.state())
             try:
-                stopped = _learn(
-                    model, env, config, records, statistics, interruption, progress, boundary
-                )
+                stopped = _learn(model, env, config, records, statistics, interruption, progress, boundary)
             except DivergedError:
                 # Going on from the last interval would only diverge again.
                 raise
@@ -319,22 +328,42 @@ def _run(
                     on_failure()
                 raise
     # All of the training is saved now, and a signal ends the process as it does elsewhere.
-    save_curve(out)
     result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal, stopped)
     if result.stopped is not None:
         say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
-    if result.signal is None:
-        agent = load_agent(out)
-        before, after = _play_pictures(config), _play_pictures(config, agent)
-        _save_pictures(out / "after.png", [("after: trained agent", after)])
-        _save_pictures(
-            out / "comparison.png",
-            [("base model", before), (f"agent after {agent.num_timesteps:,} steps, same seeds", after)],
-        )
-        _save_film(out / "episode.gif", config, agent)
-    elif result.timesteps < result.target:
+    elif result.signal is not None and result.timesteps < result.target:
         say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
+    try:
+        _show(result, config)
+    except Exception as error:
+        raise _saved_all_the_same(result, error) from error
     return result
+
+
+def _show(result: RunResult, config: Config) -> None:
+    """Draw what a run has come to."""
+    out = result.out
+    save_curve(out)
+    if result.signal is not None:
+        return
+    agent = load_agent(out)
+    before, after = _play_pictures(config), _play_pictures(config, agent)
+    _save_pictures(out / "after.png", [("after: trained agent", after)])
+    _save_pictures(
+        out / "comparison.png",
+        [("base model", before), (f"agent after {agent.num_timesteps:,} steps, same seeds", after)],
+    )
+    _save_film(out / "episode.gif", config, agent)
+
+
+def _saved_all_the_same(result: RunResult, error: Exception) -> FlowGymError:
+    """The error of pictures that cannot be made, with the word that the training is not lost."""
+    kind = type(error) if isinstance(error, FlowGymError) else CheckpointError
+    cause = reason(error) if isinstance(error, FlowGymError) else f"{type(error).__name__}: {reason(error)}"
+    return kind(
+        f"the run in {result.out} is saved up to {result.timesteps} timesteps, but its pictures cannot be made: "
+        f"{cause}; remove the cause, then --resume draws them"
+    )
 
 
 def save_curve(out: Path) -> None:
@@ -343,16 +372,25 @@ def save_curve(out: Path) -> None:
     Raises:
         CheckpointError: If one of its files is damaged, or the picture cannot be written.
     """
-    config, evaluations = read_config(out), read_metrics(out / EVALUATIONS)
+    config, evaluations = read_config(out), read_metrics(out / EVALUATIONS, Evaluations.COLUMNS)
     # The untrained agent, on the seeds of the curve's other points, is the base model.
-    base = next((row for row in evaluations if row["timesteps"] == 0), None) or config.get("base_model")
+    base = next((row for row in evaluations if row["timesteps"] == 0), None)
+    if base is None and config.get("base_model") is not None:
+        base = _means(config["base_model"])
+        if base is None:
+            say(f"the base model's means in {out / CONFIG} are damaged; the curve does without them")
     evaluation = out / "evaluation.json"
     if evaluation.is_file():
         try:
             report = json.loads(evaluation.read_text(encoding="utf-8"))
-            base = {"episodes": report["episodes"], **{name: v["mean"] for name, v in report["base"].items()}}
+            means = {name: report["base"][name]["mean"] for name in QUANTITIES}
+            base = _means({**means, "episodes": report["episodes"]})
+            if base is None:
+                raise ValueError(f"base is {shown(report['base'], 60)}, expected numbers")
         except UNREADABLE as error:
-            raise CheckpointError(f"{evaluation} is damaged: {type(error).__name__}: {error}; move it away") from error
+            raise CheckpointError(
+                f"{evaluation} is damaged: {type(error).__name__}: {reason(error)}; move it away"
+            ) from error
     title = f"{config['env_id']}, {config['algo'].upper()}, seed {config['seed']}"
     best, picture = best_checkpoint(out), out / "learning_curve.png"
     try:
@@ -366,6 +404,14 @@ def save_curve(out: Path) -> None:
         )
     except OSError as error:
         raise CheckpointError(f"{picture} cannot be written: {error.strerror or error}") from error
+
+
+def _means(means: Any) -> Row | None:
+    """Means of the base model; None unless there is a number for each quantity."""
+    names = ("episodes", *QUANTITIES)
+    known = {name: means.get(name) for name in names} if isinstance(means, dict) else {}
+    good = known and all(type(value) in (int, float) for value in known.values())
+    return known if good else None
 
 
 class Statistics(BaseCallback):
@@ -422,9 +468,7 @@ class Interruption:
     """
 
     # Windows has no SIGHUP.
-    SIGNALS = tuple(
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-    )
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -435,8 +479,7 @@ class Interruption:
             self._previous = {
                 number: signal.signal(number, self._remember)
                 for number in self.SIGNALS
-                if number in (signal.SIGINT, signal.SIGTERM)
-                or signal.getsignal(number) != signal.SIG_IGN
+                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
             }
         return self
 
@@ -551,13 +594,16 @@ def _prepare_resumed(
     config = read_config(out)
     check_writable(out)
     done = _done(out)
+    if overrides:
+        config = _follow(config, overrides, env_id, algo or config["algo"])
+    check_contents(out, config)
     settings = copy.deepcopy(config["settings"])
     given = {"env": env_id, "algo": algo, "seed": seed, "num_envs": num_envs}
     own = {"env": config["env_id"], "algo": config["algo"], "seed": config["seed"], "num_envs": settings["num_envs"]}
     for name, value in given.items():
         if value is not None and value != own[name]:
             raise OptionError(f"{name} is {value!r}, but the run in {out} has {own[name]!r} and resumes with that")
-    algo, notes = config["algo"], []
+    algo, notes = config["algo"], contents.note(config)
     if done is None:
         notes.append(f"the run in {out} ended before its first checkpoint; starting from the beginning")
     if overrides:
@@ -582,6 +628,22 @@ def _prepare_resumed(
         # Of a longer run the replay buffer may hold more.
         config = {name: value for name, value in config.items() if name != "replay_buffer"}
     return Run(out, {**config, "settings": settings}, resume=done is not None, notes=notes)
+
+
+def _follow(config: Config, overrides: Mapping[str, Any], env_id: str, algo: str) -> Config:
+    """The configuration of a run whose files are at another place now, if changes name that and it holds the same."""
+    changed = contents.resolved(override(config["settings"], overrides, env_id, algo)["env"])
+    moves = contents.moved(config, changed)
+    if not moves:
+        return config
+    settings = config["settings"]
+    return {
+        **config,
+        "settings": {**settings, "env": contents.replaced(settings["env"], moves)},
+        "contents": contents.relocated(config["contents"], moves),
+        # What checkpoints say of the environment names the places of their time.
+        "moved": {old: moves.get(new, new) for old, new in config.get("moved", {}).items()} | moves,
+    }
 
 
 def _done(out: Path) -> int | None:
@@ -666,12 +728,18 @@ def _changed_rate(settings: Settings, done: int, before: int) -> list[str]:
     ]
 
 
-def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statistics) -> None:
+def _restore(
+    out: Path,
+    model: BaseAlgorithm,
+    env: SB3VecEnv,
+    statistics: Statistics,
+    moved: Mapping[str, str],
+) -> None:
     """Go on from the newest checkpoint that can be read."""
     failures: dict[Path, str] = {}
     for checkpoint in checkpoints(out):
         try:
-            statistics.restore(restore_checkpoint(checkpoint, model, env))
+            statistics.restore(restore_checkpoint(checkpoint, model, env, moved))
         except CheckpointError as error:
             failures[checkpoint] = str(error)
             continue
@@ -681,10 +749,16 @@ def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statis
         if note is not None:
             say(note)
         for damaged in failures:
-            damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
+            _put_aside(damaged)
         say(f"resuming at {model.num_timesteps} timesteps")
         return
     raise CheckpointError(next(iter(failures.values())))
+
+
+def _put_aside(checkpoint: Path) -> None:
+    """Give a damaged checkpoint a name that no run writes to, and that none of it has yet."""
+    names = (checkpoint.with_name(f"damaged-{checkpoint.name}{end}") for end in _ENDS)
+    checkpoint.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def _is_finite(model: BaseAlgorithm) -> bool:
@@ -739,4 +813,3 @@ def _advice(out: Path, error: BaseException) -> str:
     found = checkpoints(out)
     left = f"is saved up to {int(found[0].name)} timesteps" if found else "has no checkpoint yet"
     return f"writing to {out} failed: {cause}; the run {left}: remove the cause, then go on with --resume"
-

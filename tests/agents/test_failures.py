@@ -76,16 +76,12 @@ def test_a_run_whose_reward_raised_once_goes_on_as_one_whose_reward_never_did(
     assert resume(tmp_path / "parts", algo).timesteps == 48
     assert f"resuming at {done} timesteps" in capsys.readouterr().err
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
-    assert read_metrics(tmp_path / "parts" / "evaluations.csv") == read_metrics(
-        tmp_path / "whole" / "evaluations.csv"
-    )
+    assert read_metrics(tmp_path / "parts" / "evaluations.csv") == read_metrics(tmp_path / "whole" / "evaluations.csv")
     assert same_checkpoint(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("CUDA error"), KeyboardInterrupt()])
-def test_whatever_stops_an_interval_the_run_is_saved_and_the_error_is_the_same(
-    error, tmp_path, monkeypatch
-):
+def test_whatever_stops_an_interval_the_run_is_saved_and_the_error_is_the_same(error, tmp_path, monkeypatch):
     tiny(tmp_path / "whole", "ppo", 24, RARE)
     train_, calls = PPO.train, iter(range(10))
 
@@ -150,9 +146,7 @@ def test_a_failure_before_the_first_interval_is_not_taken_for_work(tmp_path, fai
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 @pytest.mark.parametrize(("handler", "signals"), [(signal.SIG_DFL, [signal.SIGHUP]), (signal.SIG_IGN, [])])
-def test_a_closed_terminal_ends_a_run_as_sigterm_does_unless_it_is_ignored(
-    handler, signals, tmp_path, monkeypatch
-):
+def test_a_closed_terminal_ends_a_run_as_sigterm_does_unless_it_is_ignored(handler, signals, tmp_path, monkeypatch):
     def append(self, row, append=Metrics.append):
         append(self, row)
         if row["timesteps"] == 8:

@@ -30,7 +30,7 @@ EMOJI = "a red heart ❤\U0001f525"
 DRAWING = """
 import os, sys
 from flowgym_gym.agents import drawing
-figure = drawing.new_figure()
+figure = drawing.Figure()
 figure.subplots().plot([1, 2])
 figure.savefig(sys.argv[1])
 import matplotlib
@@ -136,9 +136,7 @@ def test_saying_something_never_fails(make, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_a_prompt_that_the_console_cannot_write_is_trained_on_and_evaluated(
-    encoding, tmp_path, monkeypatch
-):
+def test_a_prompt_that_the_console_cannot_write_is_trained_on_and_evaluated(encoding, tmp_path, monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
