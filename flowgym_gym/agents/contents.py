@@ -145,6 +145,15 @@ def replaced(env: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     return {key: _map(key, value, lambda _, text: names.get(text, text)) for key, value in env.items()}
 
 
+def different(was: Contents, now: Contents) -> str:
+    """Names of the arguments whose contents differ between two environments."""
+    labels = {*was.get("files", {}), *now["files"]}
+    names = [label for label in labels if was.get("files", {}).get(label) != now["files"].get(label)]
+    if was.get("prompts") != now.get("prompts"):
+        names.append("env.prompts")
+    return ", ".join(sorted(names))
+
+
 def write_prompts(out: Path, contents: Contents, prompts: Sequence[str] | None) -> None:
     """Keep the prompts of a run that come from a file or dataset."""
     from flowgym_gym.agents.runs import write_json

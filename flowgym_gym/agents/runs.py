@@ -31,6 +31,7 @@ import random
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -515,6 +516,8 @@ def with_frozen_reward(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any
 
 def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
     """Load networks and optimisers into an agent with the same settings."""
+    # stable-baselines3 takes what is no archive for an empty one.
+    zipfile.ZipFile(checkpoint / "model.zip").close()
     # Without its data, which are pickled, an archive holds tensors only, and torch is told to accept nothing else.
     _, parameters, variables = load_from_zip_file(checkpoint / "model.zip", device=model.device, load_data=False)
     model.set_parameters(parameters, exact_match=True, device=model.device)
