@@ -516,8 +516,10 @@ def with_frozen_reward(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any
 
 def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
     """Load networks and optimisers into an agent with the same settings."""
-    # stable-baselines3 takes what is no archive for an empty one.
-    zipfile.ZipFile(checkpoint / "model.zip").close()
+    with zipfile.ZipFile(checkpoint / "model.zip") as archive:
+        # Archives lie in the archive, and of one that is cut off one of those is opened.
+        if "policy.pth" not in archive.namelist():
+            raise ValueError("model.zip is cut off, or holds no agent")
     # Without its data, which are pickled, an archive holds tensors only, and torch is told to accept nothing else.
     _, parameters, variables = load_from_zip_file(checkpoint / "model.zip", device=model.device, load_data=False)
     model.set_parameters(parameters, exact_match=True, device=model.device)
