@@ -160,3 +160,24 @@ def test_a_closed_terminal_ends_a_run_as_sigterm_does_unless_it_is_ignored(handl
         signal.signal(signal.SIGHUP, previous)
     assert [result.signal] == (signals or [None])
     assert result.timesteps == (8 if signals else 16)
+
+
+def test_a_failure_of_the_pictures_after_a_training_loses_nothing(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("flowgym_gym.agents.training._save_film", lambda *args: 1 / 0)
+        assert main([*command(tmp_path / "run"), "--timesteps", "16"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"error: the run in {tmp_path / 'run'} is saved up to 16 timesteps, but its pictures cannot be made: "
+        "ZeroDivisionError: division by zero; remove the cause, then --resume draws them"
+    )
+    assert checkpoints(tmp_path / "run")[0].name == "000000016"
+    assert resume(tmp_path / "run").timesteps == 16
+
+
+def test_a_reward_that_fails_in_the_pictures_after_a_training_is_still_a_reward_error(tmp_path, fail_at, monkeypatch):
+    # Two for the pictures before, and two for each of four intervals.
+    fail_at(6, ValueError("away"))
+    with pytest.raises(RewardError, match=r"is saved up to 16 timesteps, but its pictures .*: RedReward raised"):
+        tiny(tmp_path / "run", timesteps=16)
+    assert checkpoints(tmp_path / "run")[0].name == "000000016"
