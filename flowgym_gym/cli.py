@@ -1,13 +1,13 @@
 """The command line ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``, ``export``, ``frontier``.
 
-Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM.
+Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM,
+141 if standard output cannot be written, as after ``| head``.
 torch and everything that needs it are imported by the commands that use them.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,11 +16,15 @@ from pathlib import Path
 import gymnasium
 
 import flowgym_gym
-from flowgym_gym.errors import FlowGymError, OptionError
+from flowgym_gym.console import accept_all_text, flushed, say, tell
+from flowgym_gym.errors import FlowGymError, OptionError, reason
 
+UNUSABLE = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 EPISODES = 256
+
+_unwritten: list[str] = []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,18 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = parser().parse_args(arguments)
+    accept_all_text()
+    _unwritten.clear()
+    code = _run(parser().parse_args(arguments))
+    complete = flushed(sys.stdout) and not _unwritten
+    return code if complete else code or CLOSED_PIPE
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a command; what it raises becomes a line and an exit code."""
     try:
         code: int = options.command(options)
     except FlowGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        say(f"error: {error}")
+        return UNUSABLE
+    except MemoryError as error:
+        say(f"error: the memory is not enough: {reason(error)}")
+        return UNUSABLE
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # `flowgym-gym list | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
     return code
 
 
@@ -130,10 +142,10 @@ def list_ids(options: argparse.Namespace) -> int:
         title: {name: registry.get(name).needs for name in registry.list()} for title, registry in registries.items()
     }
     for title, entries in {"environments": dict.fromkeys(ids, ""), **needs}.items():
-        print(f"{title}:")
+        _tell(f"{title}:")
         width = max(map(len, entries)) + 2
         for name, what in entries.items():
-            print(f"  {name:{width}}{what}".rstrip())
+            _tell(f"  {name:{width}}{what}".rstrip())
     return 0
 
 
@@ -161,7 +173,7 @@ def sample_base_model(options: argparse.Namespace) -> int:
         picture_grid(options.out, [(env_id, episodes)])
     except OSError as error:
         raise OptionError(f"--out is {options.out}, which cannot be written: {error.strerror or error}") from error
-    print(f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
+    _tell(f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
     return 0
 
 
@@ -183,21 +195,21 @@ def train_agent(options: argparse.Namespace) -> int:
         overrides=parse_assignments(options.set),
     )
     config = prepared.config
-    print(f"{config['env_id']}, {config['algo']}, seed {config['seed']}", flush=True)
-    print(describe(config["settings"]), flush=True)
-    result = run(prepared)
     here = shlex.quote(str(options.out))
+    again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
+    # Hours of work must not depend on whether somebody reads what is said of it.
+    _tell(f"{config['env_id']}, {config['algo']}, seed {config['seed']}")
+    _tell(describe(config["settings"]))
+    result = run(prepared, on_failure=lambda: _tell(f"to go on: {again}"))
     if result.signal is not None:
-        again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
-        print(f"to go on: {again}", flush=True)
+        _tell(f"to go on: {again}")
         return 128 + result.signal
-    print(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
+    _tell(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
     commands = [f"flowgym-gym evaluate {here}"]
     if not options.no_evaluate:
         _evaluate(options.out, EPISODES, seed=0)
         commands[0] += " --seed 1000"
     if result.stopped is None:
-        again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
         commands.append(f"{again} --timesteps {2 * result.target}")
     policy = options.out / "policy"
     if policy.exists():
@@ -205,7 +217,7 @@ def train_agent(options: argparse.Namespace) -> int:
     commands.append(f"flowgym-gym export {here} --out {shlex.quote(str(policy))}")
     if tensorboard_installed():
         commands.append(f"tensorboard --logdir {here}")
-    print("next: " + "\n      ".join(commands))
+    _tell("next: " + "\n      ".join(commands))
     return 0
 
 
@@ -222,7 +234,7 @@ def export_policy(options: argparse.Namespace) -> int:
     from flowgym_gym.agents import export
 
     folder = export(options.run, options.out, options.which)
-    print(f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it")
+    _tell(f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it")
     return 0
 
 
@@ -248,10 +260,10 @@ def draw_frontier(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
     )
     if result.signal is not None:
-        print("to go on: the same command again", flush=True)
+        _tell("to go on: the same command again")
         return 128 + result.signal
-    print(table(result.report))
-    print(f"picture in {options.out / PICTURE}, everything in {options.out / REPORT}")
+    _tell(table(result.report))
+    _tell(f"picture in {options.out / PICTURE}, everything in {options.out / REPORT}")
     return 0
 
 
@@ -259,8 +271,14 @@ def _evaluate(out: Path, episodes: int, seed: int, which: str = "best") -> None:
     from flowgym_gym.agents.evaluation import evaluate, table
     from flowgym_gym.agents.training import save_curve
 
-    print(table(evaluate(out, episodes, seed, which=which)))
+    _tell(table(evaluate(out, episodes, seed, which=which)))
     save_curve(out)
+
+
+def _tell(text: str) -> None:
+    """Print a line; one that cannot be written is told by the exit code."""
+    if not tell(text, sys.stdout):
+        _unwritten.append(text)
 
 
 def _add_set(command: argparse.ArgumentParser, what: str) -> None:

@@ -32,9 +32,8 @@ from flowgym_gym.agents.runs import (
     Metrics,
     Row,
     best_return,
-    chosen_checkpoint,
     freeze_reward,
-    load_agent,
+    open_agent,
     read_config,
     save_best,
     with_frozen_reward,
@@ -184,7 +183,7 @@ class Evaluations:
     def __init__(self, out: Path, config: dict[str, Any]) -> None:
         self.out = out
         self.budget = config["settings"]["kl_budget"]
-        self.metrics = Metrics(out / EVALUATIONS, self.COLUMNS)
+        self.metrics = Metrics(out / EVALUATIONS, self.COLUMNS, self.COLUMNS)
         self._seeds = selection_seeds(config["settings"]["evaluation_episodes"])
         self._env = evaluation_env(config, min(len(self._seeds), BATCH))
 
@@ -261,7 +260,7 @@ def evaluate(
     agent, checkpoint = run_or_policy, None
     if folder is not None:
         config = read_config(folder)
-        agent, checkpoint = load_agent(folder, which), chosen_checkpoint(folder, which)
+        agent, checkpoint = open_agent(folder, which, only_policy=vector_env is not None)
         vector_env = evaluation_env(config, min(episodes, BATCH), checkpoint) if vector_env is None else vector_env
     if not hasattr(agent, "predict"):
         raise OptionError(f"run_or_policy is a {type(agent).__name__}, expected a run folder or a policy with predict")
