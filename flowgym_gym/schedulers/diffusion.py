@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import OptionError
 from flowgym_gym.schedulers.base import Scheduler
 from flowgym_gym.time_grid import SPACINGS, Grid, Steps, check_steps, check_timesteps, visited_timesteps
@@ -52,7 +53,7 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         spacing: str = "leading",
         steps_offset: int = 0,
     ) -> None:
-        abar = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64)
+        abar = _on_cpu(alphas_cumprod)
         if abar.ndim != 1 or len(abar) < 2:
             raise OptionError(f"alphas_cumprod has shape {tuple(abar.shape)}, expected (T,) with T at least 2")
         if abar[-1] == 0 and bool((abar.diff() < 0).all()):
@@ -75,10 +76,11 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         self.final_alpha_cumprod = final
         self.spacing = spacing
         self.steps_offset = int(steps_offset)
-        previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+        previous = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), abar[:-1]])
         self._abar_dot = len(abar) * (previous - abar)
 
     @classmethod
+    @plain_defaults()
     def from_diffusers(cls, scheduler: Any) -> DiffusionScheduler:
         """The schedule that DDIM sampling would use with a diffusers scheduler's configuration."""
         from diffusers import DDIMScheduler
@@ -139,13 +141,11 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         leading = listed is None and (spacing or self.spacing) == "leading"
         after = int(k[-1]) - size // len(k) if leading else -1
         final = self.final_alpha_cumprod if after < 0 else float(self.alphas_cumprod[after])
-        alpha = torch.cat([self.alphas_cumprod[k].sqrt(), torch.tensor([math.sqrt(final)], dtype=torch.float64)])
-        beta = torch.cat(
-            [(1 - self.alphas_cumprod[k]).sqrt(), torch.tensor([math.sqrt(1 - final)], dtype=torch.float64)]
-        )
+        alpha = torch.cat([self.alphas_cumprod[k].sqrt(), _on_cpu([math.sqrt(final)])])
+        beta = torch.cat([(1 - self.alphas_cumprod[k]).sqrt(), _on_cpu([math.sqrt(1 - final)])])
         # The end is never left, so its derivatives are never used.
-        abar_dot = torch.cat([self._abar_dot[k], torch.tensor([np.nan], dtype=torch.float64)])
-        times = 1 - torch.cat([k, torch.zeros(1, dtype=torch.int64)]).to(torch.float64) / size
+        abar_dot = torch.cat([self._abar_dot[k], _on_cpu([np.nan])])
+        times = 1 - torch.cat([k.to(torch.float64), _on_cpu([0.0])]) / size
         return Grid(
             times=times,
             timesteps=k,
@@ -155,3 +155,10 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
             beta_dot=-abar_dot / (2 * beta),
             sigma=self._sigma(times),
         )
+
+
+def _on_cpu(values: Any) -> Tensor:
+    """Numbers as float64 on the CPU, whatever torch's default device is."""
+    if isinstance(values, Tensor):
+        return values.detach().to("cpu", torch.float64)
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
