@@ -85,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
         "--timesteps", type=int, help="environment steps of all sub-environments (default: the preset's)"
     )
     train.add_argument("--num-envs", type=int, help="number of sub-environments (default: the preset's)")
-    train.add_argument("--seed", type=int, help="random seed (default: 0)")
+    train.add_argument(
+        "--seed",
+        type=int,
+        help="random seed (default: 0); its sub-environments get seeds that no other seed's have (flowgym_gym.seeds), "
+        "so that runs with different seeds share no noise",
+    )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     train.add_argument("--no-evaluate", action="store_true", help="do not compare agent and base model at the end")

@@ -86,7 +86,7 @@ class Episodes:
 
 
 def held_out_seeds(episodes: int, seed: int = 0) -> list[int]:
-    """Seeds of evaluation episodes: from ``2**30 + seed`` on, beyond every seed that training takes.
+    """Seeds of evaluation episodes: from ``2**30 + seed`` on, which no training takes.
 
     >>> held_out_seeds(2)
     [1073741824, 1073741825]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Literal
+from typing import Any, ClassVar, Generic, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,14 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             sample), ``"score"``, or diffusers' ``"v_prediction"``.
         prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
             observations hold the prompt's embedding.
+        incidental: Names of constructor arguments that change nothing about an episode but rounding, speed or the
+            prompts of later ones: a state of an environment belongs to others that differ in these.
     """
 
     output_type: OutputType
     prompts: list[str] | None = None
     _place: Tensor
+    incidental: ClassVar[tuple[str, ...]] = ("device", "prompts")
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -58,11 +61,17 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         """The schedule that the model was trained on."""
 
     @abstractmethod
-    def sample_p0(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
-        """Draw initial noise from torch's global generator, which environments seed and restore around the call.
+    def sample_p0(self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+        """Draw initial noise.
+
+        Where this method and ``preprocess`` name the argument ``generator``, as those of this package's models do,
+        environments hand them the episode's own generator, and no other thread notices. Where one of them does not,
+        environments seed the global generators of torch, numpy and Python around both calls and restore them
+        afterwards, and ``generator`` stays None: a thread that draws from these meanwhile gets other numbers.
 
         Args:
             n: Number of samples.
+            generator: Where random numbers come from, on the CPU; None for torch's global generator. May be left out.
             **kwargs: What the user asked for, such as ``prompt``.
 
         Returns:
@@ -83,11 +92,12 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             The prediction, same shape as ``x``.
         """
 
-    def preprocess(self, x: D, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+    def preprocess(self, x: D, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         """Prepare an episode once before its first step, such as encoding the prompt.
 
         Args:
             x: Initial noise, shape ``(n, *)``.
+            generator: As for ``sample_p0``, whose draws come first; this one draws nothing.
             **kwargs: What ``sample_p0`` returned.
 
         Returns:
@@ -125,6 +135,9 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             )
         return x.data.clamp(0, 1).expand(-1, 3, -1, -1)
 
+    def check_prompt(self, prompt: str) -> None:
+        """Raise an OptionError unless the model takes the prompt; by default it takes any text."""
+
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """One vector per prompt for the observation, shape ``(n, features)``, float32.
 
@@ -148,7 +161,7 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             Losses, shape ``(n,)``.
         """
         if t is None:
-            t = torch.rand(len(x1), device=x1.device)
+            t = torch.rand(len(x1), dtype=torch.float32, device=x1.device)
         if t.shape != (len(x1),):
             raise ValueError(f"t has shape {tuple(t.shape)}, expected ({len(x1)},)")
         coefficients = [getattr(self.scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot")]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.models.checkpoints import check_memory, find_changes
 from flowgym_gym.models.fitting import check_channels
 from flowgym_gym.models.pipeline import PipelineBaseModel, read_size
@@ -62,10 +63,13 @@ class DDPMBaseModel(PipelineBaseModel):
         super()._check_parts()
         check_channels(self.denoiser, self.denoiser.config.in_channels, None)
 
-    def sample_p0(self, n: int, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+    def sample_p0(
+        self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[FlowTensor, dict[str, Any]]:
         """Standard normal noise, shape ``(n, c, height, width)``."""
-        return self.draw_noise(n), kwargs
+        return self.draw_noise(n, generator), kwargs
 
+    @plain_defaults()
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
         """The U-Net's prediction; see :class:`BaseModel`."""
         output = self.denoise(x.data.to(self.denoiser_dtype), self._scheduler.model_input(t))

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowgym_gym.errors import OptionError, did_you_mean
+from flowgym_gym.errors import OptionError, did_you_mean, shown
 from flowgym_gym.models.pipeline import LatentBaseModel
 
 
@@ -46,11 +46,13 @@ class DiTBaseModel(LatentBaseModel):
             OptionError: If there is none.
         """
         labels = self.pipe.labels
-        number = labels.get(prompt, int(prompt) if prompt.strip().isdecimal() else -1)
+        # No class has so many digits, and Python reads no more than some thousands of them.
+        listed = prompt.strip().isdecimal() and len(prompt) <= 20
+        number = labels.get(prompt, int(prompt) if listed else -1)
         if not 0 <= number < self.classes:
             known = f", or one of its {len(labels)} labels" if labels else ""
             raise OptionError(
-                f"prompt is {prompt!r}, expected a class of the checkpoint, a number from 0 to {self.classes - 1}"
+                f"prompt is {shown(prompt)}, expected a class of the checkpoint, a number from 0 to {self.classes - 1}"
                 f"{known}{did_you_mean(prompt, labels)}"
             )
         return int(number)

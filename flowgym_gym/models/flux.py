@@ -146,7 +146,7 @@ class FluxBaseModel(FlowMatchBaseModel):
         rows, columns = height // 2, width // 2
         packed = x.reshape(n, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, -1)
         where = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        guidance = torch.full((n,), self.distilled_guidance, device=x.device)
+        guidance = torch.full((n,), self.distilled_guidance, dtype=torch.float32, device=x.device)
         output: Tensor = self.denoiser(
             packed,
             timestep=timesteps.to(x.dtype) / 1000,

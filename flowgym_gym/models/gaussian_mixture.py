@@ -114,14 +114,17 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         """Number of dimensions ``d``."""
         return self.means.shape[1]
 
-    def sample_p0(self, n: int, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+    def sample_p0(
+        self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[FlowTensor, dict[str, Any]]:
         """Standard normal noise, shape ``(n, d)``."""
-        return FlowTensor(torch.randn(n, self.dimensions).to(self.device)), kwargs
+        noise = torch.randn(n, self.dimensions, generator=generator, dtype=torch.float32, device="cpu")
+        return FlowTensor(noise.to(self.device)), kwargs
 
     def sample_p1(self, n: int) -> FlowTensor:
         """Exact samples of the mixture, shape ``(n, d)``, from torch's global generator."""
         component = torch.multinomial(self.weights.cpu(), n, replacement=True).to(self.device)
-        noise = torch.randn(n, self.dimensions).to(self.device, torch.float64)
+        noise = torch.randn(n, self.dimensions, dtype=torch.float32, device="cpu").to(self.device, torch.float64)
         return FlowTensor((self.means[component] + self.stds[component, None] * noise).float())
 
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
@@ -191,6 +194,6 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
 
 def _schedule(name: str) -> Scheduler[FlowTensor]:
     if name == "diffusion":
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device="cpu") ** 2
         return DiffusionScheduler(torch.cumprod(1 - betas, dim=0), steps_offset=1)
     return OptimalTransportScheduler() if name == "optimal_transport" else CosineScheduler(1.0)

@@ -19,12 +19,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice, check_number, check_whole
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import CheckpointError, OptionError, shown
+from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     Changes,
@@ -93,8 +95,10 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
     parts: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[tuple[str, ...]] = ()
     addition: ClassVar[str | None] = None
+    incidental: ClassVar[tuple[str, ...]] = ("device", "memory", "compile")
     state_shape: tuple[int, int, int]
 
+    @plain_defaults()
     def __init__(
         self,
         checkpoint: Any,
@@ -193,9 +197,10 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         """The checkpoint's own schedule."""
         return self._scheduler
 
-    def draw_noise(self, n: int) -> FlowTensor:
+    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> FlowTensor:
         """Standard normal states, shape ``(n, *state_shape)``, drawn on the CPU: a seed means the same everywhere."""
-        return FlowTensor(torch.randn(n, *self.state_shape).to(self.device))
+        noise = torch.randn(n, *self.state_shape, generator=generator, dtype=torch.float32, device="cpu")
+        return FlowTensor(noise.to(self.device))
 
     @abstractmethod
     def denoise(self, x: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
@@ -251,6 +256,11 @@ class LatentBaseModel(PipelineBaseModel):
     """
 
     default_prompt: ClassVar[str] = DEFAULT_PROMPT
+    # Besides, what settings tell by the model's own values: guidance, and the size by the shape of the states.
+    incidental: ClassVar[tuple[str, ...]] = (
+        *PipelineBaseModel.incidental, "prompts", "decode_batch_size", "height", "width",
+        "guidance_scale", "true_cfg_scale", "negative_prompt",
+    )  # fmt: skip
     # Whether to decode in float32 where the autoencoder's configuration says that it overflows in float16.
     upcast_vae: ClassVar[bool] = False
     # What `encode` gives and `denoise` takes, by name.
@@ -347,27 +357,44 @@ class LatentBaseModel(PipelineBaseModel):
     def check_prompt(self, prompt: str) -> None:
         """Raise an OptionError unless the checkpoint can take the prompt."""
 
-    def sample_p0(self, n: int, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+    def sample_p0(
+        self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[FlowTensor, dict[str, Any]]:
         """Draw latents, standard normal, and a prompt for each.
 
         Args:
             n: Number of latents.
+            generator: Where random numbers come from; None for torch's global generator.
             **kwargs: ``prompt``, a string or a list of ``n``, instead of drawing from ``prompts``.
 
         Returns:
             Latents, shape ``(n, *state_shape)``, and ``{"prompt": [...]}``.
-        """
-        prompt = kwargs.pop("prompt", None)
-        latents = self.draw_noise(n)
-        if prompt is None:
-            prompt = [self.prompts[i] for i in torch.randint(len(self.prompts), (n,)).tolist()]
-        elif isinstance(prompt, str):
-            prompt = [prompt] * n
-        if len(prompt) != n or not all(isinstance(p, str) for p in prompt):
-            raise OptionError(f"prompt is {prompt!r}, expected a string or a list of {n} strings")
-        return latents, {"prompt": list(prompt), **kwargs}
 
-    def preprocess(self, x: FlowTensor, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+        Raises:
+            OptionError: If a prompt is none that the checkpoint takes; nothing has been drawn then.
+        """
+        asked = kwargs.pop("prompt", None)
+        prompts = None if asked is None else self._asked_prompts(asked, n)
+        latents = self.draw_noise(n, generator)
+        if prompts is None:
+            chosen = torch.randint(len(self.prompts), (n,), generator=generator, dtype=torch.int64, device="cpu")
+            prompts = [self.prompts[i] for i in chosen.tolist()]
+        return latents, {"prompt": prompts, **kwargs}
+
+    def _asked_prompts(self, asked: Any, n: int) -> list[str]:
+        prompts = [asked] * n if isinstance(asked, str) else asked
+        if isinstance(prompts, np.ndarray) and prompts.ndim == 1:
+            prompts = prompts.tolist()
+        if not isinstance(prompts, list | tuple) or len(prompts) != n or not all(isinstance(p, str) for p in prompts):
+            raise OptionError(f"prompt is {shown(asked)}, expected a string or a list of {n} strings")
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._encoded:
+                self.check_prompt(prompt)
+        return list(prompts)
+
+    def preprocess(
+        self, x: FlowTensor, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[FlowTensor, dict[str, Any]]:
         """Encode the prompts; each distinct one is encoded once.
 
         Returns:
@@ -381,6 +408,7 @@ class LatentBaseModel(PipelineBaseModel):
                 kwargs[f"negative_{name}"] = torch.stack([negative[name]] * len(x))
         return x, kwargs
 
+    @plain_defaults()
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
         """The network's prediction, with guidance in one batched call of ``2n``; see :class:`BaseModel`."""
         latents, timesteps = x.data.to(self.denoiser_dtype), self._scheduler.model_input(t)
@@ -395,6 +423,7 @@ class LatentBaseModel(PipelineBaseModel):
         negative, positive = output.to(x.dtype).chunk(2)
         return self._finish(x.data, t, negative + self.guidance_scale * (positive - negative))
 
+    @plain_defaults()
     def postprocess(self, x: FlowTensor) -> FlowTensor:
         """Decode latents to images in [0, 1], ``decode_batch_size`` at a time."""
         config = self.vae.config
@@ -479,7 +508,10 @@ class LatentBaseModel(PipelineBaseModel):
         tokenizer = getattr(self.pipe, part)
         if hasattr(self.pipe, "maybe_convert_prompt"):
             prompt = self.pipe.maybe_convert_prompt(prompt, tokenizer)
-        return list(tokenizer(prompt).input_ids)
+        try:
+            return list(tokenizer(prompt).input_ids)
+        except (TypeError, ValueError) as error:  # half a surrogate pair, which no tokenizer can encode
+            raise OptionError(f"prompt {shown(prompt)} cannot be encoded: {reason(error)}") from error
 
     def _longest(self, part: str) -> int:
         """How many tokens a tokenizer and its encoder take."""
@@ -487,6 +519,7 @@ class LatentBaseModel(PipelineBaseModel):
         length = int(getattr(self.pipe, part).model_max_length)
         return length if most is None else min(length, most)
 
+    @plain_defaults()
     def _encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
         if prompt not in self._encoded:
             self.check_prompt(prompt)

@@ -47,9 +47,9 @@ class GaussianReward(Reward[FlowTensor]):
     def __init__(self, mean: Sequence[float] = (-2.5,), std: float = 0.8) -> None:
         check_number("std", std, minimum=0)
         try:
-            self.mean = torch.as_tensor(mean, dtype=torch.float64)
+            self.mean = torch.as_tensor(mean, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            self.mean = torch.empty(0)
+            self.mean = torch.empty(0, device="cpu")
         if std == 0 or self.mean.ndim != 1 or not len(self.mean) or not torch.isfinite(self.mean).all():
             raise OptionError(f"mean is {mean!r} and std {std!r}, expected at least one number, and a number above 0")
         self.std = float(std)

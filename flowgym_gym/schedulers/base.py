@@ -150,11 +150,12 @@ class Scheduler(ABC, Generic[D]):
         """
         listed = check_steps(steps, spacing, spacings=("linspace",))
         if listed is None:
-            times = torch.linspace(self.first_time, 1, int(steps) + 1, dtype=torch.float64)  # type: ignore[arg-type]
+            count = int(steps) + 1  # type: ignore[arg-type]
+            times = torch.linspace(self.first_time, 1, count, dtype=torch.float64, device="cpu")
         else:
             if listed[-1] == 1:
                 raise OptionError(f"discretization_steps is {listed}, but no step starts at time 1; leave it out")
-            times = torch.tensor([*listed, 1.0], dtype=torch.float64)
+            times = torch.tensor([*listed, 1.0], dtype=torch.float64, device="cpu")
         return Grid(
             times=times,
             timesteps=None,

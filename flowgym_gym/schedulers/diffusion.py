@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import OptionError
 from flowgym_gym.schedulers.base import Scheduler
 from flowgym_gym.time_grid import SPACINGS, Grid, Steps, check_steps, check_timesteps, visited_timesteps
@@ -57,7 +58,7 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         spacing: str = "leading",
         steps_offset: int = 0,
     ) -> None:
-        abar = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64)
+        abar = _on_cpu(alphas_cumprod)
         if abar.ndim != 1 or len(abar) < 2:
             raise OptionError(f"alphas_cumprod has shape {tuple(abar.shape)}, expected (T,) with T at least 2")
         if not bool(((abar >= 0) & (abar <= 1)).all() and (abar.diff() < 0).all()):
@@ -75,7 +76,7 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         self.final_alpha_cumprod = final
         self.spacing = spacing
         self.steps_offset = int(steps_offset)
-        previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+        previous = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), abar[:-1]])
         abar_dot = len(abar) * (previous - abar)
         self._alpha_dots = torch.where(
             abar > 0, abar_dot / (2 * abar.sqrt()), len(abar) * (previous.sqrt() - abar.sqrt())
@@ -83,6 +84,7 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         self._beta_dots = -abar_dot / (2 * (1 - abar).sqrt())
 
     @classmethod
+    @plain_defaults()
     def from_diffusers(cls, scheduler: Any) -> DiffusionScheduler:
         """The schedule of a diffusers scheduler, on which DDIM sampling runs.
 
@@ -94,7 +96,7 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         abar = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
         if config.get("rescale_betas_zero_snr", False):
             # Solvers that divide by the signal put 2**-24 here, for themselves; the network was trained on pure noise.
-            abar = torch.cat([abar[:-1], torch.zeros(1, dtype=torch.float64)])
+            abar = torch.cat([abar[:-1], _on_cpu([0.0])])
         return cls(
             abar,
             final_alpha_cumprod=1.0 if config.get("set_alpha_to_one", True) else float(abar[0]),
@@ -150,13 +152,11 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
         leading = listed is None and (spacing or self.spacing) == "leading"
         after = int(k[-1]) - size // len(k) if leading else -1
         final = self.final_alpha_cumprod if after < 0 else float(self.alphas_cumprod[after])
-        alpha = torch.cat([self.alphas_cumprod[k].sqrt(), torch.tensor([math.sqrt(final)], dtype=torch.float64)])
-        beta = torch.cat(
-            [(1 - self.alphas_cumprod[k]).sqrt(), torch.tensor([math.sqrt(1 - final)], dtype=torch.float64)]
-        )
+        alpha = torch.cat([self.alphas_cumprod[k].sqrt(), _on_cpu([math.sqrt(final)])])
+        beta = torch.cat([(1 - self.alphas_cumprod[k]).sqrt(), _on_cpu([math.sqrt(1 - final)])])
         # The end is never left, so its derivatives are never used.
-        unused = torch.tensor([np.nan], dtype=torch.float64)
-        times = 1 - torch.cat([k, torch.zeros(1, dtype=torch.int64)]).to(torch.float64) / size
+        unused = _on_cpu([np.nan])
+        times = 1 - torch.cat([k.to(torch.float64), _on_cpu([0.0])]) / size
         return Grid(
             times=times,
             timesteps=k,
@@ -166,3 +166,10 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
             beta_dot=torch.cat([self._beta_dots[k], unused]),
             sigma=self._sigma(times),
         )
+
+
+def _on_cpu(values: Any) -> Tensor:
+    """Numbers as float64 on the CPU, whatever torch's default device is."""
+    if isinstance(values, Tensor):
+        return values.detach().to("cpu", torch.float64)
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")

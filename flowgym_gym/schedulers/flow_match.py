@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.schedulers.continuous import OptimalTransportScheduler
 from flowgym_gym.time_grid import Grid, Steps, check_steps
@@ -40,6 +41,7 @@ class FlowMatchScheduler(OptimalTransportScheduler):
         CheckpointError: If the scheduler is of another kind.
     """
 
+    @plain_defaults()
     def __init__(self, scheduler: Any, tokens: int, max_shift: float = 1.15, even: bool = False) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -70,6 +72,7 @@ class FlowMatchScheduler(OptimalTransportScheduler):
         """The noise level times the number of training steps, shape ``(n,)``; diffusers' own to 5e-5 of 1000."""
         return (1 - t.to(torch.float32)) * int(self._diffusers.config.num_train_timesteps)
 
+    @plain_defaults()
     def sigmas(self, steps: int) -> Tensor:
         """Noise levels of a grid as diffusers has them, from noise to the final 0, float32, shape ``(steps + 1,)``."""
         sigmas = np.linspace(1.0, 1 / steps, steps) if self._even else None
