@@ -330,6 +330,11 @@ def test_a_flow_scheduler_that_draws_new_noise_is_named(scheduler, message):
         from_pipeline(pipe)
 
 
+def test_a_scheduler_whose_values_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="the checkpoint's DDPMScheduler cannot be read: float"):
+        from_pretrained(changed("ddpm", tmp_path, "scheduler", clip_sample_range=None))
+
+
 # Guidance.
 
 
@@ -346,8 +351,8 @@ def test_guidance_up_to_1_is_off_as_in_diffusers(name, scale):
     t = torch.tensor([0.5])
     assert not model.do_guidance
     assert torch.equal(model(x, t, **kwargs).data, plain(x, t, **kwargs).data)
-    with pytest.raises(OptionError, match="scale is -0.1, expected a finite number, at least 0"):
-        from_pretrained(tiny.folder(name), **{key: -0.1 for key in options})
+    with pytest.raises(OptionError, match=r"scale is -0\.1, expected a finite number, at least 0"):
+        from_pretrained(tiny.folder(name), **dict.fromkeys(options, -0.1))
 
 
 def test_guidance_of_a_network_that_takes_none_may_be_off():
@@ -547,7 +552,7 @@ def test_a_network_without_a_size_takes_the_one_that_is_given(name, tmp_path):
     folder = changed(name, tmp_path, "unet", sample_size=None)
     assert from_pretrained(folder, height=16, width=8).state_shape == (4, 8, 4)
     for size in ({}, {"height": 16}, {"width": 16}):
-        with pytest.raises(OptionError, match="sample_size = None, .* give height= and width="):
+        with pytest.raises(OptionError, match=r"sample_size = None, .* give height= and width="):
             from_pretrained(folder, **size)
 
 
@@ -557,7 +562,7 @@ def test_a_pixel_network_without_a_size_is_named(tmp_path):
 
 
 def test_a_size_beyond_the_positions_of_the_network_is_named():
-    with pytest.raises(OptionError, match="height and width are 64 and 32 pixels, but .* positions for 32 at most"):
+    with pytest.raises(OptionError, match=r"height and width are 64 and 32 pixels, but .* positions for 32 at most"):
         from_pretrained(tiny.folder("stable_diffusion_3"), height=64, width=32)
 
 
@@ -589,11 +594,24 @@ def test_a_tokenizer_without_a_length_takes_that_of_its_encoder(name, tmp_path):
             model.check_prompt("cat " * 50)
 
 
-def test_a_tokenizer_that_is_longer_than_its_encoder_takes_what_the_encoder_takes(tmp_path):
-    model = from_pretrained(changed("stable_diffusion", tmp_path, "tokenizer", model_max_length=77))
-    assert model.encode("a cat")[0]["encoder_hidden_states"].shape == (32, 16)
-    with pytest.raises(OptionError, match="but the checkpoint takes 32"):
-        model.check_prompt("cat " * 50)
+@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"])
+def test_a_tokenizer_that_is_longer_than_its_encoder_takes_what_the_encoder_takes(name, tmp_path):
+    folder = changed(name, tmp_path, "tokenizer", model_max_length=77)
+    model = from_pretrained(folder, **tiny.OPTIONS.get(name, {}))
+    expected = from_pretrained(tiny.folder(name), **tiny.OPTIONS.get(name, {}))
+    ours, theirs = (m.encode("a cat")[0]["encoder_hidden_states"] for m in (model, expected))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [(None, "tokenizer has no pad_token"), ("<filler>", r"the token '<filler>', which is number \d+ of the tokenizer")],
+)
+def test_a_padding_token_that_the_encoder_does_not_have_is_named(token, message):
+    pipe = tiny.build("stable_diffusion")
+    pipe.tokenizer.add_special_tokens({"pad_token": token}) if token else setattr(pipe.tokenizer, "pad_token", None)
+    with pytest.raises((CheckpointError, OptionError), match=message):
+        from_pipeline(pipe)
 
 
 def invert(pipe, vectors):

@@ -232,7 +232,7 @@ def test_a_modular_repository_of_the_hub_is_named(tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="Hub id 'somebody/blocks' has a modular_model_index.json"):
+    with pytest.raises(CheckpointError, match=r"Hub id 'somebody/blocks' has a modular_model_index\.json"):
         from_pretrained("somebody/blocks")
 
 
