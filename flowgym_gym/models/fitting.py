@@ -171,25 +171,27 @@ def projection(encoder: Any) -> int | None:
 
 
 def give_lengths(pipe: Any, tokenizers: Iterable[str]) -> None:
-    """Tell tokenizers that have no length how many tokens their encoder takes; the others stay as they are.
+    """Tell tokenizers that have no length, or a greater one than their encoder, how many tokens it takes.
 
     Raises:
         CheckpointError: Where that is not known.
     """
     for part in tokenizers:
-        tokenizer = getattr(pipe, part)
-        if tokenizer is None or tokenizer.model_max_length < NO_LENGTH:
+        tokenizer, encoder = getattr(pipe, part), getattr(pipe, part.replace("tokenizer", "text_encoder"), None)
+        if tokenizer is None:
             continue
-        length = positions(getattr(pipe, part.replace("tokenizer", "text_encoder"), None))
-        if length is None:
+        given, most = tokenizer.model_max_length, positions(encoder)
+        if most is None and given >= NO_LENGTH:
             raise CheckpointError(
                 f"the checkpoint's {part} has no model_max_length, and the configuration of its encoder does not say "
                 "how many tokens it takes; add model_max_length to its tokenizer_config.json"
             )
-        tokenizer.model_max_length = length
+        if most is None or given <= most:
+            continue
+        tokenizer.model_max_length = most
         if part == "tokenizer" and hasattr(pipe, "tokenizer_max_length"):
             # Some pipelines have copied it.
-            pipe.tokenizer_max_length = length
+            pipe.tokenizer_max_length = most
 
 
 def positions(encoder: Any) -> int | None:

@@ -95,13 +95,11 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMixtureBaseModel:
         # The constants go where the module goes, but keep their number format: what is exact stays exact.
-        constants = {name: self._buffers[name] for name in CONSTANTS}
+        constants = {name: getattr(self, name) for name in CONSTANTS}
         super()._apply(fn, recurse)
         for name, values in constants.items():
-            moved = self._buffers[name]
-            assert values is not None
-            assert moved is not None
-            self._buffers[name] = moved if moved.dtype == values.dtype else values.to(moved.device)
+            moved = getattr(self, name)
+            setattr(self, name, moved if moved.dtype == values.dtype else values.to(moved.device))
         return self
 
     @property

@@ -26,7 +26,7 @@ from torch import Tensor
 from flowgym_gym.checks import check_choice, check_number, check_whole
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
+from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     Changes,
@@ -43,7 +43,6 @@ from flowgym_gym.models.fitting import (
     check_schedule,
     check_widths,
     give_lengths,
-    positions,
     require_parts,
 )
 from flowgym_gym.models.parts import check_autoencoder
@@ -136,7 +135,13 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         self.denoiser_dtype: torch.dtype = self.denoiser.dtype
         self.state_shape = self._read_shape(*size)
         self._clip: float | None = None
-        self._scheduler, self.output_type = self._read_schedule()
+        try:
+            self._scheduler, self.output_type = self._read_schedule()
+        except (TypeError, ValueError) as error:
+            if isinstance(error, FlowGymError):
+                raise
+            kind = type(self.pipe.scheduler).__name__
+            raise CheckpointError(f"the checkpoint's {kind} cannot be read: {reason(error)}") from error
         give_lengths(self.pipe, self.measured)
         if self.pipe is checkpoint:
             prepare(checkpoint, changes.memory)
@@ -493,9 +498,13 @@ class LatentBaseModel(PipelineBaseModel):
             raise OptionError(
                 f"prompt {shown(prompt)} has {len(tokens)} tokens, but the checkpoint takes {longest}; shorten it"
             )
-        embeddings = encoder.get_input_embeddings()
-        known = getattr(embeddings, "num_embeddings", None)
-        if known is not None and max(tokens, default=0) >= known:
+        if tokenizer.pad_token_id is None:
+            raise CheckpointError(f"the checkpoint's {part} has no pad_token, with which prompts are filled up")
+        known, tokens = (
+            getattr(encoder.get_input_embeddings(), "num_embeddings", None),
+            [*tokens, tokenizer.pad_token_id],
+        )
+        if known is not None and max(tokens) >= known:
             word = tokenizer.convert_ids_to_tokens(max(tokens))
             raise OptionError(
                 f"prompt {shown(prompt)} has the token {word!r}, which is number {max(tokens)} of the {part}, but its "
@@ -514,10 +523,8 @@ class LatentBaseModel(PipelineBaseModel):
             raise OptionError(f"prompt {shown(prompt)} cannot be encoded: {reason(error)}") from error
 
     def _longest(self, part: str) -> int:
-        """How many tokens a tokenizer and its encoder take."""
-        most = positions(getattr(self.pipe, part.replace("tokenizer", "text_encoder")))
-        length = int(getattr(self.pipe, part).model_max_length)
-        return length if most is None else min(length, most)
+        """How many tokens a tokenizer of `measured` and its encoder take."""
+        return int(getattr(self.pipe, part).model_max_length)
 
     @plain_defaults()
     def _encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:

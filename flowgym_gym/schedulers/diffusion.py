@@ -101,7 +101,7 @@ class DiffusionScheduler(Scheduler[FlowTensor]):
             abar,
             final_alpha_cumprod=1.0 if config.get("set_alpha_to_one", True) else float(abar[0]),
             spacing=config.get("timestep_spacing", "leading"),
-            steps_offset=config.get("steps_offset", 0),
+            steps_offset=config.get("steps_offset", 0) or 0,
         )
 
     def __len__(self) -> int:

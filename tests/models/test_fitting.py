@@ -330,6 +330,11 @@ def test_a_flow_scheduler_that_draws_new_noise_is_named(scheduler, message):
         from_pipeline(pipe)
 
 
+def test_a_scheduler_whose_values_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="the checkpoint's DDPMScheduler cannot be read: float"):
+        from_pretrained(changed("ddpm", tmp_path, "scheduler", clip_sample_range=None))
+
+
 # Guidance.
 
 
@@ -589,11 +594,24 @@ def test_a_tokenizer_without_a_length_takes_that_of_its_encoder(name, tmp_path):
             model.check_prompt("cat " * 50)
 
 
-def test_a_tokenizer_that_is_longer_than_its_encoder_takes_what_the_encoder_takes(tmp_path):
-    model = from_pretrained(changed("stable_diffusion", tmp_path, "tokenizer", model_max_length=77))
-    assert model.encode("a cat")[0]["encoder_hidden_states"].shape == (32, 16)
-    with pytest.raises(OptionError, match="but the checkpoint takes 32"):
-        model.check_prompt("cat " * 50)
+@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"])
+def test_a_tokenizer_that_is_longer_than_its_encoder_takes_what_the_encoder_takes(name, tmp_path):
+    folder = changed(name, tmp_path, "tokenizer", model_max_length=77)
+    model = from_pretrained(folder, **tiny.OPTIONS.get(name, {}))
+    expected = from_pretrained(tiny.folder(name), **tiny.OPTIONS.get(name, {}))
+    ours, theirs = (m.encode("a cat")[0]["encoder_hidden_states"] for m in (model, expected))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [(None, "tokenizer has no pad_token"), ("<filler>", r"the token '<filler>', which is number \d+ of the tokenizer")],
+)
+def test_a_padding_token_that_the_encoder_does_not_have_is_named(token, message):
+    pipe = tiny.build("stable_diffusion")
+    pipe.tokenizer.add_special_tokens({"pad_token": token}) if token else setattr(pipe.tokenizer, "pad_token", None)
+    with pytest.raises((CheckpointError, OptionError), match=message):
+        from_pipeline(pipe)
 
 
 def invert(pipe, vectors):
