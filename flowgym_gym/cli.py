@@ -160,20 +160,21 @@ def sample_base_model(options: argparse.Namespace) -> int:
         raise OptionError(f"--n is {options.n}, expected a whole number, at least 1")
     _check_png(options.out)
     _import_agents()
-    from flowgym_gym.agents.evaluation import BATCH, check_seed, play
+    from flowgym_gym.agents.evaluation import BATCH, check_seed, frames_of, play
     from flowgym_gym.agents.pictures import picture_grid
     from flowgym_gym.agents.settings import check_env_options, full_id, parse_assignments
 
     check_seed(options.seed, options.n)
     env_id = full_id(options.env)
-    kwargs = {name.removeprefix("env."): value for name, value in parse_assignments(options.set).items()}
+    kwargs = {name.removeprefix("env."): value for name, value in parse_assignments(_texts(options.set)).items()}
     check_env_options(env_id, kwargs)
     env = gymnasium.make_vec(
         env_id, num_envs=min(options.n, BATCH), autoreset_mode="Disabled", render_mode="rgb_array", **kwargs
     )
-    episodes = play(env, [options.seed + i for i in range(options.n)], pictures=options.n)
-    if not episodes.pictures:
+    env.reset(seed=options.seed)
+    if not frames_of(env):
         raise OptionError(f"samples of {env_id} are no pictures and cannot be drawn")
+    episodes = play(env, [options.seed + i for i in range(options.n)], pictures=options.n)
     try:
         picture_grid(options.out, [(env_id, episodes)])
     except OSError as error:
@@ -197,7 +198,7 @@ def train_agent(options: argparse.Namespace) -> int:
         num_envs=options.num_envs,
         seed=options.seed,
         resume=options.resume,
-        overrides=parse_assignments(options.set),
+        overrides=parse_assignments(_texts(options.set)),
     )
     config = prepared.config
     here = shlex.quote(str(options.out))
@@ -209,7 +210,9 @@ def train_agent(options: argparse.Namespace) -> int:
     if result.signal is not None:
         _tell(f"to go on: {again}")
         return 128 + result.signal
-    _tell(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
+    # Of samples that are no pictures there is no comparison to see.
+    drawn = " and ".join(name for name in ("learning_curve.png", "comparison.png") if (options.out / name).is_file())
+    _tell(f"trained for {result.timesteps} timesteps; see {drawn or 'metrics.csv'} in {options.out}")
     commands = [f"flowgym-gym evaluate {here}"]
     if not options.no_evaluate:
         _evaluate(options.out, EPISODES, seed=0)
@@ -261,7 +264,7 @@ def draw_frontier(options: argparse.Namespace) -> int:
         episodes=options.episodes,
         seed=options.seed,
         timesteps=options.timesteps,
-        overrides=parse_assignments(options.set),
+        overrides=parse_assignments(_texts(options.set)),
         batch_size=options.batch_size,
     )
     if result.signal is not None:
@@ -278,6 +281,17 @@ def _evaluate(out: Path, episodes: int, seed: int, which: str = "best") -> None:
 
     _tell(table(evaluate(out, episodes, seed, which=which)))
     save_curve(out)
+
+
+def _texts(arguments: Sequence[str]) -> list[str]:
+    """Arguments as the UTF-8 that was typed, also where the locale, such as ``LANG=C``, has let Python escape it."""
+    texts = []
+    for text in arguments:
+        try:
+            texts.append(text.encode("utf-8", "surrogateescape").decode("utf-8"))
+        except UnicodeError:
+            texts.append(text)
+    return texts
 
 
 def _tell(text: str) -> None:

@@ -136,7 +136,7 @@ def play(
         for name, value in zip(results, values, strict=True):
             results[name].append(value[: len(batch)])
         if len(frames) < pictures:
-            frames.extend(_frames(env)[: min(len(batch), pictures - len(frames))])
+            frames.extend(frames_of(env)[: min(len(batch), pictures - len(frames))])
     joined = {name: np.concatenate(values) for name, values in results.items()}
     return Episodes(
         joined["terminal_reward"], joined["control_cost"], joined["return"], joined["valid"], frames, prompts
@@ -156,12 +156,12 @@ def watch(env: VectorEnv[Any, Any, Any], seed: int, predict: Predict) -> list[li
         are no pictures.
     """
     observations, _ = env.reset(seed=[seed, seed])  # type: ignore[arg-type]
-    frames, done = [_frames(env)], False
+    frames, done = [frames_of(env)], False
     while frames[0] and not done:
         actions = np.array(predict(observations))
         actions[0] = 0
         observations, _, terminations, truncations, _ = env.step(actions)
-        frames.append(_frames(env))
+        frames.append(frames_of(env))
         done = bool((terminations | truncations).all())
     return frames if frames[0] else []
 
@@ -249,8 +249,9 @@ def evaluate(
         ``evaluation.json``, if no other ``vector_env`` is given.
 
     Raises:
-        OptionError: If a number is out of range, or there is nothing to evaluate.
-        CheckpointError: If the checkpoint is damaged, or the run folder cannot be written.
+        OptionError: If a number is out of range, there is nothing to evaluate, or prompts or weights that the run's
+            settings name are no longer those that it was trained on.
+        CheckpointError: If no checkpoint can be read, or the run folder cannot be written.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 2:
         raise OptionError(f"episodes is {episodes!r}, expected a whole number, at least 2")
@@ -390,7 +391,8 @@ def _cell(values: dict[str, float]) -> str:
     return f"{values['mean']:.4g}{half}"
 
 
-def _frames(env: VectorEnv[Any, Any, Any]) -> list[np.ndarray]:
+def frames_of(env: VectorEnv[Any, Any, Any]) -> list[np.ndarray]:
+    """The samples of a vector environment as pictures; nothing if they are none."""
     try:
         return list(env.render() or ())  # type: ignore[arg-type]
     except ModelError:

@@ -13,7 +13,8 @@ nor a power cut leaves half of one under its name.
     What is in the replay buffer of SAC and TQC; only the newest checkpoint has it.
 
 The checkpoint of the agent that did best in the evaluations of the run lies in ``best/<timesteps>/``, without a replay
-buffer.
+buffer. ``prompts.json`` holds the prompts of a run that come from a file or dataset
+(:mod:`flowgym_gym.agents.contents`).
 
 Reading one back loads tensors, numbers and text only; a pickle that would make anything else is refused.
 """
@@ -541,8 +542,9 @@ def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorith
         A stable-baselines3 algorithm; ``agent.predict(observation, deterministic=True)`` acts.
 
     Raises:
-        OptionError: If the folder holds no run or no checkpoint, or ``which`` is something else.
-        CheckpointError: If the checkpoint is damaged.
+        OptionError: If the folder holds no run or no checkpoint, ``which`` is something else, or prompts or weights
+            that the run's settings name are no longer those that it was trained on.
+        CheckpointError: If no checkpoint can be read; a damaged one gives way to an older one, which is said.
     """
     return open_agent(Path(run), which)[0]
 

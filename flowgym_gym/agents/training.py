@@ -2,7 +2,8 @@
 
 Training goes in intervals: one rollout and one update for PPO, one episode of every sub-environment for SAC and TQC.
 Between two intervals the whole state is known, so this is where the agent is evaluated, where checkpoints are written
-and where a run stops; a resumed run does what the uninterrupted one would have done, bit by bit.
+and where a run stops; a resumed run does what the uninterrupted one would have done, bit by bit. The state before the
+running interval is kept in memory, and saved if the interval fails.
 """
 
 from __future__ import annotations
@@ -168,6 +169,8 @@ def train(
         CheckpointError: If the run folder can no longer be written, say because the disk is full; the newest checkpoint
             stays, and the run can be resumed from it.
         DivergedError: If the agent's numbers become NaN or infinite; the newest checkpoint is from before.
+        Exception: Whatever a reward, a model or a lack of memory raises within the training; all that was done before
+            the interval in which it came is saved, and the resumed run is bit-equal to one in which it never came.
     """
     prepared = prepare(
         env_id, algo, out=out, timesteps=timesteps, num_envs=num_envs, seed=seed, resume=resume, overrides=overrides

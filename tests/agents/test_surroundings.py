@@ -20,7 +20,7 @@ from flowgym_gym.agents.bars import Bar
 from flowgym_gym.agents.evaluation import Episodes
 from flowgym_gym.agents.frontier import _described
 from flowgym_gym.agents.pictures import picture_grid
-from flowgym_gym.cli import main
+from flowgym_gym.cli import _texts, main
 from tests.agents.conftest import assignments, tiny
 from tests.conftest import RED
 
@@ -185,3 +185,17 @@ def test_a_run_in_a_folder_whose_name_is_no_text_trains(tmp_path):
     except OSError:
         pytest.skip("this file system takes no such name")
     assert tiny(run, timesteps=8).timesteps == 8
+
+
+def test_a_library_that_cannot_be_imported_is_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "flowgym_gym", "evaluate", str(tmp_path)],
+        env={**os.environ, "TQDM_MININTERVAL": "often"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.match(r"error: .* cannot be imported: ValueError: .*'often' \(in .*tqdm.*\)\n$", done.stderr)
+
+
+def test_a_prompt_typed_under_a_locale_without_letters_is_that_prompt():
+    typed = f"prompts={EMOJI}".encode().decode("ascii", "surrogateescape")
+    assert _texts([typed, "prompts=a cat"]) == [f"prompts={EMOJI}", "prompts=a cat"]
