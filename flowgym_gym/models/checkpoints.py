@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from flowgym_gym.errors import CheckpointError, OptionError, reason
 from flowgym_gym.models.lora import merge_lora
 from flowgym_gym.models.parts import load_other, load_own
 from flowgym_gym.models.recognition import INDEX, MODULAR, name_folder, name_weights, read_file
+from flowgym_gym.models.sharing import Shared
 from flowgym_gym.sources import Source, find_source
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -195,9 +195,16 @@ def check_parts(source: Source, index: Mapping[str, Any]) -> None:
             )
 
 
-@cache
+_pipelines = Shared()
+
+
+def forget_pipelines() -> None:
+    """Forget every shared pipeline."""
+    _pipelines.clear()
+
+
 def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
-    """The pipeline, frozen and in evaluation mode; loaded once per process for each set of arguments.
+    """The pipeline, frozen and in evaluation mode; loaded once per process, unless its files change.
 
     Args:
         source: Where it is.
@@ -210,6 +217,16 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
         CheckpointError: If it cannot be loaded.
         OptionError: If the pipeline has no such memory option.
     """
+    sources = (source, changes.denoiser, changes.vae, changes.lora)
+    return _pipelines.get(
+        (source, device, dtype, changes, denoiser),
+        [one.name for one in sources if one is not None and one.local],
+        make=lambda: _load_pipeline(source, device, dtype, changes, denoiser),
+        keep=lambda _: True,
+    )
+
+
+def _load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
     for name in changes.memory:
         check_offloading(name, device)
     index = read_index(source)
