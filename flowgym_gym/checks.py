@@ -10,6 +10,8 @@ import numpy as np
 from flowgym_gym.errors import OptionError, shown
 
 MAX_SEED = 2**63 - 1
+# Agents compute with float32, in which larger numbers are infinite.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
@@ -22,6 +24,15 @@ def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
     if not good:
         at_least = "" if minimum == -math.inf else f", at least {minimum}"
         raise OptionError(f"{name} is {shown(value)}, expected a finite number{at_least}")
+
+
+def check_weight(name: str, value: object, minimum: float = -math.inf, times: float = 1.0) -> None:
+    """As :func:`check_number`, for what is multiplied with numbers up to ``times``: float32 must hold the product."""
+    check_number(name, value, minimum)
+    if abs(float(value)) * times > LARGEST:  # type: ignore[arg-type]
+        raise OptionError(
+            f"{name} is {shown(value)}, which gives rewards beyond float32; expected at most {LARGEST / times:.3g}"
+        )
 
 
 def check_whole(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> None:
