@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,15 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     choices = tuple(choices)
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
         raise OptionError(f"{name} is {shown(value)}, expected one of {choices}")
+
+
+def check_once(name: str, value: object, where: str, others: Mapping[str, Any], key: str = "") -> None:
+    """Raise an OptionError if what ``name`` says is said again in the arguments ``others``, as ``key``."""
+    key = key or name
+    if key in others:
+        raise OptionError(
+            f"{name} is {shown(value)}, but {where} has {key!r}: {shown(others[key])}; give only one of them"
+        )
 
 
 def check_mapping(name: str, value: object) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import gymnasium
 
 import flowgym_gym
-from flowgym_gym.errors import FlowGymError, OptionError
+from flowgym_gym.errors import FlowGymError, OptionError, reason, shown
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
+        for name, value in vars(options).items():
+            if isinstance(value, Path):
+                _check_path(name, value)
         code: int = options.command(options)
     except FlowGymError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -145,12 +148,11 @@ def sample_base_model(options: argparse.Namespace) -> int:
     _import_agents()
     from flowgym_gym.agents.evaluation import BATCH, check_seed, play
     from flowgym_gym.agents.pictures import picture_grid
-    from flowgym_gym.agents.settings import check_env_options, full_id, parse_assignments
+    from flowgym_gym.agents.settings import env_options, full_id, parse_assignments
 
     check_seed(options.seed, options.n)
     env_id = full_id(options.env)
-    kwargs = {name.removeprefix("env."): value for name, value in parse_assignments(options.set).items()}
-    check_env_options(env_id, kwargs)
+    kwargs = env_options(env_id, parse_assignments(options.set))
     env = gymnasium.make_vec(
         env_id, num_envs=min(options.n, BATCH), autoreset_mode="Disabled", render_mode="rgb_array", **kwargs
     )
@@ -281,6 +283,18 @@ def _import_agents() -> None:
     import flowgym_gym.agents
 
     _ = flowgym_gym.agents.train
+
+
+def _check_path(name: str, path: Path) -> None:
+    """Raise an OptionError where a system call would fail on the path itself."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # too long, through a file, not permitted, or with a NUL in it
+        flag = "DIR" if name == "run" else f"--{name}"
+        why = (isinstance(error, OSError) and error.strerror) or reason(error)
+        raise OptionError(f"{flag} is {shown(str(path))}, which cannot be used: {why}") from error
 
 
 def _check_png(path: Path) -> None:

@@ -79,7 +79,7 @@ def thing_factory():
         (Abstract, "is a Abstract, which does not define forward"),
         ("tests.test_registry:Thimg", "there is no 'Thimg' in it; did you mean 'Thing'"),
         ("tests.test_registry:Thing.Inner", "there is no 'Inner' in it"),
-        ("tests.test_registri:Thing", r"'a/thing' is registered as 'tests.test_registri:Thing', but there is no such mod"),
+        ("tests.test_registri:Thing", "'a/thing' is registered as 'tests.test_registri:Thing', but there is no such"),
         ("no_such_package.part:Thing", "there is no such module"),
         ("tests.test_registry:thing_factory", "thing_factory.*expected a class.*make a subclass"),
         ("tests.test_registry:__doc__", "expected a class"),
@@ -99,7 +99,7 @@ def test_what_cannot_be_made_is_named(entry_point, message):
 )
 def test_only_classes_are_registered(entry_point):
     registry = Registry("thing")
-    with pytest.raises(OptionError, match="thing 'a/thing' is .*, expected a class or 'module:Class'"):
+    with pytest.raises(OptionError, match=r"thing 'a/thing' is .*, expected a class or 'module:Class'"):
         registry.register("a/thing", entry_point)
     assert registry.list() == []
 

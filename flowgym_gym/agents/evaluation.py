@@ -110,7 +110,8 @@ def play(
     """Play one episode for each seed.
 
     Args:
-        env: A denoising vector environment with autoreset mode DISABLED; episodes are played in batches of its size.
+        env: A denoising vector environment with autoreset mode ``"Disabled"``; episodes are played in batches of its
+            size.
         seeds: One for each episode.
         predict: Gives actions for a batch of observations; None for no correction, the base model.
         pictures: How many of the finished samples to return as pictures.
@@ -147,7 +148,7 @@ def watch(env: VectorEnv[Any, Any, Any], seed: int, predict: Predict) -> list[li
     """Film the base model and an agent on the same seed.
 
     Args:
-        env: A denoising vector environment of two, with autoreset mode DISABLED.
+        env: A denoising vector environment of two, with autoreset mode ``"Disabled"``.
         seed: Of both episodes.
         predict: The agent.
 
@@ -239,8 +240,8 @@ def evaluate(
         seed: Episode ``i`` starts from seed ``2**30 + seed + i``, which no training run uses.
         which: ``"best"`` or ``"newest"`` agent of a run folder; see ``load_agent``.
         vector_env: Where to play; needed for a policy that comes without a run folder. Its autoreset mode must be
-            DISABLED. If its reward remembers what it has scored, a copy is played in, whose reward learns nothing more:
-            agent and base model are scored by one measure.
+            ``"Disabled"``. If its reward remembers what it has scored, a copy is played in, whose reward learns nothing
+            more: agent and base model are scored by one measure.
 
     Returns:
         For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and ``std`` of

@@ -16,15 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_choice, check_mapping, check_number, check_whole
-from flowgym_gym.dynamics import OUTPUTS, Transitions, default_action_scale
-from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, UnknownOptionError, did_you_mean
+from flowgym_gym.checks import check_choice, check_mapping, check_number, check_once, check_weight, check_whole
+from flowgym_gym.dynamics import OUTPUTS, Transitions, check_costs, default_action_scale
+from flowgym_gym.envs.answers import check_finished, check_output, check_started, described
+from flowgym_gym.errors import (
+    ActionError,
+    ModelError,
+    OptionError,
+    RewardError,
+    UnknownOptionError,
+    did_you_mean,
+    reason,
+    shown,
+)
 from flowgym_gym.models.base import BaseModel
 from flowgym_gym.models.loading import family_of, load_base_model, load_reward
 from flowgym_gym.registry import base_model_registry, reward_registry
 from flowgym_gym.rewards import Reward
-from flowgym_gym.time_grid import Steps
-from flowgym_gym.types import D, FlowTensor
+from flowgym_gym.schedulers import Scheduler
+from flowgym_gym.time_grid import Grid, Steps
+from flowgym_gym.types import D, FlowTensor, oddity
 
 Policy = Callable[..., Any]
 
@@ -113,15 +124,18 @@ class Environment(Generic[D]):
         spacing: str | None = None,
         noise_schedule: float | None = None,
     ) -> None:
-        check_number("reward_scale", reward_scale)
-        check_number("control_cost_weight", control_cost_weight, minimum=0)
+        for name, part, kind in (("base_model", base_model, BaseModel), ("reward", reward, Reward)):
+            if not isinstance(part, kind):
+                raise OptionError(f"{name} is {shown(part)}, expected an instance of flowgym_gym.{kind.__name__}")
+        check_weight("reward_scale", reward_scale)
+        check_weight("control_cost_weight", control_cost_weight, minimum=0)
         if action_scale is not None:
             check_number("action_scale", action_scale, minimum=0)
         if noise_schedule is not None:
             check_number("noise_schedule", noise_schedule, minimum=0)
             if sampler != "euler":
                 raise OptionError(
-                    f"noise_schedule is {noise_schedule}, but only sampler 'euler' has one; {sampler!r} takes a "
+                    f"noise_schedule is {noise_schedule}, but only sampler 'euler' has one; {shown(sampler)} takes a "
                     "noise_level"
                 )
         self.base_model = base_model
@@ -132,11 +146,7 @@ class Environment(Generic[D]):
         self.noise_level = noise_level
         self.noise_schedule = noise_schedule
         self._action_scale = action_scale
-        if getattr(base_model, "output_type", None) not in OUTPUTS:
-            raise OptionError(
-                f"output_type of {type(base_model).__name__} is {getattr(base_model, 'output_type', None)!r}, expected "
-                f"one of {tuple(OUTPUTS)}"
-            )
+        check_choice(f"output_type of {type(base_model).__name__}", getattr(base_model, "output_type", None), OUTPUTS)
         with seeded(0), torch.no_grad():
             probe, _ = self._draw(1)
         self.state_shape: tuple[int, ...] = tuple(probe.data.shape[1:])
@@ -182,8 +192,18 @@ class Environment(Generic[D]):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.base_model.device
+        """Where the model lies.
+
+        Raises:
+            ModelError: If the model does not say it.
+        """
+        device = getattr(self.base_model, "device", None)
+        if not isinstance(device, torch.device):
+            raise ModelError(
+                f"device of {type(self.base_model).__name__} is {shown(device)}, expected a torch.device; "
+                "call super().__init__(device) in its __init__"
+            )
+        return device
 
     @property
     def discretization_steps(self) -> int:
@@ -198,26 +218,41 @@ class Environment(Generic[D]):
             spacing: Which time steps are visited; None for the checkpoint's own way.
 
         Raises:
-            OptionError: If the model's schedule has no such grid.
+            OptionError: If the model's schedule has no such grid, or control costs would be infinite on it.
+            ModelError: If the model has no schedule.
         """
-        grid = self.base_model.scheduler.time_grid(steps, spacing)
+        scheduler = self.base_model.scheduler
+        if not isinstance(scheduler, Scheduler):
+            raise ModelError(
+                f"scheduler of {type(self.base_model).__name__} is {shown(scheduler)}, expected a flowgym_gym.Scheduler"
+            )
+        grid = scheduler.time_grid(steps, spacing)
+        if not isinstance(grid, Grid):
+            raise ModelError(f"{type(scheduler).__name__}.time_grid returned {described(grid)}, expected a Grid")
         if self.noise_schedule is not None:
             grid = replace(grid, sigma=torch.full_like(grid.sigma, self.noise_schedule))
-        self.transitions = Transitions.build(
+        transitions = Transitions.build(
             grid, self.base_model.output_type, self.action_type, self.sampler, self.noise_level, self.device
         )
-        self.grid = grid
+        dimensions = math.prod(self.state_shape)
+        if self._action_scale is None:
+            action_scale = default_action_scale(transitions, dimensions, RANDOM_AGENT_COST)
+        else:
+            action_scale = float(self._action_scale)
+        check_costs(transitions, dimensions, action_scale, self.control_cost_weight)
+        self.grid, self.transitions, self.action_scale = grid, transitions, action_scale
         self.times = grid.times.to(self.device, torch.float32)
-        self.action_scale = (
-            default_action_scale(self.transitions, math.prod(self.state_shape), RANDOM_AGENT_COST)
-            if self._action_scale is None
-            else float(self._action_scale)
-        )
 
     def start(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
-        """Initial states, shape ``(n, *)``, and the keyword arguments for the model, from torch's global generator."""
+        """Initial states, shape ``(n, *)``, and the keyword arguments for the model, from torch's global generator.
+
+        Raises:
+            ModelError: If the model returns something else.
+        """
         x, kwargs = self._draw(n, **kwargs)
-        return self.base_model.preprocess(x, **kwargs)
+        started = self.base_model.preprocess(x, **kwargs)
+        check_started(self.base_model, started, n, self.state_shape)
+        return started
 
     def _draw(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         result = self.base_model.sample_p0(n, **kwargs)
@@ -238,20 +273,9 @@ class Environment(Generic[D]):
             **kwargs: What :meth:`start` returned.
 
         Raises:
-            ModelError: If the output has another shape than ``x``.
+            ModelError: If the output is no FlowTensor of real numbers, or has another shape than ``x``.
         """
-        prediction = self.base_model(x, self.times[index], **kwargs)
-        output: Tensor | None = prediction.data if isinstance(prediction, FlowTensor) else None
-        if output is None:
-            raise ModelError(
-                f"{type(self.base_model).__name__}.forward returned {type(prediction).__name__}, expected a FlowTensor"
-            )
-        if output.shape != x.data.shape:
-            raise ModelError(
-                f"{type(self.base_model).__name__}.forward returned shape {tuple(output.shape)}, "
-                f"expected that of the states, {tuple(x.data.shape)}"
-            )
-        return output
+        return check_output(self.base_model, self.base_model(x, self.times[index], **kwargs), x.data)
 
     def advance(self, x: Tensor, output: Tensor, action: Tensor, noise: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """One transition of every state.
@@ -303,15 +327,17 @@ class Environment(Generic[D]):
             Samples, unscaled rewards ``(n,)`` and validity ``(n,)``.
 
         Raises:
+            ModelError: If the model's ``postprocess`` returns something else than samples.
             RewardError: If the reward function fails; the cause is attached.
         """
         sample = self.base_model.postprocess(x)
+        check_finished(self.base_model, sample, len(x))
         try:
             rewards, valids = self.reward(sample, **kwargs)
         except RewardError:
             raise
         except Exception as error:
-            raise RewardError(f"{type(self.reward).__name__} raised {type(error).__name__}: {error}") from error
+            raise RewardError(f"{type(self.reward).__name__} raised {type(error).__name__}: {reason(error)}") from error
         return sample, rewards, valids
 
     @torch.no_grad()
@@ -364,6 +390,7 @@ class Environment(Generic[D]):
             scored = self._scored(sample, self.score)
             return lambda: scored
         finished = self.base_model.postprocess(sample.latents)
+        check_finished(self.base_model, finished, len(sample.latents))
         pending = submit(finished, **sample.kwargs)
         return lambda: self._scored(sample, lambda x, **kwargs: (finished, *pending.result()))
 
@@ -388,17 +415,27 @@ class Environment(Generic[D]):
             raise ModelError(
                 f"{type(self.base_model).__name__}{'' if policy is None else ' or the policy'} returned NaN or infinity"
             )
+        control_costs = torch.stack(costs)
+        if not bool(torch.isfinite(control_costs).all()):
+            raise ActionError(
+                f"the policy returned actions whose control cost is infinite (action_scale is {self.action_scale:.3g})"
+            )
         unknown = torch.full((n,), math.nan)
-        return Sample(x, x, trajectory, torch.stack(costs), unknown, torch.zeros(n, dtype=torch.bool), kwargs)
+        return Sample(x, x, trajectory, control_costs, unknown, torch.zeros(n, dtype=torch.bool), kwargs)
 
     def _act(self, policy: Policy, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
         action = policy(x, self.times[index], **kwargs)
         try:
             tensor: Tensor = action.data if isinstance(action, FlowTensor) else torch.as_tensor(action)
+            odd = oddity(tensor) or ("truth values" if tensor.dtype is torch.bool else None)
+            if odd:
+                raise TypeError(odd)
             return tensor.to(x.data).expand_as(x.data)
         except (TypeError, ValueError, RuntimeError) as error:
             got = f"shape {tuple(action.shape)}" if hasattr(action, "shape") else type(action).__name__
-            raise ActionError(f"the policy returned {got}, expected a tensor of shape {tuple(x.data.shape)}") from error
+            raise ActionError(
+                f"the policy returned {got}, expected a tensor of shape {tuple(x.data.shape)} ({reason(error)})"
+            ) from error
 
 
 class VelocityEnvironment(Environment[D]):
@@ -437,7 +474,7 @@ def make(
     reward_kwargs: dict[str, Any] | None = None,
     *,
     action_type: str = "velocity",
-    dtype: str = "float32",
+    dtype: str | None = None,
     **options: Any,
 ) -> Environment[Any]:
     """Make the torch-native environment of a registered base model and a registered reward.
@@ -452,7 +489,7 @@ def make(
         reward_kwargs: Arguments of the reward.
         action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for ``"control"`` the
             transition's mean, in its own standard deviations.
-        dtype: Number format of the network.
+        dtype: Number format of the network, ``"float32"`` by default.
         **options: Further arguments of :class:`Environment`, or of the base model.
 
     Returns:
@@ -461,7 +498,8 @@ def make(
     Raises:
         UnknownIdError: If an id is not registered.
         UnknownOptionError: If an option does not exist.
-        OptionError: If the domains differ or an option is out of range.
+        OptionError: If the domains differ, an option is out of range, or one is given twice: directly and in
+            ``base_model_kwargs``.
 
     >>> import flowgym_gym
     >>> env = flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=4)
@@ -478,7 +516,12 @@ def make(
     check_choice("action_type", action_type, ENVIRONMENTS)
     check_mapping("base_model_kwargs", base_model_kwargs)
     check_mapping("reward_kwargs", reward_kwargs)
-    model_kwargs = dict(base_model_kwargs or {})
+    model_kwargs, reward_kwargs = dict(base_model_kwargs or {}), dict(reward_kwargs or {})
+    check_once("reward", reward, "reward_kwargs", reward_kwargs, "id")
+    check_once("base_model", base_model, "base_model_kwargs", model_kwargs, "id")
+    for name, value in (("device", device), ("dtype", dtype), *options.items()):
+        if value is not None or name in options:
+            check_once(name, value, "base_model_kwargs", model_kwargs)
     env_names = {
         p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")
     }
@@ -493,11 +536,11 @@ def make(
         else:
             known = {*env_names, *model_names, *inspect.signature(make).parameters} - {"options"}
             raise UnknownOptionError(
-                f"there is no option {name!r}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
+                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
             )
     parts: dict[str, dict[str, Any]] = {
-        "base_model": {"id": base_model, "device": device, "dtype": dtype, **model_kwargs},
-        "reward": {"id": reward, **(reward_kwargs or {})},
+        "base_model": {"id": base_model, "device": device, "dtype": dtype or "float32", **model_kwargs},
+        "reward": {"id": reward, **reward_kwargs},
     }
     environment = ENVIRONMENTS[action_type](
         load_base_model(**parts["base_model"]),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgym_gym.errors import StateError
+from flowgym_gym.errors import StateError, shown
 from flowgym_gym.types import FlowTensor
 
 State = dict[str, np.ndarray]
@@ -73,8 +73,9 @@ def restore(env: Any, state: Mapping[str, np.ndarray]) -> None:
     Raises:
         StateError: If the state does not fit; nothing has changed then.
     """
+    check_state(state)
     if "random" not in state:
-        raise StateError(f"the state holds {sorted(state)}, expected what get_state returned")
+        raise StateError(f"the state holds {shown(sorted(state, key=str))}, expected what get_state returned")
     previous = env.np_random.bit_generator.state
     unpack_random(env.np_random, state["random"])
     try:
@@ -82,6 +83,13 @@ def restore(env: Any, state: Mapping[str, np.ndarray]) -> None:
     except StateError:
         env.np_random.bit_generator.state = previous
         raise
+
+
+def check_state(state: object) -> None:
+    """Raise a StateError unless this is a dictionary of arrays."""
+    # What numpy.load returns is a Mapping, too.
+    if not isinstance(state, Mapping):
+        raise StateError(f"the state is {shown(state)}, expected the dictionary of arrays that get_state returned")
 
 
 def check_settings(found: str, expected: str) -> None:
@@ -98,6 +106,7 @@ def check_settings(found: str, expected: str) -> None:
 
 def check_array(state: Mapping[str, np.ndarray], name: str, like: np.ndarray) -> np.ndarray:
     """The array ``name`` of a state, or a StateError unless it has the shape and dtype of ``like``."""
+    check_state(state)
     if name not in state:
         raise StateError(f"the state has no {name!r}; expected what get_state of this kind of environment returned")
     array = state[name]

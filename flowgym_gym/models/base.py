@@ -8,10 +8,11 @@ from typing import Any, Generic, Literal
 import torch
 from torch import Tensor, nn
 
+from flowgym_gym.checks import check_choice
 from flowgym_gym.dynamics import OUTPUTS, Schedule
 from flowgym_gym.errors import ModelError, OptionError
 from flowgym_gym.schedulers import Scheduler
-from flowgym_gym.types import D, append_dims
+from flowgym_gym.types import D, FlowTensor, append_dims
 
 OutputType = Literal["epsilon", "velocity", "endpoint", "score", "v_prediction"]
 
@@ -144,8 +145,13 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             x0 = x1.randn_like()
             xt = schedule.alpha * x1 + schedule.beta * x0
         # x_1 = p x + q o, solved for the output o; the noise's row where the sample does not depend on it.
-        if self.output_type not in OUTPUTS:
-            raise OptionError(f"output_type is {self.output_type!r}, expected one of {tuple(OUTPUTS)}")
+        check_choice("output_type", self.output_type, OUTPUTS)
         (p, q), _ = OUTPUTS[self.output_type](schedule)
         target = (x1 - p * xt) / q
-        return ((self.forward(xt, t, **kwargs) - target) ** 2).aggregate("mean")
+        prediction = self.forward(xt, t, **kwargs)
+        if not isinstance(prediction, FlowTensor) or prediction.shape != xt.shape:
+            got = tuple(prediction.shape) if isinstance(prediction, FlowTensor) else type(prediction).__name__
+            raise ModelError(
+                f"{type(self).__name__}.forward returned {got}, expected a FlowTensor of {tuple(xt.shape)}"
+            )
+        return ((prediction - target) ** 2).aggregate("mean")
