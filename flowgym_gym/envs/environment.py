@@ -320,6 +320,16 @@ class Environment(Generic[D]):
         """The final state that the model expects from states ``x``, shape ``(n, *)``."""
         return self.transitions.at(index, x.ndim).endpoint(x, output)
 
+    def finish(self, x: D) -> D:
+        """Finished samples of states ``(n, *)``, batch first.
+
+        Raises:
+            ModelError: If the model's ``postprocess`` returns something else.
+        """
+        sample = self.base_model.postprocess(x)
+        check_finished(self.base_model, sample, len(x))
+        return sample
+
     def score(self, x: D, **kwargs: Any) -> tuple[D, Tensor, Tensor]:
         """Finish states and score them.
 
@@ -330,8 +340,7 @@ class Environment(Generic[D]):
             ModelError: If the model's ``postprocess`` returns something else than samples.
             RewardError: If the reward function fails; the cause is attached.
         """
-        sample = self.base_model.postprocess(x)
-        check_finished(self.base_model, sample, len(x))
+        sample = self.finish(x)
         try:
             rewards, valids = self.reward(sample, **kwargs)
         except RewardError:
@@ -389,8 +398,7 @@ class Environment(Generic[D]):
         if submit is None:
             scored = self._scored(sample, self.score)
             return lambda: scored
-        finished = self.base_model.postprocess(sample.latents)
-        check_finished(self.base_model, finished, len(sample.latents))
+        finished = self.finish(sample.latents)
         pending = submit(finished, **sample.kwargs)
         return lambda: self._scored(sample, lambda x, **kwargs: (finished, *pending.result()))
 
@@ -539,7 +547,7 @@ def make(
                 f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
             )
     parts: dict[str, dict[str, Any]] = {
-        "base_model": {"id": base_model, "device": device, "dtype": dtype or "float32", **model_kwargs},
+        "base_model": {"id": base_model, "device": device, "dtype": "float32" if dtype is None else dtype, **model_kwargs},
         "reward": {"id": reward, **reward_kwargs},
     }
     environment = ENVIRONMENTS[action_type](

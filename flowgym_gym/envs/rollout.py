@@ -307,7 +307,7 @@ class Rollout:
             self._output[running] = output
             states[running] = self.environment.expected_endpoint(states[running], output, index)
         model = self.environment.base_model
-        pictures = model.picture(model.postprocess(FlowTensor(states)))
+        pictures = model.picture(self.environment.finish(FlowTensor(states)))
         pictures = (check_pictures(model, pictures, self.num_envs) * 255).round().to(torch.uint8)
         return list(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).cpu().numpy()))
 
