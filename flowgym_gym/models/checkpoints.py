@@ -8,7 +8,6 @@ own are refused.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ from typing import Any
 import torch
 
 from flowgym_gym.errors import CheckpointError, OptionError, reason
+from flowgym_gym.models.lora import merge_lora
+from flowgym_gym.models.parts import load_other, load_own
+from flowgym_gym.sources import Source, find_source
 
 EMBEDDED = Path(__file__).parent / "embedded"
 INDEX = "model_index.json"
@@ -28,6 +30,8 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 LIBRARIES = ("diffusers", "transformers")
 # What must be in a part's folder; transformers makes up an empty tokenizer where it finds no files.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
+
+LORA_EXAMPLE = "a .safetensors file, a folder that holds one, or a Hub id 'owner/name'"
 
 # diffusers' own ways to save memory, by the names of the option `memory`.
 MEMORY: dict[str, str] = {
@@ -40,64 +44,56 @@ MEMORY: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """A checkpoint that was found.
-
-    Attributes:
-        name: Folder or Hub id.
-        local: Whether it is a folder; then the network is never touched.
-    """
-
-    name: str
-    local: bool
-
-    def __str__(self) -> str:
-        return f"checkpoint folder {self.name!r}" if self.local else f"Hub id {self.name!r}"
-
-
-@dataclass(frozen=True)
 class Changes:
     """What is changed about a checkpoint when it is opened; every value is plain.
 
     Attributes:
-        denoiser: Folder or Hub id of a U-Net or transformer that takes the place of the checkpoint's own.
+        denoiser: Where a U-Net or transformer is that takes the place of the checkpoint's own.
         vae: The same for the autoencoder.
-        lora: Folder, ``.safetensors`` file or Hub id of LoRA weights, which are merged into the weights.
+        lora: Where LoRA weights are, which are merged into the weights.
         lora_scale: Weight of the LoRA.
         memory: Names from ``MEMORY``.
         compile: Whether the network goes through ``torch.compile``.
     """
 
-    denoiser: str | None = None
-    vae: str | None = None
-    lora: str | None = None
+    denoiser: Source | None = None
+    vae: Source | None = None
+    lora: Source | None = None
     lora_scale: float = 1.0
     memory: tuple[str, ...] = ()
     compile: bool = False
 
 
-def find_checkpoint(checkpoint: object) -> Source:
-    """Where a checkpoint is.
+def find_checkpoint(checkpoint: object, argument: str = "checkpoint") -> Source:
+    """Where a checkpoint, or a part of one, is.
 
     Args:
-        checkpoint: Name of an embedded checkpoint, a folder, or a Hub id ``"owner/name"``.
+        checkpoint: Name of an embedded checkpoint, a folder or file, or a Hub id; :mod:`flowgym_gym.sources` says what
+            is taken for which.
+        argument: Name of the argument, for messages.
 
     Raises:
         CheckpointError: If it is none of these.
     """
-    if not isinstance(checkpoint, str | os.PathLike) or not str(checkpoint):
-        raise CheckpointError(f"checkpoint is {checkpoint!r}, expected a name, a folder or a Hub id")
-    name = os.fspath(checkpoint)
     embedded = sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / INDEX).is_file())
-    folder = EMBEDDED / name if name in embedded else Path(name).expanduser()
-    if folder.is_dir():
-        return Source(str(folder.resolve()), local=True)
-    if name.startswith((".", "~", os.sep)) or os.path.isabs(name) or name.count("/") != 1:
-        raise CheckpointError(
-            f"checkpoint {name!r} was not found; expected an embedded checkpoint ({', '.join(embedded)}), "
-            "an existing folder in diffusers' format, or a Hub id such as 'sd-legacy/stable-diffusion-v1-5'"
-        )
-    return Source(name, local=False)
+    if isinstance(checkpoint, str) and checkpoint in embedded:
+        return Source(str((EMBEDDED / checkpoint).resolve()), local=True)
+    return find_source(
+        argument,
+        checkpoint,
+        f"an embedded checkpoint ({', '.join(embedded)}), a folder in diffusers' format, or a Hub id such as "
+        "'sd-legacy/stable-diffusion-v1-5'",
+    )
+
+
+def find_changes(denoiser: object = None, vae: object = None, lora: object = None, **others: Any) -> Changes:
+    """Changes whose weights are found, and which are errors here if they are not; see :class:`Changes`."""
+    return Changes(
+        None if denoiser is None else find_checkpoint(denoiser, "denoiser"),
+        None if vae is None else find_checkpoint(vae, "vae"),
+        None if lora is None else find_source("lora", lora, LORA_EXAMPLE),
+        **others,
+    )
 
 
 def read_index(source: Source) -> dict[str, Any]:
@@ -107,6 +103,11 @@ def read_index(source: Source) -> dict[str, Any]:
         CheckpointError: If there is none, or it does not name a pipeline.
     """
     path = Path(source.name) / INDEX
+    if source.file:
+        raise CheckpointError(
+            f"{source} is a single file, which cannot be opened; expected a folder in diffusers' format: save one "
+            "with from_single_file(...).save_pretrained(...) of the pipeline's class"
+        )
     if not source.local:
         from huggingface_hub import hf_hub_download
 
@@ -174,27 +175,33 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
     """
     index = read_index(source)
     check_parts(source, index)
-    options = {part: None for part in UNUSED if part in index}
+    replaced = {denoiser: changes.denoiser, "vae": changes.vae}
+    others = {part: other for part, other in replaced.items() if other is not None}
+    options: dict[str, Any] = {part: None for part in UNUSED if part in index}
     if "safety_checker" in index:
-        options["requires_safety_checker"] = False  # type: ignore[assignment]
+        options["requires_safety_checker"] = False
     with _quiet(bars=source.local), _loading(source):
         import diffusers
         from diffusers.utils.import_utils import is_accelerate_available
 
-        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
-            source.name,
+        kind = getattr(diffusers, index["_class_name"])
+        folder = source.name
+        if not source.local:
+            folder = kind.download(source.name, use_safetensors=True, **options, **others)
+        own = {part: entry for part, entry in index.items() if part not in {*others, *UNUSED}}
+        parts = {part: load_other(part, other, index.get(part), dtype) for part, other in others.items()}
+        parts |= load_own(source, Path(folder), own, dtype)
+        pipe = kind.from_pretrained(
+            folder,
             dtype=dtype,
-            use_safetensors=True,
-            local_files_only=source.local,
-            # Without accelerate diffusers would do the same, after many lines of advice.
-            low_cpu_mem_usage=is_accelerate_available(),
+            local_files_only=True,
+            low_cpu_mem_usage=is_accelerate_available(),  # or diffusers gives lines of advice
             **options,
+            **parts,
         )
-    for part, replacement in ((denoiser, changes.denoiser), ("vae", changes.vae)):
-        if replacement is not None:
-            setattr(pipe, part, _load_part(pipe, part, replacement, dtype))
     if changes.lora is not None:
-        _merge_lora(pipe, changes.lora, changes.lora_scale)
+        with _quiet(bars=changes.lora.local), _loading(changes.lora):
+            merge_lora(pipe, changes.lora, changes.lora_scale)
     prepare(pipe, changes.memory, device)
     if changes.compile:
         getattr(pipe, denoiser).compile()
@@ -229,41 +236,6 @@ def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) ->
     return pipe
 
 
-def _load_part(pipe: Any, part: str, checkpoint: str, dtype: torch.dtype) -> Any:
-    """Another U-Net, transformer or autoencoder of the same class, from a folder or Hub id."""
-    source = find_checkpoint(checkpoint)
-    # A whole checkpoint is as good as the folder of its part.
-    inside = source.local and (Path(source.name) / part).is_dir()
-    with _quiet(bars=source.local), _loading(source):
-        return type(getattr(pipe, part)).from_pretrained(
-            source.name,
-            subfolder=part if inside else None,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=source.local,
-        )
-
-
-def _merge_lora(pipe: Any, lora: str, scale: float) -> None:
-    """Merge LoRA weights into the pipeline's own, so that they cost nothing per step."""
-    if not hasattr(pipe, "load_lora_weights"):
-        raise OptionError(f"lora is {lora!r}, but a {type(pipe).__name__} takes no LoRA weights")
-    path = Path(lora).expanduser()
-    source = Source(str(path.resolve()), local=True) if path.is_file() else find_checkpoint(lora)
-    folder, name = (Path(source.name).parent, path.name) if path.is_file() else (source.name, None)
-    if path.is_file() and path.suffix != ".safetensors":
-        raise CheckpointError(f"lora is {lora!r}; pickled weights are not loaded, expected a .safetensors file")
-    with _quiet(bars=source.local), _loading(source):
-        try:
-            pipe.load_lora_weights(str(folder), weight_name=name, use_safetensors=True, local_files_only=source.local)
-        except ValueError as error:
-            if "PEFT" in str(error):
-                raise OptionError("LoRA weights need the package peft: pip install 'flowgym_gym[models]'") from error
-            raise
-        pipe.fuse_lora(lora_scale=scale, safe_fusing=True)
-        pipe.unload_lora_weights()
-
-
 @contextmanager
 def _loading(source: Source) -> Iterator[None]:
     """Turn whatever goes wrong inside into a CheckpointError that names the source."""
@@ -272,7 +244,7 @@ def _loading(source: Source) -> Iterator[None]:
     except (CheckpointError, OptionError):
         raise
     except Exception as error:
-        where = "folder" if source.local else "Hub id"
+        where = "file" if source.file else "folder" if source.local else "Hub id"
         raise CheckpointError(
             f"{where} {source.name!r} could not be loaded: {type(error).__name__}: {reason(error)}"
         ) from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice
-from flowgym_gym.models.checkpoints import Changes
+from flowgym_gym.models.checkpoints import find_changes
 from flowgym_gym.models.pipeline import PipelineBaseModel, check_memory
 from flowgym_gym.types import FlowTensor
 
@@ -50,7 +50,7 @@ class DDPMBaseModel(PipelineBaseModel):
         compile: bool = False,
     ) -> None:
         check_choice("compile", compile, (False, True))
-        changes = Changes(denoiser=denoiser, memory=check_memory(memory), compile=compile)
+        changes = find_changes(denoiser, memory=check_memory(memory), compile=compile)
         super().__init__(checkpoint, device, dtype, changes)
 
     def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:

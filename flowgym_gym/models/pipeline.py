@@ -29,12 +29,14 @@ from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     MEMORY,
     Changes,
+    find_changes,
     find_checkpoint,
     load_pipeline,
     prepare,
     read_index,
 )
-from flowgym_gym.prompts import read_prompts
+from flowgym_gym.models.parts import check_autoencoder
+from flowgym_gym.prompts import check_negative_prompt, read_prompts
 from flowgym_gym.schedulers import DiffusionScheduler, FlowMatchScheduler, Scheduler
 from flowgym_gym.types import FlowTensor, append_dims
 
@@ -191,7 +193,7 @@ class LatentBaseModel(PipelineBaseModel):
 
     Args:
         checkpoint: A local folder in diffusers' format, a Hub id, or an open pipeline; see :class:`PipelineBaseModel`.
-        prompts: A prompt, a list of them, or where they are: a text file, JSON lines, ``"set:NAME"`` or a dataset's
+        prompts: A prompt, a list of them, or where they are: a file, ``"set:NAME"`` or a dataset's
             column, see :func:`flowgym_gym.prompts.read_prompts`. An episode draws one.
         guidance_scale: Weight of classifier-free guidance; 1 is off, above 1 the network runs on twice the batch.
         negative_prompt: What guidance steers away from; only used with guidance.
@@ -240,17 +242,24 @@ class LatentBaseModel(PipelineBaseModel):
         check_number("guidance_scale", guidance_scale, minimum=1)
         check_whole("decode_batch_size", decode_batch_size)
         check_number("lora_scale", lora_scale)
-        if not isinstance(negative_prompt, str):
-            raise OptionError(f"negative_prompt is {negative_prompt!r}, expected a string")
-        found = read_prompts(self.default_prompt if prompts is None else prompts)
+        check_negative_prompt(negative_prompt)
+        found = read_prompts([self.default_prompt] if prompts is None else prompts)
         check_choice("compile", compile, (False, True))
-        changes = Changes(denoiser, vae, lora, float(lora_scale), check_memory(memory), compile)
+        changes = find_changes(
+            denoiser,
+            vae,
+            lora,
+            lora_scale=float(lora_scale),
+            memory=check_memory(memory),
+            compile=compile,
+        )
         super().__init__(checkpoint, device, dtype, changes, (height, width))
         self.prompts: list[str] = found
         self.guidance_scale = float(guidance_scale)
         self.negative_prompt = negative_prompt
         self.decode_batch_size = decode_batch_size
         self.vae = self.pipe.vae
+        check_autoencoder(self.vae)
         if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)
         if self.state_shape[0] != self.vae.config.latent_channels:

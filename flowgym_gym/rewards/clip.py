@@ -21,6 +21,7 @@ from flowgym_gym.errors import CheckpointError, RewardError, reason
 from flowgym_gym.rewards.base import Reward, all_valid, check_images, check_prompts
 from flowgym_gym.rewards.weights import find_file, find_folder, loading, read_tensors
 from flowgym_gym.types import FlowTensor
+from flowgym_gym.weights import check_filled
 
 OPENAI = "openai/clip-vit-large-patch14"
 PICKSCORE, PICKSCORE_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -50,9 +51,7 @@ class CLIP:
         with loading(source):
             from transformers import CLIPModel
 
-            self.model: Any = model or CLIPModel.from_pretrained(
-                source, use_safetensors=True, local_files_only=local, dtype=torch.float32
-            )
+            self.model: Any = model or _filled(CLIPModel, source, local)
         with loading(prepared_by):
             from transformers import CLIPTokenizer
             from transformers.image_processing_base import ImageProcessingMixin
@@ -302,6 +301,20 @@ def prompted_images(name: str, x: FlowTensor, kwargs: dict[str, Any]) -> tuple[T
         if not prompt.strip():
             raise RewardError(f"{name} got an empty prompt for image {i}, expected a text to compare it with", sample=i)
     return images, prompts
+
+
+def _filled(kind: Any, source: str, local: bool) -> Any:
+    """A model whose weights were all found, in float32."""
+    model, report = kind.from_pretrained(
+        source,
+        use_safetensors=True,
+        local_files_only=local,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # They are in the report, with their names.
+        output_loading_info=True,
+    )
+    check_filled(repr(source), model, report)
+    return model
 
 
 def _pooled(output: Any) -> Tensor:

@@ -21,6 +21,7 @@ from flowgym_gym.errors import CheckpointError
 from flowgym_gym.rewards.base import Reward, all_valid
 from flowgym_gym.rewards.clip import CLIP, Preparation, build_head, move, prompted_images
 from flowgym_gym.rewards.weights import build, find_file, find_folder, loading, read_tensors
+from flowgym_gym.sources import exists
 from flowgym_gym.types import FlowTensor
 
 IMAGE_REWARD, HPS = "THUDM/ImageReward:ImageReward.pt", "xswu/HPSv2:HPS_v2.1_compressed.pt"
@@ -85,7 +86,7 @@ class ImageRewardReward(Reward[FlowTensor]):
     def __init__(self, weights: str | None = None, tokenizer: str | None = None, batch_size: int = 16) -> None:
         check_whole("batch_size", batch_size)
         name = "images/image_reward"
-        if weights == self.PUBLISHED:
+        if weights == self.PUBLISHED and not exists(weights):
             weights, tokenizer = IMAGE_REWARD, tokenizer or BERT
         path = find_file("weights", weights, name, IMAGE_REWARD)
         words, local = find_folder("tokenizer", tokenizer, name, BERT, weights=False)
@@ -93,7 +94,8 @@ class ImageRewardReward(Reward[FlowTensor]):
             from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
             from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-            self.tokenizer: Any = BertTokenizer.from_pretrained(words, local_files_only=local)
+            # What it does with capitals by default differs between versions of transformers.
+            self.tokenizer: Any = BertTokenizer.from_pretrained(words, local_files_only=local, do_lower_case=True)
         if len(self.tokenizer) < 10:  # transformers makes up an empty tokenizer where it finds no files.
             raise CheckpointError(f"{words!r} has no tokenizer (tokenizer.json, or vocab.txt)")
         tensors = read_tensors(path)
@@ -159,7 +161,7 @@ class HPSv2Reward(Reward[FlowTensor]):
     def __init__(self, weights: str | None = None, processor: str | None = None, batch_size: int = 32) -> None:
         check_whole("batch_size", batch_size)
         name = "images/hpsv2"
-        if str(weights) in self.VERSIONS:
+        if str(weights) in self.VERSIONS and not exists(weights):
             weights, processor = self.VERSIONS[str(weights)], processor or CLIP_H
         path = find_file("weights", weights, name, HPS)
         source, local = find_folder("processor", processor, name, CLIP_H, weights=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowgym_gym import sources
 from flowgym_gym.errors import CheckpointError, reason
+from flowgym_gym.weights import check_filled
 
 PICKLED = (".pth", ".pt", ".bin")
 
@@ -21,7 +22,8 @@ def find_folder(argument: str, value: object, reward: str, example: str, weights
 
     Args:
         argument: Name of the reward's argument.
-        value: What was given for it: a folder, or a Hub id ``"owner/name"``.
+        value: What was given for it: a folder, or a Hub id ``"owner/name"``; :mod:`flowgym_gym.sources` says what is
+            taken for which.
         reward: The reward's id, for the message.
         example: The Hub id that the reward was made for.
         weights: Whether the folder must hold a model; it need not for a tokenizer.
@@ -29,22 +31,18 @@ def find_folder(argument: str, value: object, reward: str, example: str, weights
     Raises:
         CheckpointError: If nothing was named, or it is neither a folder nor a Hub id.
     """
-    how = f"name a local folder in transformers' format, or the Hub id {example!r}: reward_kwargs={{{argument!r}: ...}}"
+    expected = f"a local folder in transformers' format, or the Hub id {example!r}"
+    how = f"{expected}: reward_kwargs={{{argument!r}: ...}}"
     if value is None:
         raise CheckpointError(
-            f"{reward} needs {'weights' if weights else argument} and never looks for them by itself; {how}"
+            f"{reward} needs {'weights' if weights else argument} and never looks for them by itself; name {how}"
         )
-    if not isinstance(value, str | os.PathLike) or not str(value):
-        raise CheckpointError(f"{argument} is {value!r}; {how}")
-    folder = Path(value).expanduser()
-    if folder.is_dir():
-        if weights:
-            _check_folder(folder)
-        return str(folder.resolve()), True
-    name = os.fspath(value)
-    if name.startswith((".", "~", os.sep)) or name.count("/") != 1:
-        raise CheckpointError(f"{argument} is {name!r}, looked for in {folder.absolute()}, where no folder is; {how}")
-    return name, False
+    source = sources.find_source(argument, value, how)
+    if source.file:
+        raise CheckpointError(f"{argument} {source.name!r} is a file; expected {how}")
+    if source.local and weights:
+        _check_folder(Path(source.name))
+    return source.name, source.local
 
 
 def find_file(argument: str, value: object, reward: str, example: str) -> Path:
@@ -53,25 +51,10 @@ def find_file(argument: str, value: object, reward: str, example: str) -> Path:
     Raises:
         CheckpointError: If nothing was named, or it is not there.
     """
-    how = f"name a local file, or one on the Hub such as {example!r}: reward_kwargs={{{argument!r}: ...}}"
+    how = f"a local file, or one on the Hub such as {example!r}: reward_kwargs={{{argument!r}: ...}}"
     if value is None:
-        raise CheckpointError(f"{reward} needs weights and never looks for them by itself; {how}")
-    if not isinstance(value, str | os.PathLike) or not str(value):
-        raise CheckpointError(f"{argument} is {value!r}; {how}")
-    path = Path(value).expanduser()
-    if path.is_file():
-        return path
-    repository, colon, file = os.fspath(value).partition(":")
-    if not colon or repository.count("/") != 1 or repository.startswith((".", "~", os.sep)):
-        raise CheckpointError(f"{argument} is {str(value)!r}, looked for at {path.absolute()}, where no file is; {how}")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:
-        raise CheckpointError(
-            f"{file!r} of {repository!r} on the Hub could not be had: {type(error).__name__}: {reason(error)}; {how}"
-        ) from error
+        raise CheckpointError(f"{reward} needs weights and never looks for them by itself; name {how}")
+    return sources.find_file(argument, value, how)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -103,12 +86,12 @@ def build(model: Any, config: Any, tensors: dict[str, Tensor], path: Path, **kwa
     Args:
         model: Its class.
         config: Its configuration.
-        tensors: Its weights by transformers' names; those that it does not have are left out.
+        tensors: Its weights by transformers' names; those of other parts are left out.
         path: Where the weights were read, for the message.
         **kwargs: Further arguments of the class.
 
     Raises:
-        CheckpointError: If a weight is missing or has another shape.
+        CheckpointError: If a weight is missing, has another shape, or is of a larger model.
     """
     with loading(str(path)):
         built, found = model.from_pretrained(
@@ -120,13 +103,7 @@ def build(model: Any, config: Any, tensors: dict[str, Tensor], path: Path, **kwa
             dtype=torch.float32,
             **kwargs,
         )
-    if missing := sorted(found["missing_keys"]):
-        raise CheckpointError(
-            f"{str(path)!r} does not fill a {model.__name__}: {len(missing)} weights are missing, such as {missing[0]}"
-        )
-    if mismatched := sorted(found["mismatched_keys"]):
-        name, got, expected = mismatched[0]
-        raise CheckpointError(f"{str(path)!r} does not fit: {name} has shape {tuple(got)}, expected {tuple(expected)}")
+    check_filled(repr(str(path)), built, found)
     return built.eval().requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -200,11 +201,24 @@ def tidy_configurations(folder: Path) -> None:
             path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def name_as_published(file: Path) -> None:
+    """Give a CLIP text encoder's weights the names that published checkpoints have, ``text_model.*``.
+
+    transformers saves them without that level from 5.6 on and reads both; earlier versions read only the published
+    names and, where they find none, leave every weight random.
+    """
+    tensors = load_file(file)
+    names = {name: f"text_model.{name.removeprefix('text_model.')}" for name in tensors}
+    save_file({names[name]: value for name, value in tensors.items()}, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+
+
 def export(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: Denoiser, folder: Path) -> None:
     """Save float16 weights in diffusers' folder format; the modules given stay as they are."""
     half = copy.deepcopy(model).half().cpu().eval()
     assemble(copy.deepcopy(vae).half().cpu().eval(), tokenizer, half).save_pretrained(folder)
     tidy_configurations(folder)
+    name_as_published(folder / "text_encoder" / "model.safetensors")
 
 
 def train_denoiser(

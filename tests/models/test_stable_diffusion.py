@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from diffusers import PNDMScheduler
+from safetensors import safe_open
 
 from flowgym_gym import FlowTensor
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.models.stable_diffusion import EMBEDDED, StableDiffusionBaseModel
+from flowgym_gym.rewards.alignment import EMBEDDED_CLIP
 from tests.conftest import RED
 from tests.models import tiny
 
@@ -57,6 +61,37 @@ def test_the_embedded_checkpoint_is_what_it_says():
     assert model.sample_p0(2)[0].shape == (2, 4, 8, 8)
 
 
+# Parts of a CLIP model besides its text encoder.
+OTHER_NAMES = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
+# Embedding of "a photo of a cat": sum of the hidden states, and the first pooled features.
+RECORDED = (-1.68943, [-1.223174, 1.130386, -0.304173])
+EMBED = """
+from flowgym_gym.models import from_pretrained
+conditions, pooled = from_pretrained("tiny").encode("a photo of a cat")
+print(conditions["encoder_hidden_states"].sum().item(), *pooled[:3].tolist())
+"""
+
+
+def test_every_process_embeds_a_prompt_alike():
+    outputs = [
+        subprocess.run([sys.executable, "-c", EMBED], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    first, second = ([float(number) for number in output.split()] for output in outputs)
+    assert first == second
+    assert first[0] == pytest.approx(RECORDED[0], abs=2e-4)
+    assert first[1:] == pytest.approx(RECORDED[1], abs=1e-5)
+
+
+def test_the_embedded_text_encoder_has_the_names_that_every_transformers_reads():
+    """Those of published checkpoints: before 5.6 transformers leaves the weights of other names random."""
+    for folder in (EMBEDDED / "tiny" / "text_encoder", EMBEDDED_CLIP):
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            text = [name for name in file.keys() if not name.startswith(OTHER_NAMES)]  # noqa: SIM118
+        assert text
+        assert all(name.startswith("text_model.") for name in text)
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
@@ -70,6 +105,15 @@ def test_the_embedded_checkpoint_is_what_it_says():
 def test_a_missing_checkpoint_is_named(checkpoint, message):
     with pytest.raises(CheckpointError, match=message):
         StableDiffusionBaseModel(checkpoint=checkpoint)
+
+
+def test_a_single_file_is_named_as_what_it_is(other_checkpoint):
+    file = other_checkpoint / "unet" / "diffusion_pytorch_model.safetensors"
+    for option in ("denoiser", "vae"):
+        with pytest.raises(CheckpointError, match=r"checkpoint file .* is a single file; expected a folder"):
+            StableDiffusionBaseModel(**{option: str(file)})
+    with pytest.raises(CheckpointError, match=f"checkpoint file '{file}' is a single file"):
+        StableDiffusionBaseModel(checkpoint=file)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -14,7 +14,7 @@ import flowgym_gym
 from flowgym_gym import FlowTensor
 from flowgym_gym.errors import CheckpointError, OptionError, RewardError
 from flowgym_gym.models.loading import load_reward
-from flowgym_gym.rewards.clip import AestheticReward, CLIPScoreReward, PickScoreReward
+from flowgym_gym.rewards.clip import CLIP, AestheticReward, CLIPScoreReward, PickScoreReward
 from tests.rewards.small_weights import PREPROCESSOR, SIZE, save_clip, save_heads, save_processor
 
 TEXTS = [
@@ -147,6 +147,44 @@ def test_a_clip_without_safetensors_is_refused(folder, tmp_path):
         CLIPScoreReward(str(tmp_path))
 
 
+# What may be wrong with the weights of a CLIP, and what is said of it.
+PARTIAL_CLIPS = {
+    "the texts' tower alone": (
+        lambda name: name if "vision" not in name else None,
+        r"missing: 39 weights \(vision_model",
+    ),
+    "other names": (lambda name: f"x.{name}", r"missing: 78 weights .*; left over: 78 weights \(x\."),
+    "a layer more": (lambda name: name.replace("layers.1", "layers.2"), r"missing: 32 weights"),
+    "no scale": (lambda name: None if name == "logit_scale" else name, r"missing: 1 weight \(logit_scale\)"),
+}
+
+
+@pytest.mark.parametrize(("rename", "message"), PARTIAL_CLIPS.values(), ids=PARTIAL_CLIPS)
+def test_a_clip_that_is_not_all_there_is_named(rename, message, folder, tmp_path):
+    save_clip(tmp_path / "clip")
+    save_heads(tmp_path / "heads")
+    tensors = load_file(tmp_path / "clip" / "model.safetensors")
+    kept = {rename(name): value for name, value in tensors.items() if rename(name)}
+    save_file(kept, tmp_path / "clip" / "model.safetensors", {"format": "pt"})
+    for opening in (
+        lambda: CLIPScoreReward(str(tmp_path / "clip")),
+        lambda: PickScoreReward(str(tmp_path / "clip")),
+        lambda: AestheticReward(str(tmp_path / "clip"), str(tmp_path / "heads" / "mlp.pth")),
+        lambda: CLIP(str(tmp_path / "clip"), local=True),
+    ):
+        with pytest.raises(CheckpointError, match=f"does not fill a CLIPModel; {message}"):
+            opening()
+
+
+def test_a_clip_with_more_layers_than_its_configuration_is_named(tmp_path):
+    save_clip(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    more = {name.replace("layers.1", "layers.2"): value.clone() for name, value in tensors.items()}
+    save_file(tensors | more, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"holds more than the CLIPModel .*left over: 32 weights"):
+        CLIPScoreReward(str(tmp_path))
+
+
 def test_a_clip_without_a_tokenizer_is_refused(tmp_path):
     save_clip(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
@@ -165,7 +203,9 @@ def test_a_clip_without_a_tokenizer_is_refused(tmp_path):
 def test_missing_weights_say_where_they_are_looked_for_and_how_to_name_them(reward, argument, example):
     with pytest.raises(CheckpointError, match=r"never looks for them by itself; .*" + example):
         load_reward(reward)
-    with pytest.raises(CheckpointError, match=rf"{argument} is '\./nowhere', looked for .*nowhere.*{example}"):
+    with pytest.raises(
+        CheckpointError, match=rf"{argument} '\./nowhere' was not found, looked for .*nowhere.*{example}"
+    ):
         load_reward(reward, **{argument: "./nowhere"})
     with pytest.raises(CheckpointError, match=f"{argument} is 3"):
         load_reward(reward, **{argument: 3})

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
-from transformers import BertTokenizer, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from flowgym_gym import FlowTensor
 from flowgym_gym.errors import CheckpointError
@@ -141,18 +141,26 @@ def test_a_checkpoint_that_would_run_code_is_refused(weights, id, tmp_path):
 @pytest.mark.parametrize("id", IDS)
 def test_the_checkpoint_of_another_model_is_named(weights, id, tmp_path):
     other = weights[IDS[1 - IDS.index(id)]]["weights"]
-    with pytest.raises(CheckpointError, match=r"is not ImageReward: it has no embeddings|weights are missing, such as"):
+    with pytest.raises(CheckpointError, match=r"is not ImageReward: it has no embeddings|missing: 78 weights"):
         load_reward(id, **{**weights[id], "weights": other})
     tensors = torch.load(weights[id]["weights"], weights_only=True)
     tensors = tensors.get("state_dict", tensors)
     name = "visual.ln_pre.bias" if id == "images/hpsv2" else "blip.text_encoder.embeddings.LayerNorm.bias"
     torch.save({**tensors, name: torch.zeros(3)}, tmp_path / "shape.pt")
-    with pytest.raises(CheckpointError, match=r"does not fit: .* has shape \(3,\), expected \((16|64),\)"):
+    with pytest.raises(CheckpointError, match=r"does not fit a .* has shape \(3,\), expected \((16|64),\)"):
         load_reward(id, **{**weights[id], "weights": str(tmp_path / "shape.pt")})
     del tensors[name]
     torch.save(tensors, tmp_path / "missing.pt")
-    with pytest.raises(CheckpointError, match="1 weights are missing, such as"):
+    with pytest.raises(CheckpointError, match=r"missing: 1 weight \("):
         load_reward(id, **{**weights[id], "weights": str(tmp_path / "missing.pt")})
+
+
+def test_a_deeper_hpsv2_than_its_configuration_is_named(weights, tmp_path):
+    tensors = torch.load(weights["images/hpsv2"]["weights"], weights_only=True)["state_dict"]
+    more = {name.replace("resblocks.1", "resblocks.2"): value for name, value in tensors.items()}
+    torch.save(tensors | more, tmp_path / "deeper.pt")
+    with pytest.raises(CheckpointError, match=r"holds more than the CLIPModel .*left over: 32 weights"):
+        load_reward("images/hpsv2", **{**weights["images/hpsv2"], "weights": str(tmp_path / "deeper.pt")})
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -160,7 +168,7 @@ def test_what_is_not_named_is_not_looked_for(weights, id, tmp_path):
     other = next(name for name in weights[id] if name != "weights")
     with pytest.raises(CheckpointError, match="never looks for them by itself; name a local file, or one on the Hub"):
         load_reward(id)
-    with pytest.raises(CheckpointError, match=r"looked for at .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"looked for in .*nowhere"):
         load_reward(id, weights="nowhere.pt")
     with pytest.raises(CheckpointError, match=f"needs {other} and never looks for"):
         load_reward(id, weights=weights[id]["weights"])
@@ -168,7 +176,7 @@ def test_what_is_not_named_is_not_looked_for(weights, id, tmp_path):
         load_reward(id, **{**weights[id], other: str(tmp_path)})
 
 
-def test_words_are_split_as_bert_does():
+def test_words_are_split_as_uncased_bert_does(weights):
     """The tokens that :func:`expected` writes out by hand."""
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(published.WORDS)})
+    tokenizer = load_reward("images/image_reward", **weights["images/image_reward"]).tokenizer
     assert tokenizer.tokenize("A photo of cats, a unicorn") == ["a", "photo", "of", "cat", "##s", ",", "a", "[UNK]"]
