@@ -211,7 +211,8 @@ def frontier(
         dict(overrides or {}), batch_size,
     )  # fmt: skip
     # What cannot be done is refused before there is a folder.
-    _begin_runs(plan)
+    for _, prepared in _begin_runs(plan)[1]:
+        make_vector_env(env_id, prepared.config["settings"], 1).close()
     env = _make_env(plan)
     plan.out.mkdir(parents=True, exist_ok=True)
     with locked(plan.out):
@@ -336,7 +337,7 @@ class RewardGuidance:
         check_number("strength", strength)
         check_choice("gradient", gradient, GRADIENTS)
         if not environment.reward.differentiable:
-            raise OptionError(f"guidance follows the reward's gradient, and {no_gradient(environment.reward)}")
+            raise OptionError(f"{no_gradient(environment.reward)}: guidance follows its gradient")
         self.environment = environment
         self.strength = float(strength)
         self.through_network = gradient == "network"
@@ -393,8 +394,8 @@ def no_gradient(reward: Reward[Any]) -> str:
     """What keeps a reward from guiding, and what to do where it could."""
     name = type(reward).__name__
     return (
-        f"{name} says that it is not differentiable; if gradients do reach its samples, set differentiable = True in "
-        f"class {name}, else take another reward"
+        f"{name} is not differentiable; where its gradients do reach the samples, set differentiable = True in the "
+        "class, else take another reward"
     )
 
 

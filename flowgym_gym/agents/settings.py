@@ -292,8 +292,8 @@ def plain_value(name: str, value: Any, depth: int = 0) -> Any:
     if depth < MAX_DEPTH and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {str(key): plain_value(name, entry, depth + 1) for key, entry in value.items()}
     raise OptionError(
-        f"{name} is or holds {shown(value)}, which a run's config.json cannot keep; expected text, numbers, true, "
-        "false, null or paths, and lists and dictionaries by name of these"
+        f"{name} is or holds {shown(value)}, which is no plain value that a run's config.json keeps; expected text, "
+        "numbers, true, false, null or paths, and lists and dictionaries by name of these"
     )
 
 

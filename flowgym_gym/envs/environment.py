@@ -547,7 +547,12 @@ def make(
                 f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
             )
     parts: dict[str, dict[str, Any]] = {
-        "base_model": {"id": base_model, "device": device, "dtype": "float32" if dtype is None else dtype, **model_kwargs},
+        "base_model": {
+            "id": base_model,
+            "device": device,
+            "dtype": "float32" if dtype is None else dtype,
+            **model_kwargs,
+        },
         "reward": {"id": reward, **reward_kwargs},
     }
     environment = ENVIRONMENTS[action_type](

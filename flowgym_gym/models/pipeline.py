@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flowgym_gym.checks import check_choice, check_number, check_whole
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import CheckpointError, ModelError, OptionError
+from flowgym_gym.errors import CheckpointError, ModelError, OptionError, did_you_mean, shown
 from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     MEMORY,
@@ -436,10 +436,14 @@ class FlowMatchBaseModel(LatentBaseModel):
         return FlowTensor(-output)
 
 
-def check_memory(memory: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of memory options as a tuple, or an OptionError if one does not exist."""
-    names = (memory,) if isinstance(memory, str) else tuple(memory)
+def check_memory(memory: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of memory options as a tuple, none for None, or an OptionError if one does not exist."""
+    if memory is not None and not isinstance(memory, str | list | tuple):
+        raise OptionError(f"memory is {shown(memory)}, expected some of {tuple(MEMORY)}")
+    names = (memory,) if isinstance(memory, str) else tuple(memory or ())
     for name in names:
-        if name not in MEMORY:
-            raise OptionError(f"memory names {name!r}, expected some of {tuple(MEMORY)}")
+        if not isinstance(name, str) or name not in MEMORY:
+            raise OptionError(
+                f"memory names {shown(name)}, expected some of {tuple(MEMORY)}{did_you_mean(name, MEMORY)}"
+            )
     return names
