@@ -74,6 +74,7 @@ from flowgym_gym.agents.settings import (
     Settings,
     check,
     check_algorithm,
+    check_arguments,
     full_id,
     load_preset,
     make_algorithm,
@@ -226,6 +227,7 @@ def settings_of_run(
         FlowGymError: If an argument cannot be used.
     """
     changes = dict(overrides or {})
+    check_arguments(changes, timesteps=timesteps, num_envs=num_envs)
     for name, value in (("timesteps", timesteps), ("num_envs", num_envs)):
         if value is not None:
             changes[name] = value
@@ -610,6 +612,7 @@ def _prepare_resumed(
     if done is None:
         notes.append(f"the run in {out} ended before its first checkpoint; starting from the beginning")
     if overrides:
+        check_arguments(overrides, timesteps=timesteps)
         changed = override(settings, overrides, env_id, algo)
         _fit(changed, algo)
         found = differences(changed, settings)

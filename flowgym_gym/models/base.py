@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Generic, Literal
 import torch
 from torch import Tensor, nn
 
+from flowgym_gym.checks import check_choice
 from flowgym_gym.dynamics import OUTPUTS, Schedule
 from flowgym_gym.errors import ModelError, OptionError
 from flowgym_gym.schedulers import Scheduler
-from flowgym_gym.types import D, append_dims
+from flowgym_gym.types import D, FlowTensor, append_dims
 
 OutputType = Literal["epsilon", "velocity", "endpoint", "score", "v_prediction"]
 
@@ -169,11 +170,16 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         if xt is None:
             x0 = x1.randn_like()
             xt = schedule.alpha * x1 + schedule.beta * x0
-        if self.output_type not in OUTPUTS:
-            raise OptionError(f"output_type is {self.output_type!r}, expected one of {tuple(OUTPUTS)}")
+        check_choice("output_type", self.output_type, OUTPUTS)
         # x_1 = p x + q o, solved for the output o; where q is infinite (alpha is 0), eps = r x + s o is.
         (p, q), (r, s) = OUTPUTS[self.output_type](schedule)
         noise = (xt - schedule.alpha * x1) / schedule.beta
         finite = torch.isfinite(q)
         target = ((x1 - p * xt) / q).combine((noise - r * xt) / s, lambda a, b: torch.where(finite, a, b))
-        return ((self.forward(xt, t, **kwargs) - target) ** 2).aggregate("mean")
+        prediction = self.forward(xt, t, **kwargs)
+        if not isinstance(prediction, FlowTensor) or prediction.shape != xt.shape:
+            got = tuple(prediction.shape) if isinstance(prediction, FlowTensor) else type(prediction).__name__
+            raise ModelError(
+                f"{type(self).__name__}.forward returned {got}, expected a FlowTensor of {tuple(xt.shape)}"
+            )
+        return ((prediction - target) ** 2).aggregate("mean")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flowgym_gym.errors import CheckpointError, OptionError, reason
+from flowgym_gym.errors import CheckpointError, OptionError, did_you_mean, reason, shown
 from flowgym_gym.models.lora import merge_lora
 from flowgym_gym.models.parts import load_other, load_own
 from flowgym_gym.models.recognition import INDEX, MODULAR, name_folder, name_weights, read_file
@@ -71,12 +71,16 @@ class Changes:
     compile: bool = False
 
 
-def check_memory(memory: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of memory options as a tuple, or an OptionError if one does not exist."""
-    names = (memory,) if isinstance(memory, str) else tuple(memory)
+def check_memory(memory: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of memory options as a tuple, none for None, or an OptionError if one does not exist."""
+    if memory is not None and not isinstance(memory, str | list | tuple):
+        raise OptionError(f"memory is {shown(memory)}, expected some of {tuple(MEMORY)}")
+    names = (memory,) if isinstance(memory, str) else tuple(memory or ())
     for name in names:
-        if name not in MEMORY:
-            raise OptionError(f"memory names {name!r}, expected some of {tuple(MEMORY)}")
+        if not isinstance(name, str) or name not in MEMORY:
+            raise OptionError(
+                f"memory names {shown(name)}, expected some of {tuple(MEMORY)}{did_you_mean(name, MEMORY)}"
+            )
     return names
 
 

@@ -139,10 +139,12 @@ def load_base_model(
     if options is None or "dtype" in options:
         kwargs["dtype"] = dtype
     elif dtype != "float32":
-        raise OptionError(f"dtype is {dtype!r}, but {id!r} has no dtype option and runs in float32")
+        raise OptionError(f"dtype is {shown(dtype)}, but {id!r} has no dtype option and runs in float32")
     model = _load(entry, kwargs)
     if not isinstance(model, BaseModel):
         raise OptionError(f"{id!r} is a {type(model).__name__}, expected a subclass of flowgym_gym.BaseModel")
+    if "_modules" not in vars(model):
+        raise OptionError(f"the __init__ of {type(model).__name__} does not call super().__init__(device); let it")
     return model.eval().requires_grad_(False)
 
 
@@ -163,6 +165,8 @@ def clear_model_cache() -> None:
 def check_device(device: torch.device | str | None) -> torch.device:
     """The device, or an OptionError if this machine does not have it."""
     try:
+        if isinstance(device, bytes):
+            raise TypeError("bytes are no name")
         checked = torch.device("cpu" if device is None else device)
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
@@ -182,7 +186,7 @@ def _load(entry: RegistryEntry, kwargs: dict[str, Any]) -> Any:
     arguments = {**entry.default_kwargs, **kwargs}
     try:
         text = json.dumps(arguments, sort_keys=True, default=_device_name)
-    except TypeError:  # Arguments that are not plain values have no name to be found under again.
+    except (TypeError, ValueError, RecursionError):  # What is no plain value has no name to be found under again.
         return entry.instantiate(**kwargs)
     named = tuple(places(arguments))
     return _shared.get(

@@ -26,7 +26,7 @@ from torch import Tensor
 from flowgym_gym.checks import check_choice, check_number, check_whole
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, reason, shown
+from flowgym_gym.errors import CheckpointError, FlowGymError, ModelError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     Changes,
@@ -223,6 +223,10 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
     def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
         """Drop a learned variance and bound the expected sample, if the checkpoint does."""
         output = output[:, : x.shape[1]]
+        if output.shape != x.shape:  # which would be broadcast below
+            raise ModelError(
+                f"{type(self.denoiser).__name__} returned shape {tuple(output.shape)}, expected {tuple(x.shape)}"
+            )
         if self._clip is None:
             return FlowTensor(output)
         coefficients = (getattr(self._scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot"))
