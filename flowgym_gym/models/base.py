@@ -30,8 +30,9 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             sample), ``"score"``, or diffusers' ``"v_prediction"``.
         prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
             observations hold the prompt's embedding.
-        incidental: Names of constructor arguments that change nothing about an episode but rounding, speed or the
-            prompts of later ones: a state of an environment belongs to others that differ in these.
+        incidental: Names of constructor arguments that change nothing about an episode but
+            rounding, speed or the prompts of later ones: a state of an environment belongs to
+            others that differ in these.
     """
 
     output_type: OutputType
@@ -48,19 +49,19 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         """The schedule that the model was trained on."""
 
     @abstractmethod
-    def sample_p0(
-        self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
-    ) -> tuple[D, dict[str, Any]]:
+    def sample_p0(self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         """Draw initial noise.
 
-        Where this method and ``preprocess`` name the argument ``generator``, as those of this package's models do,
-        environments hand them the episode's own generator, and no other thread notices. Where one of them does not,
-        environments seed the global generators of torch, numpy and Python around both calls and restore them
-        afterwards, and ``generator`` stays None: a thread that draws from these meanwhile gets other numbers.
+        Where this method and ``preprocess`` name the argument ``generator``, as those of this
+        package's models do, environments hand them the episode's own generator, and no other thread
+        notices. Where one of them does not, environments seed the global generators of torch, numpy
+        and Python around both calls and restore them afterwards, and ``generator`` stays None: a
+        thread that draws from these meanwhile gets other numbers.
 
         Args:
             n: Number of samples.
-            generator: Where random numbers come from, on the CPU; None for torch's global generator. May be left out.
+            generator: Where random numbers come from, on the CPU; None for torch's global
+                generator. May be left out.
             **kwargs: What the user asked for, such as ``prompt``.
 
         Returns:
@@ -81,9 +82,7 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             The prediction, same shape as ``x``.
         """
 
-    def preprocess(
-        self, x: D, *, generator: torch.Generator | None = None, **kwargs: Any
-    ) -> tuple[D, dict[str, Any]]:
+    def preprocess(self, x: D, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         """Prepare an episode once before its first step, such as encoding the prompt.
 
         Args:

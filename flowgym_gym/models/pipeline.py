@@ -215,7 +215,8 @@ class LatentBaseModel(PipelineBaseModel):
     """
 
     default_prompt: ClassVar[str] = DEFAULT_PROMPT
-    # Besides, what settings tell by the model's own values: guidance, and the size by the shape of the states.
+    # Besides, what settings tell by the model's own values: guidance, and the size by the shape of
+    # the states.
     incidental: ClassVar[tuple[str, ...]] = (
         *PipelineBaseModel.incidental, "prompts", "decode_batch_size", "height", "width",
         "guidance_scale", "true_cfg_scale", "negative_prompt",
@@ -418,7 +419,9 @@ class LatentBaseModel(PipelineBaseModel):
         except (TypeError, ValueError) as error:  # half a surrogate pair, which no tokenizer can encode
             raise OptionError(f"prompt {shown(prompt)} cannot be encoded: {reason(error)}") from error
         if length > longest:
-            raise OptionError(f"prompt {shown(prompt)} has {length} tokens, but the checkpoint takes {longest}; shorten it")
+            raise OptionError(
+                f"prompt {shown(prompt)} has {length} tokens, but the checkpoint takes {longest}; shorten it"
+            )
 
     @plain_defaults()
     def _encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
