@@ -147,7 +147,7 @@ def _given(registry: Registry, part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _attributes(made: Any) -> dict[str, Any]:
     """Arguments of an object that was made by hand, where it keeps them under their names."""
-    return {name: getattr(made, name) for name in _defaults(type(made)) if hasattr(made, name)}
+    return {name: getattr(made, name) for name in _defaults(made.__class__) if hasattr(made, name)}
 
 
 def _unusual(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:

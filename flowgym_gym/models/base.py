@@ -29,7 +29,8 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         output_type: What ``forward`` predicts: ``"epsilon"`` (the noise), ``"velocity"``, ``"endpoint"`` (the
             sample), ``"score"``, or diffusers' ``"v_prediction"``.
         prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
-            observations hold the prompt's embedding.
+            observations hold the prompt's embedding. ``reset(options={"prompt": ...})`` is for models
+            with prompts, and for those whose ``sample_p0`` names an argument ``prompt``.
         incidental: Names of constructor arguments that change nothing about an episode but
             rounding, speed or the prompts of later ones: a state of an environment belongs to
             others that differ in these.
