@@ -155,8 +155,8 @@ def train(
         out: The run folder: new or empty, or with ``resume`` that of the run to go on with.
         timesteps: Environment steps of all sub-environments together; the preset's if None. PPO takes whole rollouts.
         num_envs: Number of sub-environments; the preset's if None.
-        seed: Of the agent, and of the sub-environments by :func:`flowgym_gym.seeds`: runs with different seeds share
-            no noise; 0 if None.
+        seed: Of the agent, and of the sub-environments by :func:`flowgym_gym.seeds`: runs with
+            different seeds share no noise; 0 if None.
         resume: Go on from the newest checkpoint of ``out``, with the settings of that run; only ``timesteps`` can
             change.
         overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5, "algo.learning_rate": 1e-4}``.

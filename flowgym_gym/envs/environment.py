@@ -154,16 +154,17 @@ class Environment(Generic[D]):
         self.set_time_grid(discretization_steps, spacing)
 
     def settings(self) -> dict[str, Any]:
-        """What decides how an episode goes on, as plain values; a state belongs to environments that agree in these.
+        """What decides how an episode goes on, as plain values: states belong to equal settings.
 
-        These are the arguments of base model, reward and transitions, defaults aside, without those that change nothing
-        but the device, the speed or the prompts of later episodes (:mod:`flowgym_gym.envs.identity`).
+        These are the arguments of base model, reward and transitions, defaults aside, without those
+        that change nothing but the device, the speed or the prompts of later episodes
+        (:mod:`flowgym_gym.envs.identity`).
         """
         return describe(self)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The part of the settings that tells with which arguments base model and reward were made."""
+        """The settings that tell with which arguments base model and reward were made."""
         if self._parts is None:
             return describe_arguments(self)
         if self._arguments is None:

@@ -183,7 +183,7 @@ class Rollout:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Put all episodes, generators and what the reward remembers back if something is raised inside.
+        """Put episodes, generators and the reward's memory back if something is raised inside.
 
         After a RewardError the step that it is about stays taken.
         """
@@ -277,7 +277,7 @@ class Rollout:
         return [{"prompt": prompt[0]} if isinstance(prompt, list) else {} for prompt in prompts]
 
     def _check_batch(self, where: list[int], new: list[dict[str, Any]]) -> None:
-        """Raise a ModelError unless the arguments of new episodes make a batch with those of running ones."""
+        """Raise a ModelError unless new episodes' arguments make a batch with running ones."""
         running = set(np.flatnonzero(self.started & ~self.finished).tolist()) - set(where)
         side_by_side = [*(self._kwargs[i] for i in sorted(running)[:1]), *new]
         first = form(side_by_side[0])
@@ -393,7 +393,8 @@ class Rollout:
         running = self.started & ~self.finished if (self.started & ~self.finished).any() else self.started
         if not running.any():
             return {**state, **pack({})}
-        # Where no episode runs no arguments are needed; those of another sub-environment hold their place.
+        # Where no episode runs no arguments are needed; those of another sub-environment hold their
+        # place.
         filler = self._kwargs[int(np.flatnonzero(running)[0])]
         kwargs = [
             mine if self.started[i] and form(mine) == form(filler) else filler for i, mine in enumerate(self._kwargs)
@@ -404,8 +405,8 @@ class Rollout:
         """Go on from what :meth:`get_state` returned.
 
         Raises:
-            StateError: If the state is damaged, or of an environment with other sub-environments, latents, times or
-                settings; nothing has changed then.
+            StateError: If the state is damaged, or of an environment with other sub-environments,
+                latents, times or settings; nothing has changed then.
         """
         try:
             arrays, generators, kwargs = self._read_state(state)
@@ -446,13 +447,15 @@ class Rollout:
             )
         generators = [torch.Generator().set_state(torch.from_numpy(bits.copy())) for bits in arrays["generators"]]
         batch = unpack(state, self.latents.device)
+        if batch and not arrays["started"].any():
+            raise StateError(f"the state has the arguments {sorted(batch)}, but no episode that they belong to")
         kwargs = [row(batch, i) if started else {} for i, started in enumerate(arrays["started"])]
         self._check_kwargs([mine for mine, started in zip(kwargs, arrays["started"], strict=True) if started])
         return arrays, generators, kwargs
 
     @torch.no_grad()
     def _check_kwargs(self, episodes: list[dict[str, Any]]) -> None:
-        """Raise a StateError unless the arguments of a state's episodes are such as the model makes."""
+        """Raise a StateError unless a state's arguments are such as the model makes."""
         asked: dict[str, Any] = {}
         for prompt in {repr(kwargs["prompt"]): kwargs["prompt"] for kwargs in episodes if "prompt" in kwargs}.values():
             try:
@@ -592,7 +595,7 @@ class RolloutSettings:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Leave everything as it was before a call that fails; see :meth:`Rollout.all_or_nothing`."""
+        """Leave everything as it was if a call fails; see :meth:`Rollout.all_or_nothing`."""
         generator, seed = self._np_random, self._np_random_seed
         bits = None if generator is None else generator.bit_generator.state
         with self.rollout.all_or_nothing():

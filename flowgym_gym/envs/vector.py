@@ -175,7 +175,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         return self.rollout.observe(), outcome.rewards, outcome.finished, truncations, infos
 
     def _advance(self, actions: Any, resetting: np.ndarray) -> tuple[Outcome, dict[str, Any]]:
-        """Step the sub-environments that are not ``resetting``, and reset those that are, or that end in this step."""
+        """Step those that are not ``resetting``, and reset those that are, or that end now."""
         stepping = np.flatnonzero(~resetting).tolist()
         outcome = self.rollout.step(actions, stepping) if stepping else Outcome.zeros(self.num_envs)
         infos: dict[str, Any] = {}

@@ -30,9 +30,11 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         output_type: What ``forward`` predicts: ``"epsilon"`` (the noise), ``"velocity"``, ``"endpoint"`` (the
             sample), ``"score"``, or diffusers' ``"v_prediction"``.
         prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
-            observations hold the prompt's embedding.
-        incidental: Names of constructor arguments that change nothing about an episode but rounding, speed or the
-            prompts of later ones: a state of an environment belongs to others that differ in these.
+            observations hold the prompt's embedding. ``reset(options={"prompt": ...})`` is for models
+            with prompts, and for those whose ``sample_p0`` names an argument ``prompt``.
+        incidental: Names of constructor arguments that change nothing about an episode but
+            rounding, speed or the prompts of later ones: a state of an environment belongs to
+            others that differ in these.
     """
 
     output_type: OutputType
@@ -65,14 +67,16 @@ class BaseModel(ABC, nn.Module, Generic[D]):
     def sample_p0(self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         """Draw initial noise.
 
-        Where this method and ``preprocess`` name the argument ``generator``, as those of this package's models do,
-        environments hand them the episode's own generator, and no other thread notices. Where one of them does not,
-        environments seed the global generators of torch, numpy and Python around both calls and restore them
-        afterwards, and ``generator`` stays None: a thread that draws from these meanwhile gets other numbers.
+        Where this method and ``preprocess`` name the argument ``generator``, as those of this
+        package's models do, environments hand them the episode's own generator, and no other thread
+        notices. Where one of them does not, environments seed the global generators of torch, numpy
+        and Python around both calls and restore them afterwards, and ``generator`` stays None: a
+        thread that draws from these meanwhile gets other numbers.
 
         Args:
             n: Number of samples.
-            generator: Where random numbers come from, on the CPU; None for torch's global generator. May be left out.
+            generator: Where random numbers come from, on the CPU; None for torch's global
+                generator. May be left out.
             **kwargs: What the user asked for, such as ``prompt``.
 
         Returns:

@@ -265,7 +265,8 @@ class LatentBaseModel(PipelineBaseModel):
     """
 
     default_prompt: ClassVar[str] = DEFAULT_PROMPT
-    # Besides, what settings tell by the model's own values: guidance, and the size by the shape of the states.
+    # Besides, what settings tell by the model's own values: guidance, and the size by the shape of
+    # the states.
     incidental: ClassVar[tuple[str, ...]] = (
         *PipelineBaseModel.incidental, "prompts", "decode_batch_size", "height", "width",
         "guidance_scale", "true_cfg_scale", "negative_prompt",
@@ -504,14 +505,12 @@ class LatentBaseModel(PipelineBaseModel):
             )
         if tokenizer.pad_token_id is None:
             raise CheckpointError(f"the checkpoint's {part} has no pad_token, with which prompts are filled up")
-        known, tokens = (
-            getattr(encoder.get_input_embeddings(), "num_embeddings", None),
-            [*tokens, tokenizer.pad_token_id],
-        )
-        if known is not None and max(tokens) >= known:
-            word = tokenizer.convert_ids_to_tokens(max(tokens))
+        known = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+        largest = max(*tokens, tokenizer.pad_token_id)
+        if known is not None and largest >= known:
+            word = tokenizer.convert_ids_to_tokens(largest)
             raise OptionError(
-                f"prompt {shown(prompt)} has the token {word!r}, which is number {max(tokens)} of the {part}, but its "
+                f"prompt {shown(prompt)} has the token {word!r}, which is number {largest} of the {part}, but its "
                 f"encoder has embeddings for {known}; load its textual inversion into the pipeline as well "
                 "(load_textual_inversion), or leave the word out"
             )

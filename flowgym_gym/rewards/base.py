@@ -25,8 +25,8 @@ class Reward(ABC, Generic[D]):
         differentiable: Whether gradients reach the samples.
         stateful: Whether rewards depend on earlier ones. Environments share an instance of a reward unless it is
             stateful, and a training run's checkpoints hold what ``get_state`` returns.
-        incidental: Names of constructor arguments that change no reward but by rounding: a state of an environment
-            belongs to others that differ in these.
+        incidental: Names of constructor arguments that change no reward but by rounding: a state of
+            an environment belongs to others that differ in these.
     """
 
     value_range: tuple[float, float] = (-float("inf"), float("inf"))

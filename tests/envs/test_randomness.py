@@ -20,7 +20,8 @@ from tests.conftest import RED
 from tests.models import tiny
 
 MIXTURE = "flowgym/GaussianMixture-Gaussian2D-v0"
-# Initial states of two episodes, one seeded and one that follows, written down when the global generators drew them.
+# Initial states of two episodes, one seeded and one that follows, written down when the global
+# generators drew them.
 MIXTURE_NOISE = {
     0: ([-0.09819923341274261, 2.1938161849975586], [0.5219677090644836, 0.6511330008506775]),
     1: ([0.671164870262146, 0.4288024306297302], [0.2603346109390259, -1.2811909914016724]),
