@@ -431,16 +431,14 @@ class LatentBaseModel(PipelineBaseModel):
     @plain_defaults()
     def postprocess(self, x: FlowTensor) -> FlowTensor:
         """Decode latents to images in [0, 1], ``decode_batch_size`` at a time."""
-        config = self.vae.config
-        latents = x.data / config.scaling_factor
-        mean, std = config.get("latents_mean", None), config.get("latents_std", None)
-        if mean is not None and std is not None:
-            latents = latents * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
-        elif config.get("shift_factor", None) is not None:
-            latents = latents + config.shift_factor
+        latents = self._unscaled(x.data)
         parts = latents.to(self.vae.dtype).split(self.decode_batch_size)
         images = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
         return FlowTensor((images.to(x.dtype) / 2 + 0.5).clamp(0, 1))
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder takes them; which of its statistics count is a family's, as in diffusers."""
+        return latents / self.vae.config.scaling_factor
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """The vectors that stand for prompts in observations, shape ``(n, features)``."""
@@ -578,6 +576,9 @@ class FlowMatchBaseModel(LatentBaseModel):
     def _read_schedule(self) -> tuple[Scheduler[FlowTensor], OutputType]:
         tokens = (self.state_shape[1] // self.patch) * (self.state_shape[2] // self.patch)
         return FlowMatchScheduler(self.pipe.scheduler, tokens, self.max_shift, self.even_times), "velocity"
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        return super()._unscaled(latents) + (self.vae.config.get("shift_factor", None) or 0.0)
 
     def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
         return FlowTensor(-output)
