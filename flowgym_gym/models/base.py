@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal
 
 import torch
@@ -30,12 +31,15 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             sample), ``"score"``, or diffusers' ``"v_prediction"``.
         prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
             observations hold the prompt's embedding.
+        moved: Whether it was brought to another device or number format since it was made; such a model is not what
+            others mean who ask for one with the same arguments.
         incidental: Names of constructor arguments that change nothing about an episode but rounding, speed or the
             prompts of later ones: a state of an environment belongs to others that differ in these.
     """
 
     output_type: OutputType
     prompts: list[str] | None = None
+    moved: bool = False
     _place: Tensor
     incidental: ClassVar[tuple[str, ...]] = ("device", "prompts")
 
@@ -54,6 +58,16 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         # An empty buffer goes wherever the module goes. What was asked for is kept: "cuda" is not "cuda:0" to torch.
         self.register_buffer("_place", torch.empty(0, device=device), persistent=False)
         self._device, self._placed = torch.device(device), self._place.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BaseModel[D]:
+        if not self.moved and _changes(fn, [*self.parameters(), *self.buffers()]):
+            self._leave()
+            self.moved = True
+        super()._apply(fn, recurse)
+        return self
+
+    def _leave(self) -> None:
+        """Take leave of whatever is shared with other models; called before the first move."""
 
     @property
     @abstractmethod
@@ -177,3 +191,10 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         finite = torch.isfinite(q)
         target = ((x1 - p * xt) / q).combine((noise - r * xt) / s, lambda a, b: torch.where(finite, a, b))
         return ((self.forward(xt, t, **kwargs) - target) ** 2).aggregate("mean")
+
+
+def _changes(fn: Callable[[Tensor], Tensor], tensors: Iterable[Tensor]) -> bool:
+    """Whether a function such as that of ``to`` gives any tensor another device or number format."""
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    probes = [torch.empty(0, dtype=dtype, device=device) for dtype, device in kinds]
+    return any(fn(probe) is not probe for probe in probes)

@@ -7,6 +7,7 @@ own are refused.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -324,6 +325,14 @@ def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) ->
         except (ImportError, RuntimeError, ValueError) as error:
             raise OptionError(f"memory option {name!r} cannot be used here: {reason(error)}") from error
     return pipe
+
+
+def copy_pipeline(pipe: Any, denoiser: str) -> Any:
+    """A pipeline with the same weights in memory of its own, compiled where the other is."""
+    copied, compiled = copy.deepcopy(pipe), getattr(pipe, denoiser)._compiled_call_impl is not None
+    if compiled:
+        getattr(copied, denoiser).compile()
+    return copied
 
 
 @contextmanager

@@ -182,7 +182,7 @@ def _load(entry: RegistryEntry, kwargs: dict[str, Any]) -> Any:
         key = (entry.cls, json.dumps({**entry.default_kwargs, **kwargs}, sort_keys=True, default=_device_name))
     except TypeError:  # Arguments that are not plain values have no name to be found under again.
         return entry.instantiate(**kwargs)
-    if key in _shared:
+    if key in _shared and not getattr(_shared[key], "moved", False):
         return _shared[key]
     made = entry.instantiate(**kwargs)
     if not getattr(made, "stateful", False):

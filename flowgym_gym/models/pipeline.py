@@ -31,6 +31,7 @@ from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     Changes,
     check_memory,
+    copy_pipeline,
     find_changes,
     find_checkpoint,
     load_pipeline,
@@ -128,8 +129,10 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
             source = find_checkpoint(checkpoint)
             self._check_kind(read_index(source)["_class_name"], str(source))
             self.pipe = load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+        # Then other models have the same pipeline.
+        self._cached = self.pipe is not checkpoint
         require_parts(self.pipe, ("scheduler", self.denoiser_name, *self.parts))
-        self.denoiser = getattr(self.pipe, self.denoiser_name)
+        self._take(self.pipe)
         self._check_parts()
         # diffusers looks for this among all parameters, at every call.
         self.denoiser_dtype: torch.dtype = self.denoiser.dtype
@@ -150,6 +153,13 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
     def _check_parts(self) -> None:
         """Raise a CheckpointError unless the pipeline's parts fit together and are of a kind that is read rightly."""
         check_network(self.denoiser, self.addition)
+
+    def _leave(self) -> None:
+        if self._cached:
+            self._take(copy_pipeline(self.pipe, self.denoiser_name))
+
+    def _take(self, pipe: Any) -> None:
+        self.pipe, self.denoiser = pipe, getattr(pipe, self.denoiser_name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PipelineBaseModel:
         # Parts that are no submodules, such as text encoders, go with the model.
@@ -308,7 +318,6 @@ class LatentBaseModel(PipelineBaseModel):
         self.guidance_scale = float(guidance_scale)
         self.negative_prompt = negative_prompt
         self.decode_batch_size = decode_batch_size
-        self.vae = self.pipe.vae
         self._upcast()
         for prompt in [*self.prompts, negative_prompt]:
             self.check_prompt(prompt)
@@ -328,6 +337,10 @@ class LatentBaseModel(PipelineBaseModel):
     def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
         """The widths of embeddings that the network takes beside those that the encoders make; see `check_widths`."""
         return ()
+
+    def _take(self, pipe: Any) -> None:
+        super()._take(pipe)
+        self.vae = pipe.vae
 
     def _upcast(self) -> None:
         if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False):
