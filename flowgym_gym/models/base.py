@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal
 
 import torch
@@ -32,6 +33,8 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
             observations hold the prompt's embedding. ``reset(options={"prompt": ...})`` is for models
             with prompts, and for those whose ``sample_p0`` names an argument ``prompt``.
+        moved: Whether it was brought to another device or number format since it was made; such a model is not what
+            others mean who ask for one with the same arguments.
         incidental: Names of constructor arguments that change nothing about an episode but
             rounding, speed or the prompts of later ones: a state of an environment belongs to
             others that differ in these.
@@ -39,6 +42,7 @@ class BaseModel(ABC, nn.Module, Generic[D]):
 
     output_type: OutputType
     prompts: list[str] | None = None
+    moved: bool = False
     _place: Tensor
     incidental: ClassVar[tuple[str, ...]] = ("device", "prompts")
 
@@ -57,6 +61,16 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         # An empty buffer goes wherever the module goes. What was asked for is kept: "cuda" is not "cuda:0" to torch.
         self.register_buffer("_place", torch.empty(0, device=device), persistent=False)
         self._device, self._placed = torch.device(device), self._place.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BaseModel[D]:
+        if not self.moved and _changes(fn, [*self.parameters(), *self.buffers()]):
+            self._leave()
+            self.moved = True
+        super()._apply(fn, recurse)
+        return self
+
+    def _leave(self) -> None:
+        """Take leave of whatever is shared with other models; called before the first move."""
 
     @property
     @abstractmethod
@@ -187,3 +201,10 @@ class BaseModel(ABC, nn.Module, Generic[D]):
                 f"{type(self).__name__}.forward returned {got}, expected a FlowTensor of {tuple(xt.shape)}"
             )
         return ((prediction - target) ** 2).aggregate("mean")
+
+
+def _changes(fn: Callable[[Tensor], Tensor], tensors: Iterable[Tensor]) -> bool:
+    """Whether a function such as that of ``to`` gives any tensor another device or number format."""
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    probes = [torch.empty(0, dtype=dtype, device=device) for dtype, device in kinds]
+    return any(fn(probe) is not probe for probe in probes)

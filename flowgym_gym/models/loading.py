@@ -193,5 +193,5 @@ def _load(entry: RegistryEntry, kwargs: dict[str, Any]) -> Any:
         (entry.cls, text, named),
         named,
         make=lambda: entry.instantiate(**kwargs),
-        keep=lambda made: not getattr(made, "stateful", False),
+        good=lambda made: not getattr(made, "stateful", False) and not getattr(made, "moved", False),
     )

@@ -31,6 +31,7 @@ from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     Changes,
     check_memory,
+    copy_pipeline,
     find_changes,
     find_checkpoint,
     load_pipeline,
@@ -128,8 +129,10 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
             source = find_checkpoint(checkpoint)
             self._check_kind(read_index(source)["_class_name"], str(source))
             self.pipe = load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+        # Then other models have the same pipeline.
+        self._cached = self.pipe is not checkpoint
         require_parts(self.pipe, ("scheduler", self.denoiser_name, *self.parts))
-        self.denoiser = getattr(self.pipe, self.denoiser_name)
+        self._take(self.pipe)
         self._check_parts()
         # diffusers looks for this among all parameters, at every call.
         self.denoiser_dtype: torch.dtype = self.denoiser.dtype
@@ -150,6 +153,13 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
     def _check_parts(self) -> None:
         """Raise a CheckpointError unless the pipeline's parts fit together and are of a kind that is read rightly."""
         check_network(self.denoiser, self.addition)
+
+    def _leave(self) -> None:
+        if self._cached:
+            self._take(copy_pipeline(self.pipe, self.denoiser_name))
+
+    def _take(self, pipe: Any) -> None:
+        self.pipe, self.denoiser = pipe, getattr(pipe, self.denoiser_name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PipelineBaseModel:
         # Parts that are no submodules, such as text encoders, go with the model.
@@ -313,7 +323,6 @@ class LatentBaseModel(PipelineBaseModel):
         self.guidance_scale = float(guidance_scale)
         self.negative_prompt = negative_prompt
         self.decode_batch_size = decode_batch_size
-        self.vae = self.pipe.vae
         self._upcast()
         for prompt in [*self.prompts, negative_prompt]:
             self.check_prompt(prompt)
@@ -333,6 +342,10 @@ class LatentBaseModel(PipelineBaseModel):
     def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
         """The widths of embeddings that the network takes beside those that the encoders make; see `check_widths`."""
         return ()
+
+    def _take(self, pipe: Any) -> None:
+        super()._take(pipe)
+        self.vae = pipe.vae
 
     def _upcast(self) -> None:
         if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False):
@@ -436,16 +449,14 @@ class LatentBaseModel(PipelineBaseModel):
     @plain_defaults()
     def postprocess(self, x: FlowTensor) -> FlowTensor:
         """Decode latents to images in [0, 1], ``decode_batch_size`` at a time."""
-        config = self.vae.config
-        latents = x.data / config.scaling_factor
-        mean, std = config.get("latents_mean", None), config.get("latents_std", None)
-        if mean is not None and std is not None:
-            latents = latents * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
-        elif config.get("shift_factor", None) is not None:
-            latents = latents + config.shift_factor
+        latents = self._unscaled(x.data)
         parts = latents.to(self.vae.dtype).split(self.decode_batch_size)
         images = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
         return FlowTensor((images.to(x.dtype) / 2 + 0.5).clamp(0, 1))
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder takes them; which of its statistics count is a family's, as in diffusers."""
+        return latents / self.vae.config.scaling_factor
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """The vectors that stand for prompts in observations, shape ``(n, features)``."""
@@ -581,6 +592,9 @@ class FlowMatchBaseModel(LatentBaseModel):
     def _read_schedule(self) -> tuple[Scheduler[FlowTensor], OutputType]:
         tokens = (self.state_shape[1] // self.patch) * (self.state_shape[2] // self.patch)
         return FlowMatchScheduler(self.pipe.scheduler, tokens, self.max_shift, self.even_times), "velocity"
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        return super()._unscaled(latents) + (self.vae.config.get("shift_factor", None) or 0.0)
 
     def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
         return FlowTensor(-output)

@@ -25,20 +25,21 @@ class Shared:
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[list[Stamp], Any]] = {}
 
-    def get(self, key: Hashable, places: Iterable[str], make: Callable[[], Any], keep: Callable[[Any], bool]) -> Any:
+    def get(self, key: Hashable, places: Iterable[str], make: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
         """The value of a key.
 
         Args:
             key: What it is known by.
             places: Files and folders that it is made of.
             make: Makes it.
-            keep: Whether a value is shared at all.
+            good: Whether a value may be shared, when it is made and later, when it is handed out again.
         """
         stamps = [stamp(place) for place in places]
-        if key in self._kept and self._kept[key][0] == stamps:
-            return self._kept[key][1]
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] == stamps and good(kept[1]):
+            return kept[1]
         made = make()
-        if keep(made):
+        if good(made):
             self._kept[key] = (stamps, made)
         return made
 
