@@ -607,7 +607,7 @@ def test_no_memory_option_is_none_at_all():
 
 
 def test_a_model_that_forgets_its_base_class_is_told(monkeypatch):
-    cls = type("Forgetful", (Tame,), {"__init__": lambda self: None})
+    cls = type("Forgetful", (Tame,), {"__init__": lambda self, device=None: None})
     monkeypatch.setitem(base_model_registry._entries, "tests/forgetful", RegistryEntry("tests/forgetful", cls))
     with pytest.raises(OptionError, match=r"__init__ of Forgetful does not call super\(\)"):
         load_base_model("tests/forgetful")
