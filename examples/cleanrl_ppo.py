@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
+from flowgym_gym import seeds
 from flowgym_gym.optimal_control import optimal_value, uncontrolled_value
 from flowgym_gym.wrappers.vector import ToTorch
 
@@ -20,7 +21,7 @@ def network():
 @torch.no_grad()
 def play(envs, act, seed):
     """One episode of each sub-environment: what was seen, done and paid, time first."""
-    (observations, _), steps = envs.reset(seed=seed * NUM_ENVS), []
+    (observations, _), steps = envs.reset(seed=seeds(seed, NUM_ENVS)), []
     for _ in range(STEPS):
         x = torch.cat([observations["latent"], observations["time"]], dim=1)
         observations, rewards, *_ = envs.step(actions := act(x))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowgym_gym.registration import register_environments
 from flowgym_gym.registry import base_model_registry, reward_registry
+from flowgym_gym.seeding import seeds
 
 if TYPE_CHECKING:
     from flowgym_gym.envs import (
@@ -86,6 +87,7 @@ __all__ = [
     "base_model_registry",
     "make",
     "reward_registry",
+    "seeds",
 ]
 
 

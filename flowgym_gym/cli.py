@@ -1,13 +1,13 @@
 """The command line ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``, ``export``, ``frontier``.
 
-Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM.
+Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM,
+141 if standard output cannot be written, as after ``| head``.
 torch and everything that needs it are imported by the commands that use them.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,11 +16,15 @@ from pathlib import Path
 import gymnasium
 
 import flowgym_gym
+from flowgym_gym.console import accept_all_text, flushed, say, tell
 from flowgym_gym.errors import FlowGymError, OptionError, reason, shown
 
+UNUSABLE = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 EPISODES = 256
+
+_unwritten: list[str] = []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,21 +36,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = parser().parse_args(arguments)
+    accept_all_text()
+    _unwritten.clear()
+    code = _run(parser().parse_args(arguments))
+    complete = flushed(sys.stdout) and not _unwritten
+    return code if complete else code or CLOSED_PIPE
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a command; what it raises becomes a line and an exit code."""
     try:
         for name, value in vars(options).items():
             if isinstance(value, Path):
                 _check_path(name, value)
         code: int = options.command(options)
     except FlowGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        say(f"error: {error}")
+        return UNUSABLE
+    except MemoryError as error:
+        say(f"error: the memory is not enough: {reason(error)}")
+        return UNUSABLE
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # `flowgym-gym list | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
     return code
 
 
@@ -76,7 +88,12 @@ def parser() -> argparse.ArgumentParser:
         "--timesteps", type=int, help="environment steps of all sub-environments (default: the preset's)"
     )
     train.add_argument("--num-envs", type=int, help="number of sub-environments (default: the preset's)")
-    train.add_argument("--seed", type=int, help="random seed (default: 0)")
+    train.add_argument(
+        "--seed",
+        type=int,
+        help="random seed (default: 0); its sub-environments get seeds that no other seed's have (flowgym_gym.seeds), "
+        "so that runs with different seeds share no noise",
+    )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     train.add_argument("--no-evaluate", action="store_true", help="do not compare agent and base model at the end")
@@ -133,10 +150,10 @@ def list_ids(options: argparse.Namespace) -> int:
         title: {name: registry.get(name).needs for name in registry.list()} for title, registry in registries.items()
     }
     for title, entries in {"environments": dict.fromkeys(ids, ""), **needs}.items():
-        print(f"{title}:")
+        _tell(f"{title}:")
         width = max(map(len, entries)) + 2
         for name, what in entries.items():
-            print(f"  {name:{width}}{what}".rstrip())
+            _tell(f"  {name:{width}}{what}".rstrip())
     return 0
 
 
@@ -146,24 +163,25 @@ def sample_base_model(options: argparse.Namespace) -> int:
         raise OptionError(f"--n is {options.n}, expected a whole number, at least 1")
     _check_png(options.out)
     _import_agents()
-    from flowgym_gym.agents.evaluation import BATCH, check_seed, play
+    from flowgym_gym.agents.evaluation import BATCH, check_seed, frames_of, play
     from flowgym_gym.agents.pictures import picture_grid
     from flowgym_gym.agents.settings import env_options, full_id, parse_assignments
 
     check_seed(options.seed, options.n)
     env_id = full_id(options.env)
-    kwargs = env_options(env_id, parse_assignments(options.set))
+    kwargs = env_options(env_id, parse_assignments(_texts(options.set)))
     env = gymnasium.make_vec(
         env_id, num_envs=min(options.n, BATCH), autoreset_mode="Disabled", render_mode="rgb_array", **kwargs
     )
-    episodes = play(env, [options.seed + i for i in range(options.n)], pictures=options.n)
-    if not episodes.pictures:
+    env.reset(seed=options.seed)
+    if not frames_of(env):
         raise OptionError(f"samples of {env_id} are no pictures and cannot be drawn")
+    episodes = play(env, [options.seed + i for i in range(options.n)], pictures=options.n)
     try:
         picture_grid(options.out, [(env_id, episodes)])
     except OSError as error:
         raise OptionError(f"--out is {options.out}, which cannot be written: {error.strerror or error}") from error
-    print(f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
+    _tell(f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
     return 0
 
 
@@ -182,24 +200,26 @@ def train_agent(options: argparse.Namespace) -> int:
         num_envs=options.num_envs,
         seed=options.seed,
         resume=options.resume,
-        overrides=parse_assignments(options.set),
+        overrides=parse_assignments(_texts(options.set)),
     )
     config = prepared.config
-    print(f"{config['env_id']}, {config['algo']}, seed {config['seed']}", flush=True)
-    print(describe(config["settings"]), flush=True)
-    result = run(prepared)
     here = shlex.quote(str(options.out))
+    again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
+    # Hours of work must not depend on whether somebody reads what is said of it.
+    _tell(f"{config['env_id']}, {config['algo']}, seed {config['seed']}")
+    _tell(describe(config["settings"]))
+    result = run(prepared, on_failure=lambda: _tell(f"to go on: {again}"))
     if result.signal is not None:
-        again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
-        print(f"to go on: {again}", flush=True)
+        _tell(f"to go on: {again}")
         return 128 + result.signal
-    print(f"trained for {result.timesteps} timesteps; see learning_curve.png and comparison.png in {options.out}")
+    # Of samples that are no pictures there is no comparison to see.
+    drawn = " and ".join(name for name in ("learning_curve.png", "comparison.png") if (options.out / name).is_file())
+    _tell(f"trained for {result.timesteps} timesteps; see {drawn or 'metrics.csv'} in {options.out}")
     commands = [f"flowgym-gym evaluate {here}"]
     if not options.no_evaluate:
         _evaluate(options.out, EPISODES, seed=0)
         commands[0] += " --seed 1000"
     if result.stopped is None:
-        again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
         commands.append(f"{again} --timesteps {2 * result.target}")
     policy = options.out / "policy"
     if policy.exists():
@@ -207,7 +227,7 @@ def train_agent(options: argparse.Namespace) -> int:
     commands.append(f"flowgym-gym export {here} --out {shlex.quote(str(policy))}")
     if tensorboard_installed():
         commands.append(f"tensorboard --logdir {here}")
-    print("next: " + "\n      ".join(commands))
+    _tell("next: " + "\n      ".join(commands))
     return 0
 
 
@@ -224,7 +244,7 @@ def export_policy(options: argparse.Namespace) -> int:
     from flowgym_gym.agents import export
 
     folder = export(options.run, options.out, options.which)
-    print(f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it")
+    _tell(f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it")
     return 0
 
 
@@ -246,14 +266,14 @@ def draw_frontier(options: argparse.Namespace) -> int:
         episodes=options.episodes,
         seed=options.seed,
         timesteps=options.timesteps,
-        overrides=parse_assignments(options.set),
+        overrides=parse_assignments(_texts(options.set)),
         batch_size=options.batch_size,
     )
     if result.signal is not None:
-        print("to go on: the same command again", flush=True)
+        _tell("to go on: the same command again")
         return 128 + result.signal
-    print(table(result.report))
-    print(f"picture in {options.out / PICTURE}, everything in {options.out / REPORT}")
+    _tell(table(result.report))
+    _tell(f"picture in {options.out / PICTURE}, everything in {options.out / REPORT}")
     return 0
 
 
@@ -261,8 +281,25 @@ def _evaluate(out: Path, episodes: int, seed: int, which: str = "best") -> None:
     from flowgym_gym.agents.evaluation import evaluate, table
     from flowgym_gym.agents.training import save_curve
 
-    print(table(evaluate(out, episodes, seed, which=which)))
+    _tell(table(evaluate(out, episodes, seed, which=which)))
     save_curve(out)
+
+
+def _texts(arguments: Sequence[str]) -> list[str]:
+    """Arguments as the UTF-8 that was typed, also where the locale, such as ``LANG=C``, has let Python escape it."""
+    texts = []
+    for text in arguments:
+        try:
+            texts.append(text.encode("utf-8", "surrogateescape").decode("utf-8"))
+        except UnicodeError:
+            texts.append(text)
+    return texts
+
+
+def _tell(text: str) -> None:
+    """Print a line; one that cannot be written is told by the exit code."""
+    if not tell(text, sys.stdout):
+        _unwritten.append(text)
 
 
 def _add_set(command: argparse.ArgumentParser, what: str) -> None:

@@ -170,7 +170,7 @@ class Transitions:
         for field in fields(cls):
             bad |= ~torch.isfinite(getattr(coefficients, field.name))
         if bad.any():
-            _raise_singular(float(grid.times[:-1][bad][0]), start, bad, output_type, action_type, sampler)
+            _raise_singular(grid, start, bad, output_type, action_type, sampler)
         if (from_x < -1).any():
             warnings.warn(
                 f"Euler-Maruyama is unstable on this grid: it weighs the state at time "
@@ -295,8 +295,9 @@ def _euler_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Ten
 
 
 def _raise_singular(
-    time: float, start: Schedule, bad: Tensor, output_type: str, action_type: str, sampler: str
+    grid: Grid, start: Schedule, bad: Tensor, output_type: str, action_type: str, sampler: str
 ) -> NoReturn:
+    time = float(grid.times[:-1][bad][0])
     alpha, beta = float(start.alpha[bad][0]), float(start.beta[bad][0])
     advice = []
     if beta == 0:
@@ -308,7 +309,10 @@ def _raise_singular(
             advice.append("take velocity corrections, or controls")
         if sampler == "euler":
             advice.append("take the 'ddim' sampler or a constant noise_schedule")
-        advice.append("list the times of a grid that starts later")
+        if grid.timesteps is None:
+            advice.append("list the times of a grid that starts later")
+        else:
+            advice.append("take spacing 'leading' or list time steps, for a grid that starts later")
     else:
         advice.append("check the schedule's derivatives there")
     raise OptionError(

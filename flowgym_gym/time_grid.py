@@ -89,9 +89,9 @@ def check_steps(steps: Steps, spacing: str | None, spacings: Sequence[str]) -> l
     """
     if isinstance(steps, Sequence | np.ndarray | Tensor) and not isinstance(steps, str | bytes):
         try:
-            times = real_tensor(steps)
+            times = real_tensor(steps, "cpu")
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            times = torch.empty(0)
+            times = torch.empty(0, device="cpu")
         if times.ndim != 1 or len(times) == 0 or not bool(torch.isfinite(times).all()):
             raise OptionError(f"discretization_steps is {shown(steps)}, expected a number of steps or a list of times")
         if spacing is not None:

@@ -187,7 +187,7 @@ def real_tensor(values: object, device: torch.device | str | None = None) -> Ten
         TypeError: If they are complex, or no numbers.
         ValueError: If they are ragged.
     """
-    tensor = torch.as_tensor(values)
+    tensor = torch.as_tensor(values, device=device)
     if tensor.is_complex():
         raise TypeError("they are complex")
     # From the values, as a list of numbers would have lost digits as float32.

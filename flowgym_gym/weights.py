@@ -32,7 +32,7 @@ def check_filled(where: str, model: nn.Module, report: Mapping[str, Any]) -> Non
             f"{where} does not fit a {kind}; of another shape: {some([key for key, *_ in mismatched])}; "
             f"{name} has shape {tuple(got)}, expected {tuple(expected)}"
         )
-    if left := sorted(key for key in report["unexpected_keys"] if not _harmless(key, model)):
+    if left := _left_over(model, report["unexpected_keys"]):
         raise CheckpointError(
             f"{where} holds more than the {kind} of its configuration; left over: {some(left)}; either the "
             "configuration is another model's, or the weights were saved before adapters were merged"
@@ -46,15 +46,18 @@ def some(keys: Collection[str]) -> str:
     return f"{len(names)} weight{'s' * (len(names) != 1)} ({', '.join(names[:SHOWN])}{more})"
 
 
-def _harmless(key: str, model: nn.Module) -> bool:
-    """Whether an unused weight is none of this model's.
+def _left_over(model: nn.Module, unused: Collection[str]) -> list[str]:
+    """Which of the weights that were not used the model should have had a place for.
 
-    That is a buffer that the model makes by itself, or in models of transformers, which are saved whole and loaded in
-    parts, a weight of another part, such as CLIP's picture encoder beside the text encoder.
+    Not a buffer that it makes by itself; and in models of transformers, which are saved whole and
+    loaded in parts, not a weight of another part, such as CLIP's picture encoder beside its text
+    encoder.
     """
-    if key in dict(model.named_buffers()):
-        return True
     from transformers import PreTrainedModel
 
-    inside = key.removeprefix(f"{getattr(model, 'base_model_prefix', '')}.").partition(".")[0]
-    return isinstance(model, PreTrainedModel) and inside not in dict(model.named_children())
+    buffers, inside = dict(model.named_buffers()), dict(model.named_children())
+    left = sorted(key for key in unused if key not in buffers)
+    if not isinstance(model, PreTrainedModel):
+        return left
+    prefix = f"{model.base_model_prefix}."
+    return [key for key in left if key.removeprefix(prefix).partition(".")[0] in inside]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import flowgym_gym
-from flowgym_gym import reward_registry
+from flowgym_gym import base_model_registry, reward_registry
 from flowgym_gym.models.loading import load_base_model
 
 # How long a case takes says nothing on a busy machine.
@@ -36,11 +36,15 @@ FLOWGYM_IDS = [id for id in ALL_IDS if id not in REWARD_IDS]
 
 def reward_options(id, request):
     """Options with which an id of REWARD_IDS runs offline: small weights that a fixture saves, where it needs any."""
-    reward = gymnasium.spec(id).kwargs["reward"]
-    needs = reward_registry.get(reward).needs
-    if "weights" not in needs and "head" not in needs:
+    if not wants_weights(id):
         return {}
-    return {"reward_kwargs": request.getfixturevalue("small_weights")[reward]}
+    return {"reward_kwargs": request.getfixturevalue("small_weights")[gymnasium.spec(id).kwargs["reward"]]}
+
+
+def wants_weights(id):
+    """Whether the reward of an id has weights, which the user names."""
+    needs = reward_registry.get(gymnasium.spec(id).kwargs.get("reward", "images/red")).needs
+    return "weights:" in needs or "head:" in needs
 
 
 @pytest.fixture(scope="session")
@@ -51,25 +55,34 @@ def small_weights(tmp_path_factory):
     return save_all(tmp_path_factory.mktemp("small_weights"))
 
 
-# Ids whose families have no checkpoint in the package; the tests open tiny ones with random weights.
-TINY = {
-    f"flowgym/{family}-Red-v0": name
-    for family, name in {
-        "StableDiffusionXL": "stable_diffusion_xl",
-        "StableDiffusion3": "stable_diffusion_3",
-        "Flux": "flux",
-        "PixArt": "pixart",
-        "DiT": "dit",
-        "DDPM": "ddpm",
-    }.items()
-}
+def model_of(id):
+    """The registered base model of an id: its name without the domain, and its entry."""
+    entry = base_model_registry.get(gymnasium.spec(id).kwargs.get("base_model", "images/stable_diffusion"))
+    return entry.id.partition("/")[2], entry
+
+
+def wants_checkpoint(id):
+    """Whether the base model of an id has no checkpoint in the package, so that the user names one."""
+    return getattr(model_of(id)[1].cls, "default_checkpoint", "") is None
+
+
+def tiny_options(id):
+    """Options with which an id whose family has no checkpoint in the package opens a tiny one with random weights."""
+    if not wants_checkpoint(id):
+        return {}
+    name, _ = model_of(id)
+    from tests.models import tiny
+
+    return {"checkpoint": tiny.folder(name), **tiny.OPTIONS.get(name, {})}
 
 
 def prompted(id):
     """Options that give an environment several prompts, if its model takes any."""
-    if "GaussianMixture" in id or "DDPM" in id:
+    _, entry = model_of(id)
+    if "prompts" not in (entry.options() or ()):
         return {}
-    return {"prompts": ["1", "2"] if "DiT" in id else PROMPTS}
+    classes = getattr(entry.cls, "default_prompt", "").isdecimal()
+    return {"prompts": ["1", "2"] if classes else PROMPTS}
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +90,8 @@ def _tiny_checkpoints(request, monkeypatch):
     """Give ids without a checkpoint a tiny one in the tests that are parametrised over them."""
     callspec = getattr(request.node, "callspec", None)
     for id in callspec.params.values() if callspec else ():
-        if isinstance(id, str) and id in TINY:
-            from tests.models import tiny
-
-            options = {"checkpoint": tiny.folder(TINY[id]), **tiny.OPTIONS.get(TINY[id], {})}
-            for name, value in options.items():
+        if isinstance(id, str) and id in FLOWGYM_IDS:
+            for name, value in tiny_options(id).items():
                 monkeypatch.setitem(gymnasium.registry[id].kwargs, name, value)
 
 

@@ -256,7 +256,18 @@ def test_what_names_a_place_is_never_a_prompt_unless_it_is_listed(folder, prompt
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a cat.", "v1.5", "cat.png", "Set: a garden with a gnome", "/imagine a cat", "a #1 cat", "x" * 5000, "~"]
+    "prompt",
+    [
+        "a cat.",
+        "v1.5",
+        "cat.png",
+        "Set: a garden with a gnome",
+        "/imagine a cat",
+        "a #1 cat",
+        "x" * 5000,
+        pytest.param("#" * 2_000_000, id="hashes"),
+        "~",
+    ],
 )
 def test_other_texts_stay_prompts(folder, monkeypatch, prompt):
     monkeypatch.setenv("HOME", str(folder / "nowhere"))

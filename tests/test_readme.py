@@ -9,6 +9,9 @@ import pytest
 
 from flowgym_gym import base_model_registry, reward_registry
 from flowgym_gym.cli import main
+from flowgym_gym.errors import CheckpointError
+from flowgym_gym.models.checkpoints import EMBEDDED
+from tests.conftest import wants_checkpoint, wants_weights
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -37,6 +40,23 @@ def test_each_readme_block_runs_by_itself(block):
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_from_top_to_bottom(page):
     exec(compile("\n".join(blocks_of(page)), page.name, "exec"), {"__name__": page.stem})
+
+
+CARDS = [ROOT / "flowgym_gym" / part / "README.md" for part in ("models/embedded/tiny", "rewards/embedded/clip")]
+
+
+@pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
+def test_the_code_of_a_model_card_runs_without_a_deprecated_argument(card, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (block,) = blocks_of(card)
+    exec(compile(block, card.name, "exec"), {"__name__": "card"})
+
+
+def test_the_recipes_write_the_code_of_the_cards():
+    for card, recipe in zip(CARDS, ("embedded_checkpoint", "embedded_clip"), strict=True):
+        template = blocks_of(ROOT / "recipes" / recipe / "model_card.md")
+        assert [block.replace("$$", "$") for block in template] == blocks_of(card)
 
 
 def commands_of(page):
@@ -68,6 +88,18 @@ def test_readme_lists_every_environment():
     for id in gymnasium.registry:
         if id.startswith("flowgym/"):
             assert f"`{id}`" in text
+
+
+def test_readme_says_how_many_ids_want_weights_and_how_large_the_checkpoint_is():
+    ids = [id for id in gymnasium.registry if id.startswith("flowgym/")]
+    want = [id for id in ids if wants_checkpoint(id) or wants_weights(id)]
+    size = sum(path.stat().st_size for path in (EMBEDDED / "tiny").rglob("*.safetensors")) / 1e6
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"{len(want)} of the {len(ids)} ids want weights" in text
+    assert f" 64 pictures, {size:.1f} MB)" in text
+    for id in want:
+        with pytest.raises(CheckpointError):
+            gymnasium.make(id)
 
 
 def test_the_mathematics_page_names_tests_that_exist():

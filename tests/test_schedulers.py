@@ -84,19 +84,24 @@ def test_noise_schedule_can_be_replaced():
 
 @pytest.mark.parametrize(
     "alphas_cumprod",
-    [[0.9, 0.95], [0.9, 0.9], [1.1, 0.5], [0.5, 0.0], [[0.9, 0.8]], [0.9], [math.nan, 0.4]],
+    [[0.9, 0.95], [0.9, 0.9], [1.1, 0.5], [0.5, -0.1], [0.5, 0.0, 0.0], [[0.9, 0.8]], [0.9], [math.nan, 0.4]],
 )
 def test_alphas_cumprod_must_decrease_within_0_and_1(alphas_cumprod):
     with pytest.raises(OptionError, match="alphas_cumprod"):
         DiffusionScheduler(torch.tensor(alphas_cumprod))
 
 
-def test_a_schedule_of_zero_terminal_signal_is_named():
+def test_a_schedule_may_end_without_signal():
     ddim = DDIMScheduler(rescale_betas_zero_snr=True)
-    with pytest.raises(OptionError, match=r"zero terminal signal-to-noise ratio|decrease"):
-        DiffusionScheduler.from_diffusers(ddim)
-    with pytest.raises(OptionError, match="zero terminal signal-to-noise ratio"):
-        DiffusionScheduler(torch.tensor([0.9, 0.5, 0.0]))
+    scheduler = DiffusionScheduler.from_diffusers(ddim)
+    assert torch.equal(scheduler.alphas_cumprod, ddim.alphas_cumprod.double())
+    assert scheduler.alphas_cumprod[-1] == 0
+    scheduler, t = (
+        DiffusionScheduler(torch.tensor([0.81, 0.25, 0.0])),
+        torch.tensor([1 / 3, 2 / 3], dtype=torch.float64),
+    )
+    assert scheduler.alpha_dot(t).tolist() == pytest.approx([3 * 0.5, 3 * 0.56 / (2 * 0.5)])
+    assert scheduler.beta_dot(t).tolist() == pytest.approx([-3 * 0.25 / 2, -3 * 0.56 / (2 * 0.75**0.5)])
 
 
 def test_other_schedule_options_are_checked():

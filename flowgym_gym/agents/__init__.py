@@ -7,9 +7,10 @@ The names below are loaded when they are first used. All but ``load_policy`` nee
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import TYPE_CHECKING, Any
 
-from flowgym_gym.errors import MissingExtraError
+from flowgym_gym.errors import FlowGymError, MissingExtraError, reason
 
 if TYPE_CHECKING:
     from flowgym_gym.agents.evaluation import evaluate
@@ -62,9 +63,22 @@ def __getattr__(name: str) -> Any:
             f'{__name__} needs {missing}, which is not installed; run: pip install "flowgym_gym[agents]", or in a '
             'clone pip install -e ".[agents]"'
         ) from error
+    except (ImportError, OSError, ValueError) as error:
+        # Of libraries that do not fit each other, or that read variables such as TQDM_MININTERVAL when imported.
+        if isinstance(error, FlowGymError):
+            raise
+        raise MissingExtraError(
+            f"{__name__} cannot be imported: {type(error).__name__}: {reason(error)}{_where(error)}"
+        ) from error
     value = getattr(module, name)
     globals()[name] = value
     return value
+
+
+def _where(error: BaseException) -> str:
+    """Which file of a library raised an error, as the end of a message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" (in {frames[-1].filename})" if frames else ""
 
 
 def __dir__() -> list[str]:

@@ -32,9 +32,8 @@ from flowgym_gym.agents.runs import (
     Metrics,
     Row,
     best_return,
-    chosen_checkpoint,
     freeze_reward,
-    load_agent,
+    open_agent,
     read_config,
     save_best,
     with_frozen_reward,
@@ -87,7 +86,7 @@ class Episodes:
 
 
 def held_out_seeds(episodes: int, seed: int = 0) -> list[int]:
-    """Seeds of evaluation episodes: from ``2**30 + seed`` on, beyond every seed that training takes.
+    """Seeds of evaluation episodes: from ``2**30 + seed`` on, which no training takes.
 
     >>> held_out_seeds(2)
     [1073741824, 1073741825]
@@ -110,8 +109,8 @@ def play(
     """Play one episode for each seed.
 
     Args:
-        env: A denoising vector environment with autoreset mode ``"Disabled"``; episodes are played in batches of its
-            size.
+        env: A denoising vector environment with autoreset mode ``"Disabled"``; episodes are played in batches of
+            its size.
         seeds: One for each episode.
         predict: Gives actions for a batch of observations; None for no correction, the base model.
         pictures: How many of the finished samples to return as pictures.
@@ -137,7 +136,7 @@ def play(
         for name, value in zip(results, values, strict=True):
             results[name].append(value[: len(batch)])
         if len(frames) < pictures:
-            frames.extend(_frames(env)[: min(len(batch), pictures - len(frames))])
+            frames.extend(frames_of(env)[: min(len(batch), pictures - len(frames))])
     joined = {name: np.concatenate(values) for name, values in results.items()}
     return Episodes(
         joined["terminal_reward"], joined["control_cost"], joined["return"], joined["valid"], frames, prompts
@@ -157,12 +156,12 @@ def watch(env: VectorEnv[Any, Any, Any], seed: int, predict: Predict) -> list[li
         are no pictures.
     """
     observations, _ = env.reset(seed=[seed, seed])  # type: ignore[arg-type]
-    frames, done = [_frames(env)], False
+    frames, done = [frames_of(env)], False
     while frames[0] and not done:
         actions = np.array(predict(observations))
         actions[0] = 0
         observations, _, terminations, truncations, _ = env.step(actions)
-        frames.append(_frames(env))
+        frames.append(frames_of(env))
         done = bool((terminations | truncations).all())
     return frames if frames[0] else []
 
@@ -184,7 +183,7 @@ class Evaluations:
     def __init__(self, out: Path, config: dict[str, Any]) -> None:
         self.out = out
         self.budget = config["settings"]["kl_budget"]
-        self.metrics = Metrics(out / EVALUATIONS, self.COLUMNS)
+        self.metrics = Metrics(out / EVALUATIONS, self.COLUMNS, self.COLUMNS)
         self._seeds = selection_seeds(config["settings"]["evaluation_episodes"])
         self._env = evaluation_env(config, min(len(self._seeds), BATCH))
 
@@ -240,8 +239,8 @@ def evaluate(
         seed: Episode ``i`` starts from seed ``2**30 + seed + i``, which no training run uses.
         which: ``"best"`` or ``"newest"`` agent of a run folder; see ``load_agent``.
         vector_env: Where to play; needed for a policy that comes without a run folder. Its autoreset mode must be
-            ``"Disabled"``. If its reward remembers what it has scored, a copy is played in, whose reward learns nothing
-            more: agent and base model are scored by one measure.
+            ``"Disabled"``, which is ``AutoresetMode.DISABLED``. If its reward remembers what it has scored, a copy is
+            played in, whose reward learns nothing more: agent and base model are scored by one measure.
 
     Returns:
         For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and ``std`` of
@@ -250,8 +249,9 @@ def evaluate(
         ``evaluation.json``, if no other ``vector_env`` is given.
 
     Raises:
-        OptionError: If a number is out of range, or there is nothing to evaluate.
-        CheckpointError: If the checkpoint is damaged, or the run folder cannot be written.
+        OptionError: If a number is out of range, there is nothing to evaluate, or prompts or weights that the run's
+            settings name are no longer those that it was trained on.
+        CheckpointError: If no checkpoint can be read, or the run folder cannot be written.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 2:
         raise OptionError(f"episodes is {episodes!r}, expected a whole number, at least 2")
@@ -261,7 +261,7 @@ def evaluate(
     agent, checkpoint = run_or_policy, None
     if folder is not None:
         config = read_config(folder)
-        agent, checkpoint = load_agent(folder, which), chosen_checkpoint(folder, which)
+        agent, checkpoint = open_agent(folder, which, only_policy=vector_env is not None)
         vector_env = evaluation_env(config, min(episodes, BATCH), checkpoint) if vector_env is None else vector_env
     if not hasattr(agent, "predict"):
         raise OptionError(f"run_or_policy is a {type(agent).__name__}, expected a run folder or a policy with predict")
@@ -391,7 +391,8 @@ def _cell(values: dict[str, float]) -> str:
     return f"{values['mean']:.4g}{half}"
 
 
-def _frames(env: VectorEnv[Any, Any, Any]) -> list[np.ndarray]:
+def frames_of(env: VectorEnv[Any, Any, Any]) -> list[np.ndarray]:
+    """The samples of a vector environment as pictures; nothing if they are none."""
     try:
         return list(env.render() or ())  # type: ignore[arg-type]
     except ModelError:

@@ -53,10 +53,11 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
     """
     from flowgym_gym import agents
 
-    agent = agents.load_agent(run, which)
-    from flowgym_gym.agents.runs import BEST, chosen_checkpoint, read_config, write_json
+    _ = agents.load_agent  # Says what is missing where stable-baselines3 is.
+    from flowgym_gym.agents.runs import BEST, open_agent, read_config, write_json
 
     folder, config = Path(path), read_config(Path(run))
+    agent, checkpoint = open_agent(Path(run), which, only_policy=True)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OptionError(f"{folder} is there and not an empty folder; choose another one for the policy")
     tensors, architecture = _actor(agent.policy)
@@ -80,7 +81,7 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
         "algo": config["algo"],
         "seed": config["seed"],
         "timesteps": agent.num_timesteps,
-        "checkpoint": "best" if chosen_checkpoint(Path(run), which).parent.name == BEST else "newest",
+        "checkpoint": "best" if checkpoint.parent.name == BEST else "newest",
         "versions": config.get("versions", {}),
     }
     try:

@@ -43,8 +43,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -54,11 +54,12 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FormatStrFormatter
 from torch import Tensor
-from tqdm import tqdm
 
+from flowgym_gym.agents import contents
+from flowgym_gym.agents.bars import Bar
+from flowgym_gym.agents.contents import drawn_prompts
+from flowgym_gym.agents.drawing import Figure, plain_style, plain_text, ticker
 from flowgym_gym.agents.evaluation import CONFIDENCE, FORMULA, check_seed, evaluate, held_out_seeds, interval, play
 from flowgym_gym.agents.runs import CONFIG, check_writable, locked, read_config, versions, write_json
 from flowgym_gym.agents.settings import (
@@ -69,8 +70,9 @@ from flowgym_gym.agents.settings import (
     make_vector_env,
     override,
 )
-from flowgym_gym.agents.training import Run, differences, prepare, run, save_curve, say, settings_of_run
+from flowgym_gym.agents.training import Run, differences, prepare, run, save_curve, settings_of_run
 from flowgym_gym.checks import check_choice, check_number, check_whole
+from flowgym_gym.console import say
 from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.envs.rollout import DEFAULTS
 from flowgym_gym.errors import CheckpointError, OptionError, RewardError, UnknownOptionError, reason, shown
@@ -211,13 +213,20 @@ def frontier(
         dict(overrides or {}), batch_size,
     )  # fmt: skip
     # What cannot be done is refused before there is a folder.
-    for _, prepared in _begin_runs(plan)[1]:
+    report, runs = _begin_runs(plan)
+    for _, prepared in runs:
         make_vector_env(env_id, prepared.config["settings"], 1).close()
     env = _make_env(plan)
+    prompts = drawn_prompts(env)
+    known = contents.contents_of(plan.env_id, plan.process["env"], prompts)
+    _check_contents(plan, report, known)
+    for note in pool_notes(plan.best_of, plan.pool, len(set(prompts or ()))):
+        say(note)
     plan.out.mkdir(parents=True, exist_ok=True)
     with locked(plan.out):
         # Another process may have gone on in the meantime.
         report, runs = _begin_runs(plan)
+        report["contents"] = known
         _measure_base_model(plan, report, env)
         _measure_guidance(plan, report, _environment(env))
         for agent, prepared in runs:
@@ -226,9 +235,42 @@ def frontier(
             if result.signal is not None:
                 return Frontier(plan.out, report, result.signal)
             played = evaluate(prepared.out, episodes, seed)
-            save_curve(prepared.out)
+            _save_curve(prepared.out)
             _add(plan, report, agent.name, {**agent.asked, "timesteps": played["timesteps"]}, played["agent"])
     return Frontier(plan.out, report)
+
+
+def pool_notes(best_of: Sequence[int], pool: int, prompts: int) -> list[str]:
+    """What a pool will not do, and which one does; said before it is sampled.
+
+    Args:
+        best_of: Numbers of samples that the best is taken of.
+        pool: Number of base samples.
+        prompts: Number of prompts, each as likely as the others; 0 where there are none.
+    """
+    prompts = max(1, prompts)
+    each = pool / prompts
+    missing = [n for n in best_of if n * SAMPLES_OF_POOL > each]
+    if not missing:
+        return []
+    of_prompts = f", about {each:.3g} of each of {prompts} prompts" if prompts > 1 else ""
+    pools = ", ".join(f"{needed_pool(n, prompts)} for n = {n}" for n in missing)
+    return [
+        f"best of {', '.join(map(str, missing))} will be left out: it takes {SAMPLES_OF_POOL} n samples of each "
+        f"prompt, and the pool has {pool}{of_prompts}; a pool that does: {pools}"
+    ]
+
+
+def needed_pool(n: int, prompts: int) -> int:
+    """Samples of a pool of which each prompt has enough for best of n, all but surely.
+
+    Prompts are drawn, so that of ``m`` samples on average a prompt may have some ``sqrt(m)`` less; four times that is
+    allowed for where there are several.
+    """
+    least = n * SAMPLES_OF_POOL
+    if prompts <= 1:
+        return least
+    return math.ceil(prompts * (2 + math.sqrt(4 + least)) ** 2)
 
 
 def kl_best_of_n(n: int, coin: float = 0.0) -> float:
@@ -439,6 +481,7 @@ def table(report: Report) -> str:
     return "\n".join([*lines, *(f"\n{note}" for note in report["notes"])])
 
 
+@plain_style()
 def draw(report: Report) -> Figure:
     """Reward against divergence; what lies below best of n is hollow."""
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -474,9 +517,9 @@ def draw(report: Report) -> Figure:
     axis.set_xscale("symlog", linthresh=1, linscale=1)
     axis.set_xlim(-0.05, 2 * max(furthest, 1.0))
     ticks = [0, 0.2, 0.5, *(d * 10.0**e for e in range(8) for d in (1, 2, 5))]
-    axis.xaxis.set_major_locator(FixedLocator(ticks))
-    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.xaxis.set_minor_locator(FixedLocator([]))
+    axis.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+    axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_locator(ticker.FixedLocator([]))
     axis.set_xlabel("divergence from the base model [nats], linear up to 1, then logarithmic")
     axis.set_ylabel("terminal reward, mean with 95 % interval")
     axis.set_title(report["env_id"] + _described(report["settings"]["env"]), fontsize=10)
@@ -501,7 +544,7 @@ def _plan(
     batch_size: int,
 ) -> Plan:
     """Check everything that can be checked without a sample."""
-    env_id, out = full_id(env_id), Path(out)
+    env_id, out, overrides = full_id(env_id), Path(out), _resolved(overrides)
     for algo in algos:
         check_algorithm(algo)
     for gradient in gradients:
@@ -557,7 +600,8 @@ def _plan(
 
 def _preset(env_id: str, algo: str, overrides: Mapping[str, Any]) -> Settings:
     try:
-        return override(load_preset(env_id, algo), overrides, env_id, algo)
+        settings = override(load_preset(env_id, algo), overrides, env_id, algo)
+        return {**settings, "env": contents.resolved(settings["env"])}
     except UnknownOptionError as error:
         raise UnknownOptionError(f"{error} for {algo.upper()}; a change applies to all agents") from error
 
@@ -646,11 +690,18 @@ def _begin(plan: Plan) -> Report:
     if path.is_file():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            same = all(found[name] == report[name] for name in ("env_id", "settings"))
-            report["pool"] = dict(found["pool"])
-            report["points"] = {name: p for name, p in found["points"].items() if p["method"] != "best_of_n"}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}; move it away") from error
+            settings = {**found["settings"], "env": contents.resolved(found["settings"]["env"])}
+            same = (found["env_id"], settings) == (report["env_id"], report["settings"])
+            report["pool"] = _checked_pool(found["pool"])
+            report["points"] = {
+                name: _checked_point(point) for name, point in found["points"].items() if point["method"] != "best_of_n"
+            }
+            if "contents" in found:
+                report["contents"] = dict(found["contents"])
+        except Exception as error:  # Anything may stand in a file that is damaged.
+            raise CheckpointError(
+                f"{path} is damaged: {type(error).__name__}: {reason(error)}; move it away"
+            ) from error
         if not same:
             raise OptionError(f"{path} is the frontier of another environment or other settings; choose another folder")
     return {
@@ -663,11 +714,56 @@ def _begin(plan: Plan) -> Report:
     }
 
 
+def _checked_pool(pool: Mapping[str, Any]) -> dict[str, Any]:
+    """The pool of a report, or an error unless it is one."""
+    rewards, prompts = np.array(pool["rewards"], dtype=float), pool["prompts"]
+    good = rewards.ndim == 1 and len(rewards) == pool["episodes"] and np.isfinite(rewards).all()
+    if not good or len(prompts) not in (0, len(rewards)) or not all(isinstance(p, str) for p in prompts):
+        raise ValueError("the pool is not one of a reward, and a prompt where there are several, for each episode")
+    return dict(pool)
+
+
+def _checked_point(point: Mapping[str, Any]) -> Point:
+    """A point of a report, with absolute paths, or an error unless it can be drawn."""
+    check_number("setting", point["setting"])
+    for name in ("reward", "kl"):
+        for end in ("mean", *({"low", "high"} & point[name].keys())):
+            check_number(f"{name}.{end}", point[name][end])
+    if not isinstance(point["method"], str) or not isinstance(point.get("timesteps", 0), int):
+        raise ValueError("a point's method is no text, or its timesteps are no number")
+    changes = {"overrides": _resolved(point["overrides"])} if "overrides" in point else {}
+    return {**point, **changes}
+
+
+def _resolved(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes by dotted name, with absolute paths."""
+    names = {key: key.rpartition(".")[2] for key in overrides}
+    return {key: contents.resolved({names[key]: value})[names[key]] for key, value in overrides.items()}
+
+
 def _begin_runs(plan: Plan) -> tuple[Report, list[tuple[Agent, Run]]]:
     """The report of earlier calls, and the trainings whose points it does not have."""
     report = _begin(plan)
     waiting = [agent for agent in plan.agents if not _is_done(report, agent.name, agent.asked)]
     return report, [(agent, _prepare_run(plan, agent)) for agent in waiting]
+
+
+def _check_contents(plan: Plan, report: Report, known: contents.Contents) -> None:
+    """Raise an OptionError if a frontier was begun with other prompts or weights under the same names."""
+    was = report.get("contents", known)
+    if was != known:
+        raise OptionError(
+            f"{plan.out / REPORT} was measured with other contents of {contents.different(was, known)}; put back what "
+            "was there, or choose another folder"
+        )
+
+
+def _save_curve(out: Path) -> None:
+    """Draw an agent's curve; that it cannot be drawn is no reason to lose the agent's point."""
+    try:
+        save_curve(out)
+    except CheckpointError as error:
+        say(str(error))
 
 
 def _is_done(report: Report, name: str, asked: Mapping[str, Any]) -> bool:
@@ -757,7 +853,8 @@ def _save(plan: Plan, report: Report) -> None:
             point["against_best_of_n"] = against_best_of_n(point, report["best_of_n"])
     try:
         write_json(plan.out / REPORT, report)
-        draw(report).savefig(plan.out / PICTURE, dpi=120)
+        with plain_style():
+            draw(report).savefig(plan.out / PICTURE, dpi=120)
     except OSError as error:
         raise CheckpointError(f"{plan.out} cannot be written: {error.strerror or error}") from error
 
@@ -791,7 +888,7 @@ def _environment(env: VectorEnv[Any, Any, Any]) -> Environment[Any]:
 
 def _batches(label: str, seeds: list[int], size: int) -> Iterator[list[int]]:
     """Seeds in batches, with a progress bar where standard error is a terminal."""
-    with tqdm(total=len(seeds), desc=label, unit="episode", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+    with closing(Bar(len(seeds), unit="episode", label=label)) as bar:
         for start in range(0, len(seeds), size):
             batch = seeds[start : start + size]
             yield batch
@@ -823,4 +920,4 @@ def _cell(values: Mapping[str, float]) -> str:
 def _described(env: Mapping[str, Any]) -> str:
     """Settings of the environment for the title."""
     text = ", ".join(f"{name}={value}" for name, value in env.items())
-    return f"\n{text:.100}" if text else ""
+    return plain_text(f"\n{text:.100}") if text else ""

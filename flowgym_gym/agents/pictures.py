@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from flowgym_gym.agents.drawing import Figure, plain_style, plain_text
 from flowgym_gym.agents.evaluation import Episodes
 from flowgym_gym.agents.runs import Row
 
@@ -28,6 +28,7 @@ PANELS = (
 )
 
 
+@plain_style()
 def picture_grid(path: Path, parts: Sequence[tuple[str, Episodes]], columns: int = 8) -> None:
     """Save pictures in rows, each with its reward above it, and its prompt where there are several.
 
@@ -79,6 +80,7 @@ def film(path: Path, frames: Sequence[Sequence[np.ndarray]], titles: Sequence[st
     stills[0].save(path, save_all=True, append_images=stills[1:], duration=durations, loop=0)
 
 
+@plain_style()
 def learning_curve(
     path: Path,
     rows: Sequence[Row],
@@ -136,8 +138,7 @@ def learning_curve(
 def _lines(prompt: str) -> str:
     """A prompt as the same number of short lines, whatever its length; what does not fit becomes dots."""
     lines = textwrap.wrap(prompt, PROMPT_WIDTH, max_lines=PROMPT_LINES, placeholder="...")
-    # A dollar sign would begin a formula.
-    return "\n" * (PROMPT_LINES - len(lines)) + "".join(f"{line}\n" for line in lines).replace("$", r"\$")
+    return "\n" * (PROMPT_LINES - len(lines)) + "".join(f"{plain_text(line)}\n" for line in lines)
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:

@@ -12,6 +12,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from flowgym_gym.agents.evaluation import Evaluations, over_budget
 from flowgym_gym.agents.runs import METRICS, Config, Metrics, Row, save_checkpoint
 from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.console import say
+from flowgym_gym.errors import reason
 
 TENSORBOARD = "tensorboard"
 COLUMNS = (
@@ -50,7 +52,7 @@ class Records:
         self._settings = config["settings"]
         self._metrics = Metrics(out / METRICS, COLUMNS + ALGORITHM_COLUMNS[config["algo"]])
         self._evaluations = Evaluations(out, config) if self._settings["evaluate_every"] is not None else None
-        self._board = Board(out, model.num_timesteps) if tensorboard_installed() else None
+        self._board = open_board(out, model.num_timesteps)
         # The row that the budget of control costs is held against.
         self._judged: Row | None = None
 
@@ -139,9 +141,27 @@ class Board:
         self._writer.close()
 
 
+def open_board(out: Path, timesteps: int) -> Board | None:
+    """TensorBoard's events of a run; None, with a word why, where TensorBoard cannot write them.
+
+    Its events are a copy of ``metrics.csv``, and no reason to do without the run.
+    """
+    if not tensorboard_installed():
+        say(f"metrics go to {METRICS} alone; with TensorBoard (pip install tensorboard) they go there, too")
+        return None
+    try:
+        return Board(out, timesteps)
+    except Exception as error:  # of an installation whose parts do not fit, or of a folder's name
+        say(f"metrics go to {METRICS} alone: TensorBoard cannot be used ({type(error).__name__}: {reason(error)})")
+        return None
+
+
 def tensorboard_installed() -> bool:
-    """Whether TensorBoard can be imported."""
-    return find_spec("tensorboard") is not None
+    """Whether TensorBoard is installed."""
+    try:
+        return find_spec("tensorboard") is not None
+    except ValueError:  # It has been replaced by something that is no module.
+        return False
 
 
 def _group(column: str) -> str:

@@ -13,7 +13,8 @@ nor a power cut leaves half of one under its name.
     What is in the replay buffer of SAC and TQC; only the newest checkpoint has it.
 
 The checkpoint of the agent that did best in the evaluations of the run lies in ``best/<timesteps>/``, without a replay
-buffer.
+buffer. ``prompts.json`` holds the prompts of a run that come from a file or dataset
+(:mod:`flowgym_gym.agents.contents`).
 
 Reading one back loads tensors, numbers and text only; a pickle that would make anything else is refused.
 """
@@ -26,9 +27,9 @@ import io
 import json
 import math
 import os
-import pickle
 import platform
 import random
+import re
 import shutil
 import tempfile
 import zipfile
@@ -45,6 +46,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from flowgym_gym.agents.contents import check_contents, drawn_prompts
 from flowgym_gym.agents.memory import readable
 from flowgym_gym.agents.settings import (
     check,
@@ -56,11 +58,21 @@ from flowgym_gym.agents.settings import (
     make_vector_env,
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
-from flowgym_gym.errors import CheckpointError, OptionError, UnknownOptionError
+from flowgym_gym.console import say
+from flowgym_gym.errors import (
+    CheckpointError,
+    FlowGymError,
+    OptionError,
+    UnknownIdError,
+    reason,
+    shown,
+)
 from flowgym_gym.rewards import Reward
 
 Config = dict[str, Any]
 Row = dict[str, float | int | None]
+# Numbers and text, and arrays.
+State = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 CONFIG = "config.json"
 METRICS = "metrics.csv"
@@ -72,12 +84,12 @@ WRITING = "writing-"
 KEPT_CHECKPOINTS = 3
 # What a run writes besides its checkpoints: pictures, a film, metrics, configuration.
 OTHER_BYTES = 20_000_000
+NO_CONFIG = "put a copy of it back, or begin another run"
 LIBRARIES = ("flowgym_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "diffusers", "transformers")
-# What reading a half-written or foreign checkpoint can raise.
-UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile,
-    pickle.UnpicklingError,
-)  # fmt: skip
+# What reading a half-written or foreign file can raise: json, zipfile, numpy, torch and whatever they call.
+UNREADABLE = Exception
+# Words that the state of numpy's Mersenne twister has; a position beyond them would be read from foreign memory.
+TWISTER_WORDS = 624
 
 
 def check_new(out: Path) -> None:
@@ -116,19 +128,28 @@ def read_config(out: Path) -> Config:
         config: Config = json.loads(path.read_text(encoding="utf-8"))
         algo, env_id = check_algorithm(config["algo"]), config["env_id"]
         settings = complete(config["settings"], "settings")
-        buffer = config.get("replay_buffer", 1)
+        buffer, moved = config.get("replay_buffer", 1), config.get("moved", {})
         if not isinstance(env_id, str) or not isinstance(config["seed"], int):
             raise OptionError("env_id is no text, or seed no whole number")
         if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 1:
             raise OptionError(f"replay_buffer is {buffer!r}, expected a whole number, at least 1")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        if not all(isinstance(place, str) for pair in moved.items() for place in pair):
+            raise OptionError(f"moved is {shown(moved)}, expected places by their old names")
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path} is damaged: {_why(error)}; {NO_CONFIG}") from error
     try:
         check_names(settings, full_id(env_id), algo)
         check(settings, algo)
-    except (OptionError, UnknownOptionError) as error:
-        raise CheckpointError(f"{path} does not describe a run: {error}") from error
+    except UnknownIdError:
+        raise
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path} does not describe a run: {_why(error)}") from error
     return {**config, "settings": settings}
+
+
+def _why(error: BaseException) -> str:
+    """What a reader raised; of this package's errors the message alone."""
+    return reason(error) if isinstance(error, FlowGymError) else f"{type(error).__name__}: {reason(error)}"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -213,7 +234,7 @@ def needed_space(model: BaseAlgorithm, env: SB3VecEnv, best: bool = False) -> in
         best: Whether the best agent is kept, too.
     """
     weights = sum(int(tensor.nbytes) for tensor in model.policy.state_dict().values())
-    states = sum(int(np.asarray(array).nbytes) for array in _capture(model, env)[1].values())
+    states = sum(int(np.asarray(array).nbytes) for array in capture_state(model, env)[1].values())
     # Adam keeps two numbers for each weight.
     checkpoint = 3 * weights + states + 120_000
     return (KEPT_CHECKPOINTS + 1 + 2 * best) * checkpoint + 2 * buffer_bytes(model) + OTHER_BYTES
@@ -250,11 +271,20 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()] if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    names = re.compile(r"[0-9]{1,18}")
+    found = [path for path in folder.glob("*") if path.is_dir() and names.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
-def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    out: Path,
+    model: BaseAlgorithm,
+    env: SB3VecEnv,
+    progress: Mapping[str, Any],
+    state: State | None = None,
+) -> Path:
     """Write a checkpoint, and delete what is older than the few that are kept.
 
     Args:
@@ -262,14 +292,22 @@ def save_checkpoint(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: M
         model: The agent, between two rollouts.
         env: Its environment.
         progress: Further numbers and arrays of the training loop, returned by :func:`restore_checkpoint`.
+        state: What :func:`capture_state` returned; that of now if None.
     """
     target = out / CHECKPOINTS / f"{model.num_timesteps:09d}"
     if target.is_dir():
         return target
     buffer = getattr(model, "replay_buffer", None)
-    _write_checkpoint(target, model, env, progress, buffer if isinstance(buffer, DictReplayBuffer) else None)
+    _write_checkpoint(
+        target,
+        model,
+        state or capture_state(model, env),
+        progress,
+        buffer if isinstance(buffer, DictReplayBuffer) else None,
+    )
     for old in checkpoints(out)[1:]:
-        (old / "replay_buffer.npz").unlink(missing_ok=True)
+        with suppress(OSError):  # Something else lies there, which takes no space of ours.
+            (old / "replay_buffer.npz").unlink(missing_ok=True)
     for old in checkpoints(out)[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -280,7 +318,7 @@ def save_best(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping
     target = out / BEST / f"{model.num_timesteps:09d}"
     # From a run that was killed and lost what it did after its last checkpoint.
     shutil.rmtree(target, ignore_errors=True)
-    _write_checkpoint(target, model, env, {**progress, "evaluation": evaluation})
+    _write_checkpoint(target, model, capture_state(model, env), {**progress, "evaluation": evaluation})
     for old in _numbered(target.parent):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -301,15 +339,16 @@ def best_return(out: Path) -> float:
 def _return(checkpoint: Path) -> float:
     try:
         numbers = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        return float(numbers["progress"]["evaluation"]["return"])
+        found = float(numbers["progress"]["evaluation"]["return"])
     except UNREADABLE:
         return -math.inf
+    return -math.inf if math.isnan(found) else found
 
 
 def _write_checkpoint(
     target: Path,
     model: BaseAlgorithm,
-    env: SB3VecEnv,
+    state: State,
     progress: Mapping[str, Any],
     buffer: DictReplayBuffer | None = None,
 ) -> None:
@@ -318,10 +357,9 @@ def _write_checkpoint(
     temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=target.parent))
     try:
         model.save(temporary / "model.zip")
-        numbers, arrays = _capture(model, env)
-        numbers["progress"] = {k: v for k, v in progress.items() if not isinstance(v, np.ndarray)}
-        arrays |= {f"progress.{k}": v for k, v in progress.items() if isinstance(v, np.ndarray)}
-        write_json(temporary / "state.json", numbers)
+        plain = {k: v for k, v in progress.items() if not isinstance(v, np.ndarray)}
+        arrays = state[1] | {f"progress.{k}": v for k, v in progress.items() if isinstance(v, np.ndarray)}
+        write_json(temporary / "state.json", {**state[0], "progress": plain})
         np.savez(temporary / "state.npz", **arrays)  # type: ignore[arg-type]
         if buffer is not None:
             np.savez(temporary / "replay_buffer.npz", **_buffer_arrays(buffer))  # type: ignore[arg-type]
@@ -334,7 +372,9 @@ def _write_checkpoint(
     sync(target.parent)
 
 
-def restore_checkpoint(checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv) -> dict[str, Any]:
+def restore_checkpoint(
+    checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv, moved: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Put agent, environment and random states back to where they were when the checkpoint was written.
 
     The replay buffer is not among them; see :func:`restore_buffer`.
@@ -343,6 +383,7 @@ def restore_checkpoint(checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv) -
         checkpoint: Its folder.
         model: A new agent with the same settings whose ``learn`` has been called once.
         env: Its environment.
+        moved: Places that its settings named, and where the same lies now.
 
     Returns:
         The ``progress`` that was saved.
@@ -351,14 +392,70 @@ def restore_checkpoint(checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv) -
         CheckpointError: If a file is missing or damaged.
     """
     try:
-        numbers = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        numbers = _read_numbers(checkpoint)
         arrays = _load_arrays(checkpoint / "state.npz")
+        arrays["env.settings"] = _relocated(arrays["env.settings"], moved or {})
+        progress = _check_state(model, numbers, arrays)
         load_weights(checkpoint, model)
         _restore(model, env, numbers, arrays)
     except UNREADABLE as error:
-        raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
-    saved: dict[str, Any] = numbers["progress"]
-    return saved | {k.removeprefix("progress."): v for k, v in arrays.items() if k.startswith("progress.")}
+        raise _unreadable(checkpoint, error) from error
+    return progress
+
+
+def _unreadable(checkpoint: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"checkpoint {checkpoint} cannot be read: {_why(error)}")
+
+
+def _read_numbers(checkpoint: Path) -> dict[str, Any]:
+    """What ``state.json`` of a checkpoint holds; raises whatever it may where that is not of this checkpoint."""
+    numbers = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(numbers, dict):
+        raise ValueError(f"state.json holds {shown(numbers, 40)}, expected an object")
+    timesteps = numbers["timesteps"]
+    if type(timesteps) is not int or timesteps != int(checkpoint.name):
+        raise ValueError(f"state.json is of {shown(timesteps, 40)} timesteps, not of {checkpoint.name}")
+    return numbers
+
+
+def _check_state(model: BaseAlgorithm, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Raise a ValueError or KeyError where a state is not one of this agent; returns its ``progress``.
+
+    What the environment and the random generators check themselves is not checked here.
+    """
+    n = model.n_envs
+    prompts, (_, _, gauss) = numbers["prompts"], numbers["python_random"]
+    counts = {name: numbers[name] for name in ("n_updates", "episode_num")}
+    progress = dict(numbers["progress"])
+    counts["progress.episodes"] = progress["episodes"]
+    for name, value in counts.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} is {shown(value, 40)}, expected a count")
+    seconds = progress["seconds"]
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"progress.seconds is {shown(seconds, 40)}, expected a time")
+    if len(prompts) != n or not all(prompt is None or isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompts is {shown(prompts, 40)}, expected {n} texts")
+    if gauss is not None and not isinstance(gauss, float):
+        raise ValueError(f"python_random ends in {shown(gauss, 40)}, expected a number or null")
+    if not 0 <= int(numbers["numpy_random"]["state"]["pos"]) <= TWISTER_WORDS:
+        raise ValueError("numpy_random has a position outside of its words")
+
+    last = {f"observation.{name}": value for name, value in model._last_obs.items()}  # type: ignore[union-attr]
+    expected = {"episode_starts": model._last_episode_starts, **last}
+    expected |= {f"progress.{name}": np.zeros(n) for name in ("costs", "returns")}
+    for name, like in expected.items():
+        _check_array(name, arrays[name], like)
+        if name.startswith("progress."):
+            progress[name.removeprefix("progress.")] = arrays[name]
+    return progress
+
+
+def _check_array(name: str, array: np.ndarray, like: Any) -> None:
+    if array.shape != like.shape or array.dtype != like.dtype or not np.isfinite(array).all():
+        raise ValueError(
+            f"{name} is {array.dtype} of shape {array.shape}, expected finite {like.dtype} of shape {like.shape}"
+        )
 
 
 def restore_buffer(candidates: Sequence[Path], model: BaseAlgorithm) -> str | None:
@@ -405,7 +502,7 @@ def freeze_reward(env: VectorEnv[Any, Any, Any], checkpoint: Path | None) -> Non
         try:
             _set_reward_state(env, _load_arrays(checkpoint / "state.npz"))
         except UNREADABLE as error:
-            raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
+            raise _unreadable(checkpoint, error) from error
     _reward(env).freeze()
 
 
@@ -420,11 +517,17 @@ def with_frozen_reward(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any
 
 def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
     """Load networks and optimisers into an agent with the same settings."""
+    with zipfile.ZipFile(checkpoint / "model.zip") as archive:
+        # Archives lie in the archive, and of one that is cut off one of those is opened.
+        if "policy.pth" not in archive.namelist():
+            raise ValueError("model.zip is cut off, or holds no agent")
     # Without its data, which are pickled, an archive holds tensors only, and torch is told to accept nothing else.
     _, parameters, variables = load_from_zip_file(checkpoint / "model.zip", device=model.device, load_data=False)
     model.set_parameters(parameters, exact_match=True, device=model.device)
     for name in model._get_torch_save_params()[1]:
         getattr(model, name).data = (variables or {})[name].data
+    if not all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters()):
+        raise ValueError("model.zip holds NaN or infinity")
 
 
 def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorithm:
@@ -439,31 +542,65 @@ def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorith
         A stable-baselines3 algorithm; ``agent.predict(observation, deterministic=True)`` acts.
 
     Raises:
-        OptionError: If the folder holds no run or no checkpoint, or ``which`` is something else.
-        CheckpointError: If the checkpoint is damaged.
+        OptionError: If the folder holds no run or no checkpoint, ``which`` is something else, or prompts or weights
+            that the run's settings name are no longer those that it was trained on.
+        CheckpointError: If no checkpoint can be read; a damaged one gives way to an older one, which is said.
     """
-    out = Path(run)
+    return open_agent(Path(run), which)[0]
+
+
+def open_agent(out: Path, which: str, only_policy: bool = False) -> tuple[BaseAlgorithm, Path]:
+    """The agent of a run, and the checkpoint it comes from; see :func:`load_agent`.
+
+    Args:
+        out: The run folder.
+        which: ``"best"`` or ``"newest"``.
+        only_policy: Whether its environment does not matter: then files that have changed since the training are
+            said, and no error.
+    """
     config = read_config(out)
+    candidates = _candidates(out, which)
     settings = config["settings"]
+    _check_contents(out, config, only_policy)
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
+    _check_contents(out, config, only_policy, drawn_prompts(env.vector_env))
     model = make_algorithm(config["algo"], env, settings, seed=None, buffer_size=settings["num_envs"])
-    checkpoint = chosen_checkpoint(out, which)
+    failures: list[str] = []
+    for checkpoint in candidates:
+        try:
+            model.num_timesteps = _read_numbers(checkpoint)["timesteps"]
+            load_weights(checkpoint, model)
+            if _reward(env.vector_env).stateful:
+                _load_arrays(checkpoint / "state.npz")
+        except UNREADABLE as error:
+            failures.append(str(_unreadable(checkpoint, error)))
+            continue
+        for failure in failures:
+            say(f"{failure}; taking {checkpoint} instead")
+        return model, checkpoint
+    raise CheckpointError(
+        f"{failures[0]}; {'no other checkpoint of' if failures[1:] else 'there is no other in'} {out} "
+        f"{'can be read either' if failures[1:] else 'to take instead'}"
+    )
+
+
+def _check_contents(out: Path, config: Config, only_said: bool, prompts: Sequence[str] | None = None) -> None:
     try:
-        load_weights(checkpoint, model)
-        model.num_timesteps = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["timesteps"]
-    except UNREADABLE as error:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}; move it away to take another"
-        ) from error
-    return model
+        check_contents(out, config, prompts)
+    except OptionError as error:
+        if not only_said:
+            raise
+        if prompts is None:
+            say(str(error))
 
 
-def chosen_checkpoint(out: Path, which: str) -> Path:
-    """The checkpoint of a run's best or newest agent; see :func:`load_agent`."""
+def _candidates(out: Path, which: str) -> list[Path]:
+    """Checkpoints of a run in the order in which they are taken: one that is damaged gives way to the next."""
     if which not in WHICH:
         raise OptionError(f"which is {which!r}, expected one of {WHICH}")
-    newest = newest_checkpoint(out)
-    return best_checkpoint(out) or newest if which == "best" else newest
+    newest_checkpoint(out)
+    best = best_checkpoint(out) if which == "best" else None
+    return [*([] if best is None else [best]), *checkpoints(out)]
 
 
 def newest_checkpoint(out: Path) -> Path:
@@ -480,11 +617,12 @@ class Metrics:
     Args:
         path: The file.
         columns: Its columns; the first is ``timesteps``.
+        needed: Those that every row has a number in.
     """
 
-    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+    def __init__(self, path: Path, columns: Iterable[str], needed: Sequence[str] = ("timesteps",)) -> None:
         self.path = path
-        self.columns = list(columns)
+        self.columns, self._needed = list(columns), needed
 
     def start(self, timesteps: int = 0) -> list[Row]:
         """Begin the file, or go on after the row of ``timesteps``: later rows belong to work that was lost.
@@ -492,7 +630,11 @@ class Metrics:
         Returns:
             The rows that are there.
         """
-        kept = [row for row in read_metrics(self.path) if (row["timesteps"] or 0) <= timesteps] if timesteps else []
+        kept = (
+            [row for row in read_metrics(self.path, self._needed) if (row["timesteps"] or 0) <= timesteps]
+            if timesteps
+            else []
+        )
         with whole_file(self.path) as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
@@ -509,11 +651,15 @@ class Metrics:
         sync(self.path)
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path, columns: Sequence[str] = ("timesteps",)) -> list[Row]:
     """Rows of a ``metrics.csv``; empty cells are None. A last line that was cut off is left out.
 
+    Args:
+        path: The file.
+        columns: Those that must be there, with a number in every row.
+
     Raises:
-        CheckpointError: If another line is damaged.
+        CheckpointError: If another line is damaged, or such a column is missing.
     """
     if not path.is_file():
         return []
@@ -524,8 +670,14 @@ def read_metrics(path: Path) -> list[Row]:
         rows = list(csv.DictReader(lines, strict=True))
         if any(None in row or None in row.values() for row in rows):
             raise ValueError("a line has not as many cells as there are columns")
-        return [{k: _number(v) for k, v in row.items()} for row in rows]
-    except (ValueError, csv.Error) as error:
+        found = [{k: _number(v) for k, v in row.items()} for row in rows]
+        for row in found:
+            if missing := [name for name in columns if row.get(name) is None]:
+                raise ValueError(f"a row has no {missing[0]}")
+            if type(row["timesteps"]) is not int or row["timesteps"] < 0:
+                raise ValueError(f"timesteps is {row['timesteps']}, expected a count")
+        return found
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path} is damaged: {type(error).__name__}: {error}; repair it, or move it away to go on without its rows"
         ) from error
@@ -537,8 +689,8 @@ def _number(text: str) -> float | int | None:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
-def _capture(model: BaseAlgorithm, env: SB3VecEnv) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """State of agent, environment and random generators: numbers and text, and arrays."""
+def capture_state(model: BaseAlgorithm, env: SB3VecEnv) -> State:
+    """State of agent, environment and random generators; arrays that the agent goes on with are not copied."""
     numbers = {
         "timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
@@ -563,15 +715,13 @@ def _capture(model: BaseAlgorithm, env: SB3VecEnv) -> tuple[dict[str, Any], dict
 def _restore(
     model: BaseAlgorithm, env: SB3VecEnv, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Undo :func:`_capture`. The random states come last: what is done before them draws numbers."""
+    """Undo :func:`capture_state`. The random states come last: what is done before them draws numbers."""
     state = {key.removeprefix("env."): value for key, value in arrays.items() if key.startswith("env.")}
     env.vector_env.unwrapped.set_state(state)  # type: ignore[attr-defined]
     _set_reward_state(env.vector_env, arrays)
     env.reset_infos = [{} if prompt is None else {"prompt": prompt} for prompt in numbers["prompts"]]
 
-    model.num_timesteps = numbers["timesteps"]
-    model._n_updates = numbers["n_updates"]
-    model._episode_num = numbers["episode_num"]
+    restore_counters(model, numbers)
     model._last_episode_starts = arrays["episode_starts"]
     model._last_obs = {
         key.removeprefix("observation."): value for key, value in arrays.items() if key.startswith("observation.")
@@ -587,6 +737,21 @@ def _restore(
     cuda = [torch.from_numpy(arrays[key]) for key in sorted(arrays) if key.startswith("cuda_random.")]
     if cuda and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
+
+
+def restore_counters(model: BaseAlgorithm, numbers: Mapping[str, Any]) -> None:
+    """Put an agent's counters back to those of :func:`capture_state`."""
+    model.num_timesteps = numbers["timesteps"]
+    model._n_updates = numbers["n_updates"]
+    model._episode_num = numbers["episode_num"]
+
+
+def _relocated(settings: np.ndarray, moved: Mapping[str, str]) -> np.ndarray:
+    """What a state says of its environment, with the places of now."""
+    text = str(settings)
+    for old, new in moved.items():
+        text = text.replace(json.dumps(old), json.dumps(new))
+    return np.array(text)
 
 
 def _reward(env: VectorEnv[Any, Any, Any]) -> Reward[Any]:
@@ -611,6 +776,12 @@ def _restore_buffer(buffer: DictReplayBuffer, arrays: Mapping[str, np.ndarray]) 
     """Put saved transitions into a buffer; of one of another size, the newest that fit, the oldest first."""
     size, pos, full = buffer.buffer_size, int(arrays["pos"]), bool(arrays["full"])
     filled = len(arrays["rewards"])
+    if pos not in (range(max(filled, 1)) if full else (filled,)):
+        raise ValueError(f"pos is {pos} in a buffer of {filled} transitions")
+    for name, view in buffer_views(buffer).items():
+        array, shape = arrays[name], (filled, *view.shape[1:])
+        if array.shape != shape or array.dtype != view.dtype:
+            raise ValueError(f"{name} has shape {array.shape} and {array.dtype}, expected {shape} and {view.dtype}")
     rows = np.arange(filled)
     if not (full and filled == size):
         rows = (rows + pos * full)[-size:] % max(filled, 1)

@@ -114,7 +114,7 @@ NOT_NEGATIVE = {"ent_coef", "vf_coef", "final_learning_rate"}
 SPECIAL = {"evaluate_every": None, "kl_budget": None, "final_learning_rate": None, "buffer_size": AUTO}
 # What Python and YAML call JSON's true, false and null.
 WORDS = {"True": True, "False": False, "None": None, "~": None}
-# Training takes seeds below this; held-out ones lie beyond.
+# Runs have seeds below this, and their sub-environments seeds of 33 bits and more; held-out ones lie between.
 SEEDS = 2**30
 
 

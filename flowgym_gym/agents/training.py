@@ -2,7 +2,8 @@
 
 Training goes in intervals: one rollout and one update for PPO, one episode of every sub-environment for SAC and TQC.
 Between two intervals the whole state is known, so this is where the agent is evaluated, where checkpoints are written
-and where a run stops; a resumed run does what the uninterrupted one would have done, bit by bit.
+and where a run stops; a resumed run does what the uninterrupted one would have done, bit by bit. The state before the
+running interval is kept in memory, and saved if the interval fails.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +26,16 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from tqdm import tqdm
 
+from flowgym_gym.agents import contents
+from flowgym_gym.agents.bars import Bar
+from flowgym_gym.agents.boundary import Boundary
+from flowgym_gym.agents.contents import check_contents
 from flowgym_gym.agents.evaluation import (
     EVALUATIONS,
+    QUANTITIES,
     Episodes,
+    Evaluations,
     check_seed,
     deterministic,
     evaluation_env,
@@ -39,7 +45,7 @@ from flowgym_gym.agents.evaluation import (
 )
 from flowgym_gym.agents.memory import readable
 from flowgym_gym.agents.pictures import film, learning_curve, picture_grid
-from flowgym_gym.agents.records import ALGORITHM_COLUMNS, Records, tensorboard_installed
+from flowgym_gym.agents.records import ALGORITHM_COLUMNS, Records
 from flowgym_gym.agents.runs import (
     CONFIG,
     METRICS,
@@ -76,12 +82,14 @@ from flowgym_gym.agents.settings import (
     override,
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
-from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError, reason
+from flowgym_gym.console import say
+from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError, reason, shown
 
 __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
 
 PICTURES = 16
 PLAIN_LINE_SECONDS = 10.0
+_ENDS = ("", *(f"-{i}" for i in range(1, 1000)))
 # stable-baselines3's own.
 LEARNING_STARTS, BATCH_SIZE = 100, 64
 
@@ -147,8 +155,8 @@ def train(
         out: The run folder: new or empty, or with ``resume`` that of the run to go on with.
         timesteps: Environment steps of all sub-environments together; the preset's if None. PPO takes whole rollouts.
         num_envs: Number of sub-environments; the preset's if None.
-        seed: Sub-environment ``i`` starts from ``seed + i``, so runs whose seeds differ by less than ``num_envs`` share
-            some initial noise; 0 if None.
+        seed: Of the agent, and of the sub-environments by :func:`flowgym_gym.seeds`: runs with different seeds share
+            no noise; 0 if None.
         resume: Go on from the newest checkpoint of ``out``, with the settings of that run; only ``timesteps`` can
             change.
         overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5, "algo.learning_rate": 1e-4}``.
@@ -162,6 +170,8 @@ def train(
         CheckpointError: If the run folder can no longer be written, say because the disk is full; the newest checkpoint
             stays, and the run can be resumed from it.
         DivergedError: If the agent's numbers become NaN or infinite; the newest checkpoint is from before.
+        Exception: Whatever a reward, a model or a lack of memory raises within the training; all that was done before
+            the interval in which it came is saved, and the resumed run is bit-equal to one in which it never came.
     """
     prepared = prepare(
         env_id, algo, out=out, timesteps=timesteps, num_envs=num_envs, seed=seed, resume=resume, overrides=overrides
@@ -226,11 +236,13 @@ def settings_of_run(
         json.dumps(settings)
     except (TypeError, ValueError) as error:
         raise OptionError(f"a setting is no plain value: {error}") from error
+    settings["env"] = contents.resolved(settings["env"])
     return settings, _fit(settings, algo)
 
 
 def differences(changed: Settings, settings: Settings) -> list[str]:
-    """What differs from the settings of a run, timesteps aside."""
+    """What differs from the settings of a run, timesteps aside; paths count as what they mean from here."""
+    both = [{**some, "env": contents.resolved(some["env"])} for some in (changed, settings)]
     flat = [
         {
             f"{section}.{name}" if section else name: value
@@ -238,21 +250,29 @@ def differences(changed: Settings, settings: Settings) -> list[str]:
             for name, value in (some[section] if section else some).items()
             if section or name not in (*SECTIONS, "timesteps")
         }
-        for some in (changed, settings)
+        for some in both
     ]
     names = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
     return [f"{name} is {flat[0].get(name)!r}, but the run has {flat[1].get(name)!r}" for name in names]
 
 
-def run(prepared: Run, progress: bool = True) -> RunResult:
-    """Do what :func:`prepare` has checked; see :func:`train`."""
+def run(prepared: Run, progress: bool = True, on_failure: Callable[[], None] = lambda: None) -> RunResult:
+    """Do what :func:`prepare` has checked; see :func:`train`.
+
+    Args:
+        prepared: What is to be done.
+        progress: As for :func:`train`.
+        on_failure: Called when an error has stopped the training, and all of it up to that is saved.
+    """
     for note in prepared.notes:
         say(note)
-    if not tensorboard_installed():
-        say(f"metrics go to {METRICS} alone; with TensorBoard (pip install tensorboard) they go there, too")
     out, config, algo = prepared.out, copy.deepcopy(prepared.config), prepared.config["algo"]
     settings = config["settings"]
     env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
+    prompts = contents.drawn_prompts(env.vector_env)
+    check_contents(out, config, prompts)
+    if config.get("contents") is None:
+        config["contents"] = contents.contents_of(config["env_id"], settings["env"], prompts)
     model = make_algorithm(algo, env, settings, config["seed"], config.get("replay_buffer"))
     if isinstance(model, OffPolicyAlgorithm):
         config["replay_buffer"] = model.buffer_size
@@ -264,7 +284,7 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            result = _run(prepared, config, model, env, progress)
+            result = _run(prepared, config, model, env, progress, on_failure)
     except FlowGymError:
         raise
     except (OSError, RuntimeError) as error:
@@ -276,14 +296,21 @@ def run(prepared: Run, progress: bool = True) -> RunResult:
     return result
 
 
-def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, progress: bool) -> RunResult:
+def _run(
+    prepared: Run,
+    config: Config,
+    model: BaseAlgorithm,
+    env: SB3VecEnv,
+    progress: bool,
+    on_failure: Callable[[], None],
+) -> RunResult:
     """Train in a folder that exists and is locked."""
     out, settings = prepared.out, config["settings"]
     statistics = Statistics(settings["num_envs"])
     remove_leftovers(out)
     with Interruption() as interruption:
         if prepared.resume:
-            _restore(out, model, env, statistics)
+            _restore(out, model, env, statistics, config.get("moved", {}))
         else:
             # From here on the run can be resumed.
             write_json(out / CONFIG, config)
@@ -291,26 +318,57 @@ def _run(prepared: Run, config: Config, model: BaseAlgorithm, env: SB3VecEnv, pr
             config["base_model"] = before.means()
             _save_pictures(out / "before.png", [("before: base model", before)])
         write_json(out / CONFIG, config)
+        contents.write_prompts(out, config["contents"], contents.drawn_prompts(env.vector_env))
         with closing(Records(out, config, model, env, statistics.state)) as records:
             records.start()
-            stopped = _learn(model, env, config, records, statistics, interruption, progress)
+            boundary = Boundary(model, env, _interval_of(config, env))
+            boundary.keep(statistics.state())
+            try:
+                stopped = _learn(model, env, config, records, statistics, interruption, progress, boundary)
+            except DivergedError:
+                # Going on from the last interval would only diverge again.
+                raise
+            except BaseException as error:
+                if _save_boundary(boundary, out, error):
+                    on_failure()
+                raise
     # All of the training is saved now, and a signal ends the process as it does elsewhere.
-    save_curve(out)
     result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal, stopped)
     if result.stopped is not None:
         say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
-    if result.signal is None:
-        agent = load_agent(out)
-        before, after = _play_pictures(config), _play_pictures(config, agent)
-        _save_pictures(out / "after.png", [("after: trained agent", after)])
-        _save_pictures(
-            out / "comparison.png",
-            [("base model", before), (f"agent after {agent.num_timesteps:,} steps, same seeds", after)],
-        )
-        _save_film(out / "episode.gif", config, agent)
-    elif result.timesteps < result.target:
+    elif result.signal is not None and result.timesteps < result.target:
         say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
+    try:
+        _show(result, config)
+    except Exception as error:
+        raise _saved_all_the_same(result, error) from error
     return result
+
+
+def _show(result: RunResult, config: Config) -> None:
+    """Draw what a run has come to."""
+    out = result.out
+    save_curve(out)
+    if result.signal is not None:
+        return
+    agent = load_agent(out)
+    before, after = _play_pictures(config), _play_pictures(config, agent)
+    _save_pictures(out / "after.png", [("after: trained agent", after)])
+    _save_pictures(
+        out / "comparison.png",
+        [("base model", before), (f"agent after {agent.num_timesteps:,} steps, same seeds", after)],
+    )
+    _save_film(out / "episode.gif", config, agent)
+
+
+def _saved_all_the_same(result: RunResult, error: Exception) -> FlowGymError:
+    """The error of pictures that cannot be made, with the word that the training is not lost."""
+    kind = type(error) if isinstance(error, FlowGymError) else CheckpointError
+    cause = reason(error) if isinstance(error, FlowGymError) else f"{type(error).__name__}: {reason(error)}"
+    return kind(
+        f"the run in {result.out} is saved up to {result.timesteps} timesteps, but its pictures cannot be made: "
+        f"{cause}; remove the cause, then --resume draws them"
+    )
 
 
 def save_curve(out: Path) -> None:
@@ -319,16 +377,25 @@ def save_curve(out: Path) -> None:
     Raises:
         CheckpointError: If one of its files is damaged, or the picture cannot be written.
     """
-    config, evaluations = read_config(out), read_metrics(out / EVALUATIONS)
+    config, evaluations = read_config(out), read_metrics(out / EVALUATIONS, Evaluations.COLUMNS)
     # The untrained agent, on the seeds of the curve's other points, is the base model.
-    base = next((row for row in evaluations if row["timesteps"] == 0), None) or config.get("base_model")
+    base = next((row for row in evaluations if row["timesteps"] == 0), None)
+    if base is None and config.get("base_model") is not None:
+        base = _means(config["base_model"])
+        if base is None:
+            say(f"the base model's means in {out / CONFIG} are damaged; the curve does without them")
     evaluation = out / "evaluation.json"
     if evaluation.is_file():
         try:
             report = json.loads(evaluation.read_text(encoding="utf-8"))
-            base = {"episodes": report["episodes"], **{name: v["mean"] for name, v in report["base"].items()}}
+            means = {name: report["base"][name]["mean"] for name in QUANTITIES}
+            base = _means({**means, "episodes": report["episodes"]})
+            if base is None:
+                raise ValueError(f"base is {shown(report['base'], 60)}, expected numbers")
         except UNREADABLE as error:
-            raise CheckpointError(f"{evaluation} is damaged: {type(error).__name__}: {error}; move it away") from error
+            raise CheckpointError(
+                f"{evaluation} is damaged: {type(error).__name__}: {reason(error)}; move it away"
+            ) from error
     title = f"{config['env_id']}, {config['algo'].upper()}, seed {config['seed']}"
     best, picture = best_checkpoint(out), out / "learning_curve.png"
     try:
@@ -342,6 +409,14 @@ def save_curve(out: Path) -> None:
         )
     except OSError as error:
         raise CheckpointError(f"{picture} cannot be written: {error.strerror or error}") from error
+
+
+def _means(means: Any) -> Row | None:
+    """Means of the base model; None unless there is a number for each quantity."""
+    names = ("episodes", *QUANTITIES)
+    known = {name: means.get(name) for name in names} if isinstance(means, dict) else {}
+    good = known and all(type(value) in (int, float) for value in known.values())
+    return known if good else None
 
 
 class Statistics(BaseCallback):
@@ -391,12 +466,14 @@ class Statistics(BaseCallback):
 
 
 class Interruption:
-    """Remembers SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once.
+    """Remembers SIGINT, SIGTERM and SIGHUP instead of dying of them; a second SIGINT interrupts at once.
 
-    Signals can only be caught in the main thread; in another one this does nothing.
+    Signals can only be caught in the main thread; in another one this does nothing. A SIGHUP, which a terminal sends
+    when it is closed, stays ignored under ``nohup``.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    # Windows has no SIGHUP.
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -404,7 +481,11 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+            self._previous = {
+                number: signal.signal(number, self._remember)
+                for number in self.SIGNALS
+                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
+            }
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -428,16 +509,15 @@ class Progress:
 
     def __init__(self, target: int, done: int, bar: bool) -> None:
         self.target = target
-        self._bar = tqdm(total=target, initial=done, unit="step", file=sys.stderr) if bar and _is_terminal() else None
+        self._bar = Bar(target, done) if bar else None
         self._last_line = time.monotonic()
 
     def update(self, steps: int, row: Row) -> None:
         """Show how far the run is."""
         shown = {"reward": row["terminal_reward"], "cost": row["control_cost"], "return": row["return"]}
         text = {name: f"{value:.4g}" for name, value in shown.items() if value is not None}
-        if self._bar is not None:
-            self._bar.set_postfix(text, refresh=False)
-            self._bar.update(steps)
+        if self._bar is not None and self._bar.shown:
+            self._bar.update(steps, text)
         elif time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
             values = " ".join(f"{name} {value}" for name, value in text.items())
@@ -458,6 +538,7 @@ def _learn(
     statistics: Statistics,
     interruption: Interruption,
     progress: bool,
+    boundary: Boundary,
 ) -> str | None:
     """Train interval by interval until the target is reached, a signal has come, or the control cost is too high.
 
@@ -466,7 +547,7 @@ def _learn(
     """
     settings, algo = config["settings"], config["algo"]
     target = settings["timesteps"]
-    size = _interval(settings, algo, env.get_attr("discretization_steps")[0])
+    size = _interval_of(config, env)
     shown = Progress(target, model.num_timesteps, progress)
     while model.num_timesteps < target and interruption.signal is None and records.excess is None:
         done, started = model.num_timesteps, time.monotonic()
@@ -500,6 +581,7 @@ def _learn(
         }
         shown.update(steps, row)
         records.add(row, since=done)
+        boundary.keep(statistics.state())
     records.save()
     shown.close()
     return records.excess if model.num_timesteps < target else None
@@ -517,13 +599,16 @@ def _prepare_resumed(
     config = read_config(out)
     check_writable(out)
     done = _done(out)
+    if overrides:
+        config = _follow(config, overrides, env_id, algo or config["algo"])
+    check_contents(out, config)
     settings = copy.deepcopy(config["settings"])
     given = {"env": env_id, "algo": algo, "seed": seed, "num_envs": num_envs}
     own = {"env": config["env_id"], "algo": config["algo"], "seed": config["seed"], "num_envs": settings["num_envs"]}
     for name, value in given.items():
         if value is not None and value != own[name]:
             raise OptionError(f"{name} is {value!r}, but the run in {out} has {own[name]!r} and resumes with that")
-    algo, notes = config["algo"], []
+    algo, notes = config["algo"], contents.note(config)
     if done is None:
         notes.append(f"the run in {out} ended before its first checkpoint; starting from the beginning")
     if overrides:
@@ -549,6 +634,22 @@ def _prepare_resumed(
         # Of a longer run the replay buffer may hold more.
         config = {name: value for name, value in config.items() if name != "replay_buffer"}
     return Run(out, {**config, "settings": settings}, resume=done is not None, notes=notes)
+
+
+def _follow(config: Config, overrides: Mapping[str, Any], env_id: str, algo: str) -> Config:
+    """The configuration of a run whose files are at another place now, if changes name that and it holds the same."""
+    changed = contents.resolved(override(config["settings"], overrides, env_id, algo)["env"])
+    moves = contents.moved(config, changed)
+    if not moves:
+        return config
+    settings = config["settings"]
+    return {
+        **config,
+        "settings": {**settings, "env": contents.replaced(settings["env"], moves)},
+        "contents": contents.relocated(config["contents"], moves),
+        # What checkpoints say of the environment names the places of their time.
+        "moved": {old: moves.get(new, new) for old, new in config.get("moved", {}).items()} | moves,
+    }
 
 
 def _done(out: Path) -> int | None:
@@ -598,6 +699,24 @@ def _interval(settings: dict[str, Any], algo: str, episode_steps: int) -> int:
     return unit if algo == "ppo" else unit * math.ceil(episode_steps * settings["num_envs"] / unit)
 
 
+def _interval_of(config: Config, env: SB3VecEnv) -> int:
+    return _interval(config["settings"], config["algo"], env.get_attr("discretization_steps")[0])
+
+
+def _save_boundary(boundary: Boundary, out: Path, error: BaseException) -> bool:
+    """Save what was done before the interval in which an error came; whether that worked."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    what = "interrupted" if interrupted else type(error).__name__
+    advice = "resume to go on" if interrupted else "remove the cause, then resume to go on"
+    try:
+        done = int(boundary.save(out).name)
+    except Exception as failure:
+        say(f"{what} in training, and what was done since the last checkpoint cannot be saved: {reason(failure)}")
+        return False
+    say(f"{what} in training; saved in {out} up to {done} timesteps: {advice}")
+    return True
+
+
 def _learning_rate(settings: dict[str, Any], model: BaseAlgorithm, done: float) -> float:
     first, final = float(model.learning_rate), settings["final_learning_rate"]  # type: ignore[arg-type]
     return first if final is None else first + (float(final) - first) * done
@@ -615,12 +734,18 @@ def _changed_rate(settings: Settings, done: int, before: int) -> list[str]:
     ]
 
 
-def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statistics) -> None:
+def _restore(
+    out: Path,
+    model: BaseAlgorithm,
+    env: SB3VecEnv,
+    statistics: Statistics,
+    moved: Mapping[str, str],
+) -> None:
     """Go on from the newest checkpoint that can be read."""
     failures: dict[Path, str] = {}
     for checkpoint in checkpoints(out):
         try:
-            statistics.restore(restore_checkpoint(checkpoint, model, env))
+            statistics.restore(restore_checkpoint(checkpoint, model, env, moved))
         except CheckpointError as error:
             failures[checkpoint] = str(error)
             continue
@@ -630,10 +755,16 @@ def _restore(out: Path, model: BaseAlgorithm, env: SB3VecEnv, statistics: Statis
         if note is not None:
             say(note)
         for damaged in failures:
-            damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
+            _put_aside(damaged)
         say(f"resuming at {model.num_timesteps} timesteps")
         return
     raise CheckpointError(next(iter(failures.values())))
+
+
+def _put_aside(checkpoint: Path) -> None:
+    """Give a damaged checkpoint a name that no run writes to, and that none of it has yet."""
+    names = (checkpoint.with_name(f"damaged-{checkpoint.name}{end}") for end in _ENDS)
+    checkpoint.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def _is_finite(model: BaseAlgorithm) -> bool:
@@ -688,12 +819,3 @@ def _advice(out: Path, error: BaseException) -> str:
     found = checkpoints(out)
     left = f"is saved up to {int(found[0].name)} timesteps" if found else "has no checkpoint yet"
     return f"writing to {out} failed: {cause}; the run {left}: remove the cause, then go on with --resume"
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
-def say(text: str) -> None:
-    """Tell the user something, on standard error."""
-    print(text, file=sys.stderr, flush=True)

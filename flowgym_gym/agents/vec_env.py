@@ -12,7 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from flowgym_gym import wrappers
+from flowgym_gym.checks import check_seed
 from flowgym_gym.errors import OptionError
+from flowgym_gym.seeding import seeds
 from flowgym_gym.wrappers import vector as vector_wrappers
 
 # What a sub-environment calls differently from the vector environment that holds it.
@@ -23,7 +25,7 @@ class SB3VecEnv(VecEnv):
     """The batched environment for stable-baselines3, which does not take Gymnasium's vector environments.
 
     It equals SB3's ``DummyVecEnv`` over the single environments, with one network call per step instead of
-    ``num_envs``. Arrays of the vector environment are passed on, not copied.
+    ``num_envs``, and with seeds that other runs do not share. Arrays of the vector environment are passed on, not copied.
 
     Args:
         vector_env: A Gymnasium vector environment, wrapped or not, that resets ended episodes in the same step.
@@ -68,6 +70,20 @@ class SB3VecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         return observations  # type: ignore[no-any-return]
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seeds for the next reset, :func:`flowgym_gym.seeds`: no sub-environment of another seed has them.
+
+        stable-baselines3's own rule, ``seed + i``, would give agents with neighbouring seeds almost the same noise.
+
+        Args:
+            seed: Of all sub-environments; None for a random one, from numpy's global generator.
+        """
+        check_seed(seed)
+        if seed is None:
+            seed = int(np.random.randint(0, np.iinfo(np.uint32).max, dtype=np.uint32))
+        self._seeds = [*seeds(seed, self.num_envs)]
+        return self._seeds
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions for ``step_wait``."""

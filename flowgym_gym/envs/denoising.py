@@ -111,32 +111,44 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         """
         self._check_open()
         check_seed(seed)
-        restore(self, state)
-        self.rollout.seed([0], [seed])
+        with self._all_or_nothing():
+            restore(self, state)
+            self.rollout.seed([0], [seed])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode from fresh noise; see :meth:`gymnasium.Env.reset`."""
+        """Start an episode from fresh noise; see :meth:`gymnasium.Env.reset`.
+
+        Raises:
+            FlowGymError: If an argument cannot be used, or the model fails; nothing has changed then.
+        """
         self._check_open()
         check_seed(seed)
         self.rollout.check_options(options)
         seed = None if seed is None else int(seed)
-        super().reset(seed=seed)
-        if seed is None and not self.rollout.seeded[0]:
-            seed = int(self.np_random.integers(2**62))
-        self.rollout.seed([0], [seed])
-        (info,) = self.rollout.reset([0], options)
+        with self._all_or_nothing():
+            super().reset(seed=seed)
+            if seed is None and not self.rollout.seeded[0]:
+                seed = int(self.np_random.integers(2**62))
+            self.rollout.seed([0], [seed])
+            (info,) = self.rollout.reset([0], options)
         return self._observe(), info
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Take one denoising step; see :meth:`gymnasium.Env.step`."""
+        """Take one denoising step; see :meth:`gymnasium.Env.step`.
+
+        Raises:
+            FlowGymError: If the action cannot be used, or the model fails; nothing has changed then.
+            RewardError: If the reward fails; the episode is over then.
+        """
         self._check_open()
         self._check_started()
         if self.rollout.finished[0]:
             raise ResetNeededError("the episode is over; call reset before the next step")
         actions = self.rollout.check_actions(action, batched=False)
-        outcome = self.rollout.step(actions, [0])
+        with self._all_or_nothing():
+            outcome = self.rollout.step(actions, [0])
         return self._observe(), float(outcome.rewards[0]), bool(outcome.finished[0]), False, outcome.info(0)
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
@@ -146,7 +158,8 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
             return None
         self._check_open()
         self._check_started()
-        return self.rollout.frames()[0]
+        with self._all_or_nothing():
+            return self.rollout.frames()[0]
 
     def close(self) -> None:
         """End the use of the environment; the model stays loaded for others."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
-import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice, check_mapping, check_number, check_once, check_weight, check_whole
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Transitions, check_costs, default_action_scale
 from flowgym_gym.envs.answers import check_finished, check_output, check_started, described
+from flowgym_gym.envs.identity import describe, describe_arguments
+from flowgym_gym.envs.randomness import EpisodeSeed, randomness, undone_on_failure
+from flowgym_gym.envs.randomness import seeded as seeded
 from flowgym_gym.errors import (
     ActionError,
     ModelError,
@@ -109,6 +109,7 @@ class Environment(Generic[D]):
     action_type: ClassVar[str]
     # How `make` loads the base model and the reward; copies share them, and a pickle holds this instead of weights.
     _parts: dict[str, dict[str, Any]] | None = None
+    _arguments: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -147,29 +148,27 @@ class Environment(Generic[D]):
         self.noise_schedule = noise_schedule
         self._action_scale = action_scale
         check_choice(f"output_type of {type(base_model).__name__}", getattr(base_model, "output_type", None), OUTPUTS)
-        with seeded(0), torch.no_grad():
-            probe, _ = self._draw(1)
+        with torch.no_grad(), plain_defaults(), randomness(base_model, EpisodeSeed(0)) as own:
+            probe, _ = self._draw(1, **own)
         self.state_shape: tuple[int, ...] = tuple(probe.data.shape[1:])
         self.set_time_grid(discretization_steps, spacing)
 
     def settings(self) -> dict[str, Any]:
-        """What decides how an episode goes on, as plain values; a state belongs to environments that agree in these."""
-        parts = self._parts or {"base_model": {"id": type(self.base_model).__name__}, "reward": {}}
-        model = self.base_model
-        return {
-            "base_model": parts["base_model"]["id"],
-            "checkpoint": str(parts["base_model"].get("checkpoint") or getattr(model, "default_checkpoint", None)),
-            "guidance_scale": getattr(model, "guidance_scale", None),
-            "distilled_guidance": getattr(model, "distilled_guidance", None),
-            "negative_prompt": getattr(model, "negative_prompt", None),
-            "reward": parts["reward"].get("id", type(self.reward).__name__),
-            "action_type": self.action_type,
-            "sampler": self.sampler,
-            **{
-                name: None if getattr(self, name) is None else float(getattr(self, name))
-                for name in ("noise_level", "noise_schedule", "action_scale", "reward_scale", "control_cost_weight")
-            },
-        }
+        """What decides how an episode goes on, as plain values; a state belongs to environments that agree in these.
+
+        These are the arguments of base model, reward and transitions, defaults aside, without those that change nothing
+        but the device, the speed or the prompts of later episodes (:mod:`flowgym_gym.envs.identity`).
+        """
+        return describe(self)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The part of the settings that tells with which arguments base model and reward were made."""
+        if self._parts is None:
+            return describe_arguments(self)
+        if self._arguments is None:
+            self._arguments = describe_arguments(self)
+        return self._arguments
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Environment[D]:
         return copy(self)
@@ -240,19 +239,27 @@ class Environment(Generic[D]):
         else:
             action_scale = float(self._action_scale)
         check_costs(transitions, dimensions, action_scale, self.control_cost_weight)
-        self.grid, self.transitions, self.action_scale = grid, transitions, action_scale
         self.times = grid.times.to(self.device, torch.float32)
+        self.grid, self.transitions, self.action_scale = grid, transitions, action_scale
 
     def start(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
-        """Initial states, shape ``(n, *)``, and the keyword arguments for the model, from torch's global generator.
+        """Initial states, shape ``(n, *)``, float32, and the keyword arguments for the model.
+
+        They are drawn from torch's global generator.
+        """
+        return self.start_from(None, n, kwargs)
+
+    def start_from(self, seed: EpisodeSeed | None, n: int, kwargs: Mapping[str, Any]) -> tuple[D, dict[str, Any]]:
+        """As :meth:`start`, from a seed of their own; the global generators are as before then.
 
         Raises:
-            ModelError: If the model returns something else.
+            ModelError: If the model returns something else than real states and arguments with one entry for each.
         """
-        x, kwargs = self._draw(n, **kwargs)
-        started = self.base_model.preprocess(x, **kwargs)
+        with plain_defaults(), randomness(self.base_model, seed) as own:
+            x, kwargs = self._draw(n, **own, **kwargs)
+            started = self.base_model.preprocess(x, **own, **kwargs)
         check_started(self.base_model, started, n, self.state_shape)
-        return started
+        return started[0].to(torch.float32), started[1]
 
     def _draw(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         result = self.base_model.sample_p0(n, **kwargs)
@@ -290,7 +297,10 @@ class Environment(Generic[D]):
         Returns:
             The next states, shape ``(n, *)``, and control costs in nats, shape ``(n,)``.
         """
-        return self.transitions.at(index, x.ndim).step(x, output, self.action_scale * action, noise)
+        transitions = self.transitions.at(index, x.ndim)
+        # States keep their number format, whatever a model or a policy answers in.
+        correction = self.action_scale * action.to(x.dtype)
+        return transitions.step(x, output.to(x.dtype), correction, noise.to(x.dtype))
 
     def log_prob(self, x: Tensor, output: Tensor, action: Tensor, following: Tensor, index: Tensor) -> Tensor:
         r"""Log density of transitions that were drawn: the likelihood of a policy that is the steered sampler itself.
@@ -318,7 +328,7 @@ class Environment(Generic[D]):
 
     def expected_endpoint(self, x: Tensor, output: Tensor, index: Tensor) -> Tensor:
         """The final state that the model expects from states ``x``, shape ``(n, *)``."""
-        return self.transitions.at(index, x.ndim).endpoint(x, output)
+        return self.transitions.at(index, x.ndim).endpoint(x, output.to(x.dtype))
 
     def finish(self, x: D) -> D:
         """Finished samples of states ``(n, *)``, batch first.
@@ -363,8 +373,11 @@ class Environment(Generic[D]):
             OptionError: If ``n`` is not a positive whole number.
             ActionError: If the policy returns something else.
             ModelError: If a state becomes NaN or infinite.
+
+        After an error torch's global generators are as before the call.
         """
-        return self._scored(self._roll_out(n, policy, kwargs), self.score)
+        with undone_on_failure(self.device):
+            return self._scored(self._roll_out(n, policy, kwargs), self.score)
 
     @torch.no_grad()
     def stream(self, n: int, batches: int, policy: Policy | None = None, **kwargs: Any) -> Iterator[Sample[D]]:
@@ -385,7 +398,8 @@ class Environment(Generic[D]):
         check_whole("batches", batches)
         waiting: Callable[[], Sample[D]] | None = None
         for _ in range(batches):
-            rolled_out = self._roll_out(n, policy, kwargs)
+            with undone_on_failure(self.device):
+                rolled_out = self._roll_out(n, policy, kwargs)
             if waiting is not None:
                 yield waiting()
             waiting = self._begin_to_score(rolled_out)
@@ -412,7 +426,7 @@ class Environment(Generic[D]):
         x, kwargs = self.start(n, **kwargs)
         trajectory, costs = [x], []
         for i in range(self.discretization_steps):
-            index = torch.full((n,), i, device=self.device)
+            index = torch.full((n,), i, dtype=torch.int64, device=self.device)
             action = torch.zeros_like(x.data) if policy is None else self._act(policy, x, index, kwargs)
             output = self.predict(x, index, **kwargs)
             following, cost = self.advance(x.data, output, action, torch.randn_like(x.data), index)
@@ -428,13 +442,14 @@ class Environment(Generic[D]):
             raise ActionError(
                 f"the policy returned actions whose control cost is infinite (action_scale is {self.action_scale:.3g})"
             )
-        unknown = torch.full((n,), math.nan)
-        return Sample(x, x, trajectory, control_costs, unknown, torch.zeros(n, dtype=torch.bool), kwargs)
+        unknown = torch.full((n,), math.nan, dtype=torch.float32, device="cpu")
+        invalid = torch.zeros(n, dtype=torch.bool, device="cpu")
+        return Sample(x, x, trajectory, control_costs, unknown, invalid, kwargs)
 
     def _act(self, policy: Policy, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
         action = policy(x, self.times[index], **kwargs)
         try:
-            tensor: Tensor = action.data if isinstance(action, FlowTensor) else torch.as_tensor(action)
+            tensor: Tensor = action.data if isinstance(action, FlowTensor) else torch.as_tensor(action, device=x.device)
             odd = oddity(tensor) or ("truth values" if tensor.dtype is torch.bool else None)
             if odd:
                 raise TypeError(odd)
@@ -566,38 +581,28 @@ def make(
     return environment
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python inside, and restore them afterwards."""
-    with _seeding:
-        yield from _seeded(seed)
-
-
-# The global generators are shared by all threads.
-_seeding = threading.RLock()
-
-
-def _seeded(seed: int) -> Iterator[None]:
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    # Before CUDA has been used, torch.manual_seed would keep a whole stack trace for later, which costs half a
-    # millisecond for every episode.
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
 def merge_kwargs(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join the keyword arguments of single samples into those of a batch."""
-    return {key: _merge([item[key] for item in items]) for key in items[0]}
+    """Join the keyword arguments of single samples into those of a batch.
+
+    Raises:
+        ModelError: If they have different names, or values that make no batch.
+    """
+    first = items[0]
+    for item in items:
+        if item.keys() != first.keys():
+            raise ModelError(
+                f"episodes of one batch have the arguments {sorted(first)} and {sorted(item)}; a model's sample_p0 and "
+                "preprocess must return the same names for all"
+            )
+    merged = {}
+    for key in first:
+        try:
+            merged[key] = _merge([item[key] for item in items])
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"the argument {key!r} of several episodes makes no batch: {reason(error)}") from error
+    return merged
 
 
 def _merge(values: list[Any]) -> Any:

@@ -6,9 +6,11 @@ the noise of every step, so a seed means the same episode on every device, in ev
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +20,10 @@ import torch
 
 from flowgym_gym.checks import LARGEST, check_mapping, check_whole
 from flowgym_gym.envs.answers import check_embeddings, check_pictures, check_prompts
-from flowgym_gym.envs.environment import Environment, make, merge_kwargs, seeded
-from flowgym_gym.envs.state import State, check_array, check_settings, pack, row, unpack
+from flowgym_gym.envs.environment import Environment, make, merge_kwargs
+from flowgym_gym.envs.identity import check_settings
+from flowgym_gym.envs.randomness import EpisodeSeed, seed_generator
+from flowgym_gym.envs.state import State, check_arguments, check_array, form, pack, row, unpack
 from flowgym_gym.errors import (
     ActionError,
     ModelError,
@@ -125,6 +129,8 @@ class Rollout:
         self._kwargs: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._merged: dict[str, Any] | None = None
         self._output: torch.Tensor | None = None
+        # What a stateful reward remembered before the call that is being made.
+        self._remembered: dict[str, np.ndarray] | None = None
         prompts = check_prompts(environment.base_model)
         self._embeddings: np.ndarray | None = None
         if prompts is not None and len(prompts) > 1:
@@ -172,10 +178,31 @@ class Rollout:
         """Seed the generators of some sub-environments; None leaves one as it is."""
         for i, seed in zip(indices, seeds, strict=True):
             if seed is not None:
-                # torch's CPU generators keep 32 bits of a seed, so that 2**32 + i would be i: wider seeds are mixed.
-                narrow = int(seed) if seed < 2**32 else int(np.random.SeedSequence(int(seed)).generate_state(1)[0])
-                self.generators[i].manual_seed(narrow)
+                seed_generator(self.generators[i], int(seed))
                 self.seeded[i] = True
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Put all episodes, generators and what the reward remembers back if something is raised inside.
+
+        After a RewardError the step that it is about stays taken.
+        """
+        replaced = ("_latents", "_host", "_kwargs", "_merged", "_output", "_embeddings", "generators")
+        before = {name: getattr(self, name) for name in replaced}
+        arrays = {name: getattr(self, name).copy() for name in ("index", "started", "seeded")}
+        states = [generator.get_state() for generator in self.generators]
+        self._remembered = None
+        try:
+            yield
+        except RewardError:
+            raise
+        except BaseException:
+            self.__dict__.update({**before, **arrays})
+            for generator, bits in zip(self.generators, states, strict=True):
+                generator.set_state(bits)
+            if self._remembered is not None:
+                self.environment.reward.set_state(self._remembered)
+            raise
 
     def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; every episode must be reset before its next step."""
@@ -187,9 +214,26 @@ class Rollout:
     def check_options(self, options: object) -> None:
         """Raise an OptionError unless these are options of :meth:`reset`."""
         check_mapping("options", options)
-        unknown = sorted(set(options or {}) - {"prompt"})  # type: ignore[call-overload]
+        given: Mapping[str, Any] = options or {}  # type: ignore[assignment]
+        unknown = sorted(set(given) - {"prompt"})
         if unknown:
-            raise OptionError(f"reset options {unknown} are not known, expected 'prompt' or none")
+            raise OptionError(f"reset options {shown(unknown)} are not known, expected 'prompt' or none")
+        if given.get("prompt") is not None:
+            self._check_prompt(given["prompt"])
+
+    def _check_prompt(self, prompt: Any) -> None:
+        model = self.environment.base_model
+        if model.prompts is None:
+            if "prompt" in inspect.signature(model.sample_p0).parameters:
+                return
+            raise OptionError(
+                f"prompt is {shown(prompt)}, but {type(model).__name__} has no prompts; leave the option out"
+            )
+        listed = prompt.tolist() if isinstance(prompt, np.ndarray) and prompt.ndim == 1 else prompt
+        (text,) = listed if isinstance(listed, list | tuple) and len(listed) == 1 else (listed,)
+        if not isinstance(text, str):
+            raise OptionError(f"prompt is {shown(prompt)}, expected a string, the prompt of every episode that begins")
+        model.check_prompt(text)
 
     @torch.no_grad()
     def reset(self, indices: Sequence[int], options: dict[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -203,31 +247,47 @@ class Rollout:
             The ``info`` of each, with its ``prompt`` if the model has one.
 
         Raises:
-            OptionError: If ``options`` has another key.
+            OptionError: If ``options`` has another key, or a prompt that the model does not take.
+            ModelError: If episodes that run side by side have arguments that make no batch.
         """
         settle_after_fork()
         self.check_options(options)
-        options = dict(options or {})
+        asked = {name: value for name, value in (options or {}).items() if value is not None}
         states, all_kwargs = [], []
         for i in indices:
-            seed = int(torch.randint(2**62, (), generator=self.generators[i]))
-            with seeded(seed):
-                x, kwargs = self.environment.start(1, **options)
-            states.append(x.data.to(torch.float32))
+            x, kwargs = self.environment.start_from(EpisodeSeed.draw(self.generators[i]), 1, asked)
+            states.append(x.data)
             all_kwargs.append(kwargs)
-        infos: list[dict[str, Any]] = []
         where = list(indices)
+        self._check_batch(where, all_kwargs)
+        prompts = [kwargs.get("prompt") for kwargs in all_kwargs]
+        embeddings = None if self._embeddings is None else self._embeddings.copy()
+        for i, prompt in zip(where, prompts, strict=True):
+            if embeddings is not None and prompt is not None:
+                embeddings[i] = self._embed(prompt)[0]
+
         self.latents = _replaced(self.latents, where, torch.cat(states))
         self.index[where] = 0
         self.started[where] = True
         self._merged = self._output = None
-        for i, kwargs in zip(indices, all_kwargs, strict=True):
+        self._embeddings = embeddings
+        self._kwargs = list(self._kwargs)
+        for i, kwargs in zip(where, all_kwargs, strict=True):
             self._kwargs[i] = kwargs
-            prompt = kwargs.get("prompt")
-            infos.append({"prompt": prompt[0]} if isinstance(prompt, list) else {})
-            if self._embeddings is not None and prompt is not None:
-                self._embeddings[i] = self._embed(prompt)[0]
-        return infos
+        return [{"prompt": prompt[0]} if isinstance(prompt, list) else {} for prompt in prompts]
+
+    def _check_batch(self, where: list[int], new: list[dict[str, Any]]) -> None:
+        """Raise a ModelError unless the arguments of new episodes make a batch with those of running ones."""
+        running = set(np.flatnonzero(self.started & ~self.finished).tolist()) - set(where)
+        side_by_side = [*(self._kwargs[i] for i in sorted(running)[:1]), *new]
+        first = form(side_by_side[0])
+        for kwargs in side_by_side[1:]:
+            if form(kwargs) != first:
+                raise ModelError(
+                    f"{type(self.environment.base_model).__name__} makes episodes with the arguments {first} and "
+                    f"{form(kwargs)}, which cannot run side by side; its sample_p0 and preprocess must return the same "
+                    "names, kinds and shapes for all"
+                )
 
     @torch.no_grad()
     def step(self, actions: np.ndarray | torch.Tensor, indices: Sequence[int]) -> Outcome:
@@ -238,7 +298,7 @@ class Rollout:
             indices: Which sub-environments take the step.
 
         Raises:
-            ModelError: If the model returns NaN or infinity; no sub-environment has moved then, but its noise is drawn.
+            ModelError: If the model returns NaN or infinity.
             RewardError: If the reward fails; the episodes that it should have scored are over.
             ResetNeededError: If one of the episodes is over.
         """
@@ -252,7 +312,8 @@ class Rollout:
         draws = [torch.randn(shape, generator=self.generators[i], dtype=torch.float32, device="cpu") for i in where]
         x = self.latents if everyone else self.latents[where]
         noise = torch.stack(draws).to(x.device)
-        action = torch.as_tensor(actions if everyone else actions[where]).to(x.device)
+        taken = actions if everyone else actions[where]
+        action = (torch.from_numpy(taken) if isinstance(taken, np.ndarray) else taken).to(x.device)
         index = torch.from_numpy(self.index[where]).to(x.device)
         kwargs = self._batch_kwargs(where)
         output = self._predict(x, index, kwargs, where)
@@ -302,9 +363,10 @@ class Rollout:
         if running:
             index = torch.from_numpy(self.index[running]).to(states.device)
             output = self._predict(states[running], index, self._batch_kwargs(running), running)
-            if self._output is None:
-                self._output = torch.zeros_like(self.latents)
-            self._output[running] = output
+            # A copy, so that what was known before comes back if the picture cannot be drawn.
+            known = torch.zeros_like(self.latents) if self._output is None else self._output.clone()
+            known[running] = output.to(known.dtype)
+            self._output = known
             states[running] = self.environment.expected_endpoint(states[running], output, index)
         model = self.environment.base_model
         pictures = model.picture(self.environment.finish(FlowTensor(states)))
@@ -328,54 +390,82 @@ class Rollout:
         }
         if self._embeddings is not None:
             state["embeddings"] = self._embeddings.copy()
-        if not self.started.any():
+        running = self.started & ~self.finished if (self.started & ~self.finished).any() else self.started
+        if not running.any():
             return {**state, **pack({})}
-        # Where no episode runs there are no arguments; those of another sub-environment hold their place.
-        filler = self._kwargs[int(np.flatnonzero(self.started)[0])]
-        kwargs = [self._kwargs[i] if self.started[i] else filler for i in range(self.num_envs)]
+        # Where no episode runs no arguments are needed; those of another sub-environment hold their place.
+        filler = self._kwargs[int(np.flatnonzero(running)[0])]
+        kwargs = [
+            mine if self.started[i] and form(mine) == form(filler) else filler for i, mine in enumerate(self._kwargs)
+        ]
         return {**state, **pack(merge_kwargs(kwargs))}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from what :meth:`get_state` returned.
 
         Raises:
-            StateError: If the state is damaged, or of an environment with other sub-environments, latents or times;
-                nothing has changed then.
+            StateError: If the state is damaged, or of an environment with other sub-environments, latents, times or
+                settings; nothing has changed then.
         """
         try:
-            current = self.get_state()
-            arrays = {
-                name: check_array(state, name, like) for name, like in current.items() if like.ndim and "/" not in name
-            }
-            if not np.array_equal(arrays["times"], current["times"]):
-                raise StateError("times of the state are not those that this environment visits; give it the same grid")
-            for name, array in state.items():
-                if name.startswith("kwargs/") and array.ndim and len(array) != self.num_envs:
-                    raise StateError(f"{name} of the state has {len(array)} rows, expected {self.num_envs}")
-            check_settings(str(state["settings"]), str(current["settings"]))
-            if not np.isfinite(arrays["latents"]).all():
-                raise StateError("latents of the state hold NaN or infinity")
-            outside = (arrays["index"] < 0) | (arrays["index"] > self.environment.discretization_steps)
-            if outside.any():
-                raise StateError(
-                    f"index of the state is {arrays['index'][outside][0]}, expected 0 to "
-                    f"{self.environment.discretization_steps}"
-                )
-            generators = [torch.Generator().set_state(torch.from_numpy(bits.copy())) for bits in arrays["generators"]]
-            kwargs = unpack(state, self.latents.device)
-            each = [row(kwargs, i) if arrays["started"][i] else {} for i in range(self.num_envs)]
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, StateError):
-                raise
-            raise StateError(f"part of the state is damaged: {type(error).__name__}: {error}") from error
+            arrays, generators, kwargs = self._read_state(state)
+        except StateError:
+            raise
+        except Exception as error:  # whatever a damaged state makes of json, numpy and torch
+            raise StateError(f"part of the state is damaged: {type(error).__name__}: {reason(error)}") from error
         self.latents = torch.from_numpy(arrays["latents"].copy()).to(self.latents.device)
         for name in ("index", "started", "seeded"):
-            getattr(self, name)[:] = arrays[name]
+            setattr(self, name, arrays[name].copy())
         self.generators = generators
         if self._embeddings is not None:
-            self._embeddings[:] = arrays["embeddings"]
-        self._kwargs = each
+            self._embeddings = arrays["embeddings"].copy()
+        self._kwargs = kwargs
         self._merged = self._output = None
+
+    def _read_state(
+        self, state: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], list[torch.Generator], list[dict[str, Any]]]:
+        """Arrays, generators and arguments of a state that fits, all checked."""
+        current = self.get_state()
+        own = [name for name, array in current.items() if array.ndim and "/" not in name]
+        arrays = {name: check_array(state, name, current[name]) for name in own}
+        if not np.array_equal(arrays["times"], current["times"]):
+            raise StateError("times of the state are not those that this environment visits; give it the same grid")
+        for name, array in state.items():
+            if name.startswith("kwargs/") and array.ndim and len(array) != self.num_envs:
+                raise StateError(f"{name} of the state has {len(array)} rows, expected {self.num_envs}")
+        check_settings(str(state["settings"]), self.environment)
+        for name in {"latents", "embeddings"} & set(arrays):
+            if not np.isfinite(arrays[name]).all():
+                raise StateError(f"{name} of the state hold NaN or infinity")
+        outside = (arrays["index"] < 0) | (arrays["index"] > self.environment.discretization_steps)
+        if outside.any():
+            raise StateError(
+                f"index of the state is {arrays['index'][outside][0]}, expected 0 to "
+                f"{self.environment.discretization_steps}"
+            )
+        generators = [torch.Generator().set_state(torch.from_numpy(bits.copy())) for bits in arrays["generators"]]
+        batch = unpack(state, self.latents.device)
+        kwargs = [row(batch, i) if started else {} for i, started in enumerate(arrays["started"])]
+        self._check_kwargs([mine for mine, started in zip(kwargs, arrays["started"], strict=True) if started])
+        return arrays, generators, kwargs
+
+    @torch.no_grad()
+    def _check_kwargs(self, episodes: list[dict[str, Any]]) -> None:
+        """Raise a StateError unless the arguments of a state's episodes are such as the model makes."""
+        asked: dict[str, Any] = {}
+        for prompt in {repr(kwargs["prompt"]): kwargs["prompt"] for kwargs in episodes if "prompt" in kwargs}.values():
+            try:
+                self._check_prompt(prompt)
+            except OptionError as error:
+                raise StateError(f"kwargs/prompt of the state cannot be used here: {error}") from error
+        for kwargs in episodes[:1]:
+            if "prompt" in kwargs:
+                asked = {"prompt": kwargs["prompt"]}
+            _, like = self.environment.start_from(EpisodeSeed(0), 1, asked)
+            check_arguments(kwargs, like)
+        for kwargs in episodes[1:]:
+            check_arguments(kwargs, episodes[0])
 
     def check_actions(
         self, actions: Any, batched: bool = True, unused: np.ndarray | None = None
@@ -427,6 +517,8 @@ class Rollout:
             return self.environment.predict(FlowTensor(x), index, **kwargs)
 
     def _score(self, ended: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        reward = self.environment.reward
+        self._remembered = reward.get_state() if reward.stateful else None
         try:
             _, rewards, valids = self.environment.score(FlowTensor(self.latents[ended]), **self._batch_kwargs(ended))
         except RewardError as error:
@@ -476,6 +568,8 @@ class RolloutSettings:
     """What both Gymnasium interfaces show of the environment behind their ``rollout``."""
 
     rollout: Rollout
+    _np_random: np.random.Generator | None
+    _np_random_seed: int | None
 
     @property
     def reward_scale(self) -> float:
@@ -495,6 +589,22 @@ class RolloutSettings:
     def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; the next call must be ``reset``."""
         self.rollout.set_time_grid(steps, spacing)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Leave everything as it was before a call that fails; see :meth:`Rollout.all_or_nothing`."""
+        generator, seed = self._np_random, self._np_random_seed
+        bits = None if generator is None else generator.bit_generator.state
+        with self.rollout.all_or_nothing():
+            try:
+                yield
+            except RewardError:
+                raise
+            except BaseException:
+                self._np_random, self._np_random_seed = generator, seed
+                if generator is not None:
+                    generator.bit_generator.state = bits  # type: ignore[assignment]
+                raise
 
 
 def as_array(actions: object, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ each array was.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgym_gym.errors import StateError, shown
+from flowgym_gym.errors import StateError, reason, shown
 from flowgym_gym.types import FlowTensor
 
 State = dict[str, np.ndarray]
@@ -55,16 +56,19 @@ def pack_random(generator: np.random.Generator) -> np.ndarray:
     return np.array(json.dumps(generator.bit_generator.state, default=np.ndarray.tolist))
 
 
-def unpack_random(generator: np.random.Generator, text: np.ndarray) -> None:
-    """Undo :func:`pack_random`.
+def unpack_random(generator: np.random.Generator, text: object) -> dict[str, Any]:
+    """Undo :func:`pack_random`: a state for the bit generator of ``generator``, which stays as it is.
 
     Raises:
-        StateError: If the text is of another kind of generator.
+        StateError: If the text is damaged, or of another kind of generator.
     """
+    trial = type(generator.bit_generator)()
     try:
-        generator.bit_generator.state = json.loads(str(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise StateError(f"random state cannot be restored: {error}") from error
+        trial.state = json.loads(str(text))
+    except Exception as error:  # numpy raises whatever its conversions do
+        raise StateError(f"random state cannot be restored: {type(error).__name__}: {reason(error)}") from error
+    state: dict[str, Any] = trial.state  # type: ignore[assignment]
+    return state
 
 
 def restore(env: Any, state: Mapping[str, np.ndarray]) -> None:
@@ -73,40 +77,52 @@ def restore(env: Any, state: Mapping[str, np.ndarray]) -> None:
     Raises:
         StateError: If the state does not fit; nothing has changed then.
     """
-    check_state(state)
-    if "random" not in state:
-        raise StateError(f"the state holds {shown(sorted(state, key=str))}, expected what get_state returned")
-    previous = env.np_random.bit_generator.state
-    unpack_random(env.np_random, state["random"])
-    try:
-        env.rollout.set_state(state)
-    except StateError:
-        env.np_random.bit_generator.state = previous
-        raise
+    if not isinstance(state, Mapping) or "random" not in state:
+        raise StateError(f"the state is {_listed(state)}, expected what get_state returned")
+    random = unpack_random(env.np_random, state["random"])
+    env.rollout.set_state(state)
+    env.np_random.bit_generator.state = random
 
 
-def check_state(state: object) -> None:
-    """Raise a StateError unless this is a dictionary of arrays."""
-    # What numpy.load returns is a Mapping, too.
-    if not isinstance(state, Mapping):
-        raise StateError(f"the state is {shown(state)}, expected the dictionary of arrays that get_state returned")
+def form(value: Any) -> Any:
+    """What arguments of one episode must have in common with those of another to make a batch: kinds and shapes."""
+    if isinstance(value, dict):
+        return {key: form(entry) for key, entry in value.items()}
+    if isinstance(value, Tensor | FlowTensor):
+        rows = list(value.shape[1:]) if len(value.shape) else None
+        return f"{type(value).__name__} of {str(value.dtype).removeprefix('torch.')}, rows of shape {rows}"
+    if isinstance(value, list):
+        return f"list of {type(value[0]).__name__ if value else 'nothing'}"
+    return type(value).__name__
 
 
-def check_settings(found: str, expected: str) -> None:
-    """Raise a StateError unless two descriptions of environments agree; names what differs."""
-    theirs, ours = json.loads(found), json.loads(expected)
-    different = [
-        f"{name} = {theirs.get(name)!r}, but this one has {ours[name]!r}"
-        for name in ours
-        if theirs.get(name) != ours[name]
-    ]
-    if different:
-        raise StateError(f"the state is of an environment with {'; '.join(different)}")
+def check_arguments(found: Mapping[str, Any], like: Mapping[str, Any], path: str = KWARGS) -> None:
+    """Raise a StateError unless arguments of an episode look like those that the environment's own model makes.
+
+    Args:
+        found: Keyword arguments of one episode, from a state.
+        like: The same from the model.
+        path: Where they are in the state.
+    """
+    if found.keys() != like.keys():
+        raise StateError(
+            f"{path} of the state has the arguments {sorted(found)}, but this environment's model makes {sorted(like)}"
+        )
+    for key, value in found.items():
+        if isinstance(value, dict) and isinstance(like[key], dict):
+            check_arguments(value, like[key], f"{path}/{key}")
+        elif form(value) != form(like[key]):
+            raise StateError(
+                f"{path}/{key} of the state is a {form(value)}, but this environment's model makes a {form(like[key])}"
+            )
+        elif _has_nan(value) and not _has_nan(like[key]):
+            raise StateError(f"{path}/{key} of the state holds NaN")
 
 
 def check_array(state: Mapping[str, np.ndarray], name: str, like: np.ndarray) -> np.ndarray:
     """The array ``name`` of a state, or a StateError unless it has the shape and dtype of ``like``."""
-    check_state(state)
+    if not isinstance(state, Mapping):
+        raise StateError(f"the state is {_listed(state)}, expected what get_state returned")
     if name not in state:
         raise StateError(f"the state has no {name!r}; expected what get_state of this kind of environment returned")
     array = state[name]
@@ -114,6 +130,18 @@ def check_array(state: Mapping[str, np.ndarray], name: str, like: np.ndarray) ->
         found = f"shape {array.shape} and {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise StateError(f"{name} of the state has {found}, this environment needs shape {like.shape} and {like.dtype}")
     return array
+
+
+def _listed(state: object) -> str:
+    return shown(sorted(map(str, state))) if isinstance(state, Mapping) else shown(state)
+
+
+def _has_nan(value: Any) -> bool:
+    data = value.data if isinstance(value, FlowTensor) else value
+    if isinstance(data, float):
+        return math.isnan(data)
+    floating = isinstance(data, Tensor) and (data.is_floating_point() or data.is_complex())
+    return floating and bool(data.isnan().any())
 
 
 def _pack(name: str, value: Any, arrays: State) -> Any:

@@ -15,7 +15,7 @@ from flowgym_gym.checks import check_mapping, check_seed
 from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
 from flowgym_gym.envs.rollout import Observation, Outcome, Rollout, RolloutSettings
 from flowgym_gym.envs.state import State, check_array, pack_random, restore
-from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError, did_you_mean, shown
+from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError, RewardError, did_you_mean, shown
 
 
 class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.ndarray]):
@@ -94,9 +94,10 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         self._check_open()
         seeds = self._seeds(seed)
         needs_reset = check_array(state, "needs_reset", self._needs_reset)
-        restore(self, state)
-        self._needs_reset[:] = needs_reset
-        self.rollout.seed(range(self.num_envs), seeds)
+        with self._all_or_nothing():
+            restore(self, state)
+            self.rollout.seed(range(self.num_envs), seeds)
+        self._needs_reset = needs_reset.copy()
 
     def reset(  # type: ignore[override]
         self,
@@ -113,7 +114,8 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
                 ``{"prompt": ...}`` fixes the prompt.
 
         Raises:
-            OptionError: If the number of seeds or the mask does not fit.
+            OptionError: If the number of seeds, the mask or the prompt does not fit.
+            ModelError: If the model fails. Nothing has changed after an error.
         """
         self._check_open()
         check_mapping("options", options)
@@ -121,15 +123,14 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         mask = self._reset_mask(options.pop("reset_mask", None))
         self.rollout.check_options(options)
         seeds = self._seeds(seed)
-        super().reset(seed=seeds[0])
-        for i in np.flatnonzero(mask & ~self.rollout.seeded).tolist():
-            if seeds[i] is None:
-                seeds[i] = int(self.np_random.integers(2**62))
         indices = np.flatnonzero(mask).tolist()
-        self.rollout.seed(indices, [seeds[i] for i in indices])
-        infos: dict[str, Any] = {}
-        for i, info in zip(indices, self.rollout.reset(indices, options), strict=True):
-            infos = self._add_info(infos, info, i)
+        with self._all_or_nothing():
+            super().reset(seed=seeds[0])
+            for i in np.flatnonzero(mask & ~self.rollout.seeded).tolist():
+                if seeds[i] is None:
+                    seeds[i] = int(self.np_random.integers(2**62))
+            self.rollout.seed(indices, [seeds[i] for i in indices])
+            infos = self._reset_some(indices, {}, options)
         self._needs_reset[mask] = False
         return self.rollout.observe(), infos
 
@@ -142,6 +143,10 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
 
         Returns:
             Observations, rewards ``(num_envs,)`` float64, terminations and truncations ``(num_envs,)`` bool, and infos.
+
+        Raises:
+            FlowGymError: If an action cannot be used, or the model fails; nothing has changed then.
+            RewardError: If the reward fails; the episodes that it should have scored are over then.
         """
         self._check_open()
         if not self.rollout.started.all():
@@ -152,13 +157,20 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
                 f"the episode of {self._first(resetting)} is over; call reset(options={{'reset_mask': mask}})"
             )
         checked = self.rollout.check_actions(actions, unused=resetting)
-        stepping = np.flatnonzero(~resetting).tolist()
         try:
-            outcome = self.rollout.step(checked, stepping) if stepping else Outcome.zeros(self.num_envs)
-        except Exception:
-            # Whose episode was over before its sample could be scored.
+            with self._all_or_nothing():
+                outcome, infos = self._advance(checked, resetting)
+        except RewardError:
             self._needs_reset = resetting | self.rollout.finished
             raise
+        self._needs_reset = outcome.finished & (self.autoreset_mode is not AutoresetMode.SAME_STEP)
+        truncations = np.zeros(self.num_envs, dtype=np.bool_)
+        return self.rollout.observe(), outcome.rewards, outcome.finished, truncations, infos
+
+    def _advance(self, actions: Any, resetting: np.ndarray) -> tuple[Outcome, dict[str, Any]]:
+        """Step the sub-environments that are not ``resetting``, and reset those that are, or that end in this step."""
+        stepping = np.flatnonzero(~resetting).tolist()
+        outcome = self.rollout.step(actions, stepping) if stepping else Outcome.zeros(self.num_envs)
         infos: dict[str, Any] = {}
         if resetting.any():
             infos = self._reset_some(np.flatnonzero(resetting).tolist(), infos)
@@ -174,9 +186,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             infos = self._reset_some(ended, infos)
         going_on = ~resetting & ~outcome.finished if same_step else ~resetting
         infos.update(outcome.infos(going_on))
-        self._needs_reset = outcome.finished & (self.autoreset_mode is not AutoresetMode.SAME_STEP)
-        truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        return self.rollout.observe(), outcome.rewards, outcome.finished, truncations, infos
+        return outcome, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
         """The sample that each sub-environment's model now expects, uint8, shape ``(H, W, 3)`` each."""
@@ -186,17 +196,20 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         self._check_open()
         if not self.rollout.started.all():
             raise ResetNeededError(f"{self._first(~self.rollout.started)} has no episode; call reset first")
-        return tuple(self.rollout.frames())
+        with self._all_or_nothing():
+            return tuple(self.rollout.frames())
 
-    def _reset_some(self, indices: list[int], infos: dict[str, Any]) -> dict[str, Any]:
-        for i, info in zip(indices, self.rollout.reset(indices), strict=True):
+    def _reset_some(
+        self, indices: list[int], infos: dict[str, Any], options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        for i, info in zip(indices, self.rollout.reset(indices, options), strict=True):
             infos = self._add_info(infos, info, i)
         return infos
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim):
+        if isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
             if len(seed) != self.num_envs:
                 raise OptionError(
                     f"seed is a list of {len(seed)}, expected one for each of {self.num_envs} environments"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Literal
+from typing import Any, ClassVar, Generic, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,30 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             sample), ``"score"``, or diffusers' ``"v_prediction"``.
         prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
             observations hold the prompt's embedding.
+        incidental: Names of constructor arguments that change nothing about an episode but rounding, speed or the
+            prompts of later ones: a state of an environment belongs to others that differ in these.
     """
 
     output_type: OutputType
     prompts: list[str] | None = None
+    _place: Tensor
+    incidental: ClassVar[tuple[str, ...]] = ("device", "prompts")
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.device = torch.device("cpu" if device is None else device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies; follows ``to``, ``cuda`` and the like, of the model or of a module that holds it."""
+        here = self._place.device
+        return self._device if here == self._placed else here
+
+    @device.setter
+    def device(self, device: torch.device | str) -> None:
+        # An empty buffer goes wherever the module goes. What was asked for is kept: "cuda" is not "cuda:0" to torch.
+        self.register_buffer("_place", torch.empty(0, device=device), persistent=False)
+        self._device, self._placed = torch.device(device), self._place.device
 
     @property
     @abstractmethod
@@ -46,11 +62,17 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         """The schedule that the model was trained on."""
 
     @abstractmethod
-    def sample_p0(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
-        """Draw initial noise from torch's global generator, which environments seed and restore around the call.
+    def sample_p0(self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+        """Draw initial noise.
+
+        Where this method and ``preprocess`` name the argument ``generator``, as those of this package's models do,
+        environments hand them the episode's own generator, and no other thread notices. Where one of them does not,
+        environments seed the global generators of torch, numpy and Python around both calls and restore them
+        afterwards, and ``generator`` stays None: a thread that draws from these meanwhile gets other numbers.
 
         Args:
             n: Number of samples.
+            generator: Where random numbers come from, on the CPU; None for torch's global generator. May be left out.
             **kwargs: What the user asked for, such as ``prompt``.
 
         Returns:
@@ -71,11 +93,12 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             The prediction, same shape as ``x``.
         """
 
-    def preprocess(self, x: D, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+    def preprocess(self, x: D, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         """Prepare an episode once before its first step, such as encoding the prompt.
 
         Args:
             x: Initial noise, shape ``(n, *)``.
+            generator: As for ``sample_p0``, whose draws come first; this one draws nothing.
             **kwargs: What ``sample_p0`` returned.
 
         Returns:
@@ -113,6 +136,9 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             )
         return x.data.clamp(0, 1).expand(-1, 3, -1, -1)
 
+    def check_prompt(self, prompt: str) -> None:
+        """Raise an OptionError unless the model takes the prompt; by default it takes any text."""
+
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """One vector per prompt for the observation, shape ``(n, features)``, float32.
 
@@ -136,7 +162,7 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             Losses, shape ``(n,)``.
         """
         if t is None:
-            t = torch.rand(len(x1), device=x1.device)
+            t = torch.rand(len(x1), dtype=torch.float32, device=x1.device)
         if t.shape != (len(x1),):
             raise ValueError(f"t has shape {tuple(t.shape)}, expected ({len(x1)},)")
         coefficients = [getattr(self.scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot")]
@@ -144,10 +170,12 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         if xt is None:
             x0 = x1.randn_like()
             xt = schedule.alpha * x1 + schedule.beta * x0
-        # x_1 = p x + q o, solved for the output o; the noise's row where the sample does not depend on it.
         check_choice("output_type", self.output_type, OUTPUTS)
-        (p, q), _ = OUTPUTS[self.output_type](schedule)
-        target = (x1 - p * xt) / q
+        # x_1 = p x + q o, solved for the output o; where q is infinite (alpha is 0), eps = r x + s o is.
+        (p, q), (r, s) = OUTPUTS[self.output_type](schedule)
+        noise = (xt - schedule.alpha * x1) / schedule.beta
+        finite = torch.isfinite(q)
+        target = ((x1 - p * xt) / q).combine((noise - r * xt) / s, lambda a, b: torch.where(finite, a, b))
         prediction = self.forward(xt, t, **kwargs)
         if not isinstance(prediction, FlowTensor) or prediction.shape != xt.shape:
             got = tuple(prediction.shape) if isinstance(prediction, FlowTensor) else type(prediction).__name__

@@ -11,25 +11,32 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowgym_gym.errors import CheckpointError, OptionError, reason
+from flowgym_gym.errors import CheckpointError, OptionError, did_you_mean, reason, shown
 from flowgym_gym.models.lora import merge_lora
 from flowgym_gym.models.parts import load_other, load_own
+from flowgym_gym.models.recognition import INDEX, MODULAR, name_folder, name_weights, read_file
+from flowgym_gym.models.sharing import Shared
 from flowgym_gym.sources import Source, find_source
 
 EMBEDDED = Path(__file__).parent / "embedded"
-INDEX = "model_index.json"
 
 # Parts of text-to-image pipelines that sampling does not use.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 LIBRARIES = ("diffusers", "transformers")
 # What must be in a part's folder; transformers makes up an empty tokenizer where it finds no files.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 
 LORA_EXAMPLE = "a .safetensors file, a folder that holds one, or a Hub id 'owner/name'"
 
@@ -62,6 +69,18 @@ class Changes:
     lora_scale: float = 1.0
     memory: tuple[str, ...] = ()
     compile: bool = False
+
+
+def check_memory(memory: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of memory options as a tuple, none for None, or an OptionError if one does not exist."""
+    if memory is not None and not isinstance(memory, str | list | tuple):
+        raise OptionError(f"memory is {shown(memory)}, expected some of {tuple(MEMORY)}")
+    names = (memory,) if isinstance(memory, str) else tuple(memory or ())
+    for name in names:
+        if not isinstance(name, str) or name not in MEMORY:
+            hint = did_you_mean(name, MEMORY)
+            raise OptionError(f"memory names {shown(name)}, expected some of {tuple(MEMORY)}{hint}")
+    return names
 
 
 def find_checkpoint(checkpoint: object, argument: str = "checkpoint") -> Source:
@@ -104,24 +123,11 @@ def read_index(source: Source) -> dict[str, Any]:
     """
     path = Path(source.name) / INDEX
     if source.file:
-        raise CheckpointError(
-            f"{source} is a single file, which cannot be opened; expected a folder in diffusers' format: save one "
-            "with from_single_file(...).save_pretrained(...) of the pipeline's class"
-        )
-    if not source.local:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            path = Path(hf_hub_download(source.name, INDEX))
-        except Exception as error:
-            raise CheckpointError(
-                f"Hub id {source.name!r} could not be loaded: {type(error).__name__}: {reason(error)}"
-            ) from error
+        path = read_file(Path(source.name)) / INDEX
+    elif not source.local:
+        path = _download_index(source)
     elif not path.is_file():
-        raise CheckpointError(
-            f"checkpoint folder {source.name!r} has no {INDEX}, so it is not a diffusers pipeline; "
-            "save one with save_pretrained of the pipeline, such as StableDiffusionPipeline.save_pretrained"
-        )
+        raise CheckpointError(f"checkpoint folder {source.name!r} {name_folder(path.parent)}")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         kind = index["_class_name"]
@@ -130,6 +136,37 @@ def read_index(source: Source) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise CheckpointError(f"{source} names the pipeline {kind!r}, which needs code of its own; that is never run")
     return dict(index)
+
+
+def _download_index(source: Source) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source.name, INDEX))
+    except Exception as error:
+        if isinstance(error, EntryNotFoundError):
+            try:
+                folder = Path(hf_hub_download(source.name, MODULAR)).parent
+            except Exception:  # it is none of these either: the first error says what is missing
+                folder = None
+            if folder is not None:
+                raise CheckpointError(f"{source} {name_folder(folder)}") from error
+        raise CheckpointError(
+            f"Hub id {source.name!r} could not be loaded: {type(error).__name__}: {reason(error)}"
+        ) from error
+
+
+def tokenizer_files(kind: str) -> tuple[str, ...]:
+    """Files of which a tokenizer of a class needs one; transformers makes up an empty one where it finds none.
+
+    >>> tokenizer_files("BertTokenizer")
+    ('tokenizer.json', 'vocab.txt')
+    """
+    import transformers
+
+    names = getattr(getattr(transformers, kind, None), "vocab_files_names", None) or {}
+    return tuple(dict.fromkeys(("tokenizer.json", names.get("vocab_file", "vocab.json"))))
 
 
 def check_parts(source: Source, index: Mapping[str, Any]) -> None:
@@ -144,23 +181,33 @@ def check_parts(source: Source, index: Mapping[str, Any]) -> None:
         if not source.local:
             continue
         # Checkpoints of one part, such as those of pixel-space models, may keep their files at the root.
-        folder = Path(source.name) / part
+        root = read_file(Path(source.name)) if source.file else Path(source.name)
+        folder = root / part
         folder = folder if folder.is_dir() else folder.parent
         needed: tuple[str, ...] = ("scheduler_config.json",) if part == "scheduler" else ()
         if part.startswith("tokenizer"):
-            folder, needed = Path(source.name) / part, TOKENIZER_FILES
+            folder, needed = root / part, tokenizer_files(entry[1])
         if needed and not any((folder / name).is_file() for name in needed):
             raise CheckpointError(f"{source} has no {' or '.join(needed)} in {part!r}")
-        if not needed and not list(folder.glob("*.safetensors")):
+        # A single file has the weights; for parts that it lacks diffusers would take any that the folder has.
+        found = any(folder.glob("*.safetensors")) or (source.file and not any(folder.glob("*.bin")))
+        if not needed and not found:
             raise CheckpointError(
-                f"{source} has no safetensors weights in {part!r}; pickled weights are not loaded, convert them with "
+                f"{source} has no safetensors weights in {part!r}, and {name_weights(folder)}; convert them with "
                 "save_pretrained(..., safe_serialization=True)"
             )
 
 
-@cache
+_pipelines = Shared()
+
+
+def forget_pipelines() -> None:
+    """Forget every shared pipeline."""
+    _pipelines.clear()
+
+
 def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
-    """The pipeline, frozen and in evaluation mode; loaded once per process for each set of arguments.
+    """The pipeline, frozen and in evaluation mode; loaded once per process, unless its files change.
 
     Args:
         source: Where it is.
@@ -173,6 +220,18 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
         CheckpointError: If it cannot be loaded.
         OptionError: If the pipeline has no such memory option.
     """
+    sources = (source, changes.denoiser, changes.vae, changes.lora)
+    return _pipelines.get(
+        (source, device, dtype, changes, denoiser),
+        [one.name for one in sources if one is not None and one.local],
+        make=lambda: _load_pipeline(source, device, dtype, changes, denoiser),
+        keep=lambda _: True,
+    )
+
+
+def _load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
+    for name in changes.memory:
+        check_offloading(name, device)
     index = read_index(source)
     check_parts(source, index)
     replaced = {denoiser: changes.denoiser, "vae": changes.vae}
@@ -181,24 +240,7 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
     if "safety_checker" in index:
         options["requires_safety_checker"] = False
     with _quiet(bars=source.local), _loading(source):
-        import diffusers
-        from diffusers.utils.import_utils import is_accelerate_available
-
-        kind = getattr(diffusers, index["_class_name"])
-        folder = source.name
-        if not source.local:
-            folder = kind.download(source.name, use_safetensors=True, **options, **others)
-        own = {part: entry for part, entry in index.items() if part not in {*others, *UNUSED}}
-        parts = {part: load_other(part, other, index.get(part), dtype) for part, other in others.items()}
-        parts |= load_own(source, Path(folder), own, dtype)
-        pipe = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            low_cpu_mem_usage=is_accelerate_available(),  # or diffusers gives lines of advice
-            **options,
-            **parts,
-        )
+        pipe = _open(source, index, dtype, options, others)
     if changes.lora is not None:
         with _quiet(bars=changes.lora.local), _loading(changes.lora):
             merge_lora(pipe, changes.lora, changes.lora_scale)
@@ -206,6 +248,81 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
     if changes.compile:
         getattr(pipe, denoiser).compile()
     return pipe
+
+
+def _open(
+    source: Source,
+    index: Mapping[str, Any],
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    others: dict[str, Source],
+) -> Any:
+    """The pipeline from a folder, a single file or a Hub id, with other networks in place of its own."""
+    import diffusers
+    from diffusers.utils.import_utils import is_accelerate_available
+
+    kind = getattr(diffusers, index["_class_name"])
+    parts = {part: load_other(part, other, index.get(part), dtype) for part, other in others.items()}
+    if source.file:
+        return _open_file(source, kind, dtype, {**options, **parts})
+    folder = source.name
+    if not source.local:
+        folder = _download(source, kind, {**options, **parts})
+    own = {part: entry for part, entry in index.items() if part not in {*others, *UNUSED}}
+    parts |= load_own(source, Path(folder), own, dtype)
+    return kind.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        low_cpu_mem_usage=is_accelerate_available(),  # or diffusers gives lines of advice
+        **options,
+        **parts,
+    )
+
+
+def _download(source: Source, kind: Any, options: dict[str, Any]) -> str:
+    """The folder that a Hub id's files are in once they are here."""
+    try:
+        return str(kind.download(source.name, use_safetensors=True, **options))
+    except (OSError, ValueError) as error:
+        # Which files the repository has is seen only by asking for them.
+        try:
+            return str(kind.download(source.name, use_safetensors=True, variant="fp16", **options))
+        except (OSError, ValueError):
+            raise error from None
+
+
+def _open_file(source: Source, kind: Any, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    from diffusers.utils import logging
+
+    folder, verbosity = str(read_file(Path(source.name))), logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return kind.from_single_file(source.name, config=folder, dtype=dtype, local_files_only=True, **options)
+    except NotImplementedError as error:  # torch cannot cast weights that are missing
+        raise CheckpointError(
+            f"{source} lacks weights that its configuration in {folder!r} has a place for; "
+            "put the configuration of a checkpoint of the same kind there"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def check_offloading(name: str, device: str | None) -> None:
+    """Raise an OptionError where a memory option offloads weights from an accelerator, and there is none.
+
+    Args:
+        name: Of the option.
+        device: Where the model runs; None for wherever diffusers finds.
+    """
+    from diffusers.utils.torch_utils import get_device
+
+    device = get_device() if device is None else device
+    if "offload" in name and torch.device(device).type == "cpu":
+        raise OptionError(
+            f"memory names {name!r}, which keeps weights in the CPU's memory until an accelerator needs them, but the "
+            "device is 'cpu'; leave it out, or give device= an accelerator such as 'cuda'"
+        )
 
 
 def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) -> Any:
@@ -219,18 +336,22 @@ def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) ->
     Raises:
         OptionError: If it has no such memory option, or the option cannot be used here.
     """
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval().requires_grad_(False)
-    if device is not None and not any("offload" in name for name in memory):
-        pipe.to(device)
+    switches = []
     for name in memory:
         owner, _, method = MEMORY[name].rpartition(".")
         target = getattr(pipe, owner, None) if owner else pipe
         if not hasattr(target, method):
             raise OptionError(f"memory names {name!r}, but a {type(pipe).__name__} has no {MEMORY[name]}")
+        check_offloading(name, device)
+        switches.append(getattr(target, method))
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    if device is not None and not any("offload" in name for name in memory):
+        pipe.to(device)
+    for name, switch in zip(memory, switches, strict=True):
         try:
-            getattr(target, method)(**({"device": device} if "offload" in name and device is not None else {}))
+            switch(**({"device": device} if "offload" in name and device is not None else {}))
         except (ImportError, RuntimeError, ValueError) as error:
             raise OptionError(f"memory option {name!r} cannot be used here: {reason(error)}") from error
     return pipe

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice
-from flowgym_gym.models.checkpoints import find_changes
-from flowgym_gym.models.pipeline import PipelineBaseModel, check_memory
+from flowgym_gym.defaults import plain_defaults
+from flowgym_gym.models.checkpoints import check_memory, find_changes
+from flowgym_gym.models.fitting import check_channels
+from flowgym_gym.models.pipeline import PipelineBaseModel, read_size
 from flowgym_gym.types import FlowTensor
 
 
@@ -54,14 +56,20 @@ class DDPMBaseModel(PipelineBaseModel):
         super().__init__(checkpoint, device, dtype, changes)
 
     def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        config = self.denoiser.config
-        size = [config.sample_size] * 2 if isinstance(config.sample_size, int) else config.sample_size
-        return config.in_channels, size[0], size[1]
+        rows, columns = read_size(self.denoiser.config.sample_size, given=False)
+        return self.denoiser.config.in_channels, rows, columns
 
-    def sample_p0(self, n: int, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+    def _check_parts(self) -> None:
+        super()._check_parts()
+        check_channels(self.denoiser, self.denoiser.config.in_channels, None)
+
+    def sample_p0(
+        self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[FlowTensor, dict[str, Any]]:
         """Standard normal noise, shape ``(n, c, height, width)``."""
-        return self.draw_noise(n), kwargs
+        return self.draw_noise(n, generator), kwargs
 
+    @plain_defaults()
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
         """The U-Net's prediction; see :class:`BaseModel`."""
         output = self.denoise(x.data.to(self.denoiser_dtype), self._scheduler.model_input(t))

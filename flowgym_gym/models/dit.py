@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowgym_gym.errors import OptionError, did_you_mean
+from flowgym_gym.errors import OptionError, did_you_mean, shown
 from flowgym_gym.models.pipeline import LatentBaseModel
 
 
@@ -25,6 +25,7 @@ class DiTBaseModel(LatentBaseModel):
 
     pipelines: ClassVar[tuple[str, ...]] = ("DiTPipeline",)
     checkpoints: ClassVar[dict[str, str]] = {"facebook/DiT-XL-2-256": "cc-by-nc-4.0 (of the authors' repository)"}
+    parts: ClassVar[tuple[str, ...]] = ("vae",)
     default_prompt: ClassVar[str] = "0"
     conditions: ClassVar[tuple[str, ...]] = ("class_labels",)
 
@@ -45,11 +46,13 @@ class DiTBaseModel(LatentBaseModel):
             OptionError: If there is none.
         """
         labels = self.pipe.labels
-        number = labels.get(prompt, int(prompt) if prompt.strip().isdecimal() else -1)
+        # No class has so many digits, and Python reads no more than some thousands of them.
+        listed = prompt.strip().isdecimal() and len(prompt) <= 20
+        number = labels.get(prompt, int(prompt) if listed else -1)
         if not 0 <= number < self.classes:
             known = f", or one of its {len(labels)} labels" if labels else ""
             raise OptionError(
-                f"prompt is {prompt!r}, expected a class of the checkpoint, a number from 0 to {self.classes - 1}"
+                f"prompt is {shown(prompt)}, expected a class of the checkpoint, a number from 0 to {self.classes - 1}"
                 f"{known}{did_you_mean(prompt, labels)}"
             )
         return int(number)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowgym_gym.checks import check_number
 from flowgym_gym.errors import OptionError
+from flowgym_gym.models.fitting import width
 from flowgym_gym.models.pipeline import FlowMatchBaseModel
 
 # diffusers' defaults.
@@ -28,7 +29,8 @@ class FluxBaseModel(FlowMatchBaseModel):
         checkpoint: See :class:`~flowgym_gym.models.pipeline.LatentBaseModel`, as for all that are not listed here.
         prompts: See there.
         guidance_scale: What a guidance-distilled network takes as an input, at least 0; None is diffusers' 3.5. Costs
-            nothing. Other checkpoints take None only.
+            nothing. Other checkpoints take none: there None, and all from 0 up to 1, which is off in diffusers, change
+            nothing.
         negative_prompt: What classifier-free guidance steers away from.
         device: See there.
         dtype: See there.
@@ -41,7 +43,8 @@ class FluxBaseModel(FlowMatchBaseModel):
         lora_scale: See there.
         memory: See there.
         compile: See there.
-        true_cfg_scale: Weight of classifier-free guidance; 1 is off, above 1 the network runs on twice the batch.
+        true_cfg_scale: Weight of classifier-free guidance; from 0 up to 1 it is off, above 1 the network
+            runs on twice the batch.
 
     Raises:
         CheckpointError: If a checkpoint is missing, damaged, or of another family.
@@ -56,6 +59,8 @@ class FluxBaseModel(FlowMatchBaseModel):
         "black-forest-labs/FLUX.1-schnell": "apache-2.0",
         "black-forest-labs/FLUX.1-dev": "flux-1-dev-non-commercial-license",
     }
+    parts: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+    measured: ClassVar[tuple[str, ...]] = ("tokenizer",)
     even_times: ClassVar[bool] = True
     conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states", "pooled_projections")
 
@@ -80,7 +85,7 @@ class FluxBaseModel(FlowMatchBaseModel):
     ) -> None:
         if guidance_scale is not None:
             check_number("guidance_scale", guidance_scale, minimum=0)
-        check_number("true_cfg_scale", true_cfg_scale, minimum=1)
+        check_number("true_cfg_scale", true_cfg_scale, minimum=0)
         super().__init__(
             checkpoint,
             prompts,
@@ -99,7 +104,7 @@ class FluxBaseModel(FlowMatchBaseModel):
             compile,
         )
         distilled = self.denoiser.config.guidance_embeds
-        if guidance_scale is not None and not distilled:
+        if guidance_scale is not None and guidance_scale > 1 and not distilled:
             raise OptionError(
                 f"guidance_scale is {guidance_scale}, but the checkpoint is not guidance-distilled and takes none; "
                 "true_cfg_scale is classifier-free guidance"
@@ -112,13 +117,23 @@ class FluxBaseModel(FlowMatchBaseModel):
         return 2
 
     def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        return self._shape(
-            self.denoiser.config.in_channels // 4, self.pipe.default_sample_size, self.patch, height, width
+        return self._shape(self.pipe.default_sample_size, self.patch, height, width)
+
+    @property
+    def _channels(self) -> int:
+        # A token is a patch of 2 x 2.
+        return int(self.denoiser.config.in_channels) // 4
+
+    def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
+        config = self.denoiser.config
+        return (
+            ("joint_attention_dim", config.joint_attention_dim, "the T5 encoder", width(self.pipe.text_encoder_2)),
+            ("pooled_projection_dim", config.pooled_projection_dim, "the CLIP encoder", width(self.pipe.text_encoder)),
         )
 
     def check_prompt(self, prompt: str) -> None:
         """Raise an OptionError if the prompt has more tokens than the T5 encoder takes."""
-        self._check_length(prompt, self.pipe.tokenizer_2, T5_TOKENS)
+        self._check_length(prompt, "tokenizer_2", T5_TOKENS)
 
     def encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
         """Hidden states of the T5 encoder, ``(tokens, features)``, and the pooled output of the CLIP encoder."""
@@ -131,7 +146,7 @@ class FluxBaseModel(FlowMatchBaseModel):
         rows, columns = height // 2, width // 2
         packed = x.reshape(n, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, -1)
         where = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        guidance = torch.full((n,), self.distilled_guidance, device=x.device)
+        guidance = torch.full((n,), self.distilled_guidance, dtype=torch.float32, device=x.device)
         output: Tensor = self.denoiser(
             packed,
             timestep=timesteps.to(x.dtype) / 1000,

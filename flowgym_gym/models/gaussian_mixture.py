@@ -15,7 +15,7 @@ and velocity and score are :math:`\dot\alpha E[x_1|x] + \dot\beta E[\varepsilon|
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,11 +29,15 @@ from flowgym_gym.schedulers import CosineScheduler, DiffusionScheduler, OptimalT
 from flowgym_gym.types import FlowTensor, append_dims, real_tensor
 
 PICTURE_SIZE = 64
+# Buffers, so that they move with the model.
+CONSTANTS = ("means", "stds", "weights")
 SCHEDULES = ("optimal_transport", "cosine", "diffusion")
 
 
 class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
     """A flow model of a Gaussian mixture in ``d`` dimensions, exact at every time.
+
+    Its constants stay in float64 whatever ``half`` or ``to`` is asked for, and predictions have the states' format.
 
     The default is the one-dimensional mixture of the library this suite descends from.
 
@@ -52,6 +56,10 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         Bishop, Pattern Recognition and Machine Learning, section 2.3.3, for the conditional means.
     """
 
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
     def __init__(
         self,
         means: Sequence[Sequence[float]] = ((0.0,), (3.0,)),
@@ -65,11 +73,11 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         check_choice("output_type", output_type, OUTPUTS)
         check_choice("schedule", schedule, SCHEDULES)
         try:
-            self.means, self.stds, self.weights = (
-                real_tensor(values, self.device) for values in (means, stds, weights)
-            )
+            constants = [real_tensor(values, self.device) for values in (means, stds, weights)]
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise OptionError(f"means, stds or weights are no numbers: {reason(error)}") from error
+        for name, values in zip(CONSTANTS, constants, strict=True):
+            self.register_buffer(name, values, persistent=False)
         k = self.means.shape[0] if self.means.ndim == 2 and torch.isfinite(self.means).all() else 0
         if k == 0 or self.means.shape[1] == 0 or self.stds.shape != (k,) or self.weights.shape != (k,):
             raise OptionError(
@@ -83,6 +91,15 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         self.output_type = output_type  # type: ignore[assignment]
         self._scheduler = _schedule(schedule)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMixtureBaseModel:
+        # The constants go where the module goes, but keep their number format: what is exact stays exact.
+        constants = {name: getattr(self, name) for name in CONSTANTS}
+        super()._apply(fn, recurse)
+        for name, values in constants.items():
+            moved = getattr(self, name)
+            setattr(self, name, moved if moved.dtype == values.dtype else values.to(moved.device))
+        return self
+
     @property
     def scheduler(self) -> Scheduler[FlowTensor]:
         """The schedule."""
@@ -93,14 +110,17 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         """Number of dimensions ``d``."""
         return self.means.shape[1]
 
-    def sample_p0(self, n: int, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+    def sample_p0(
+        self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[FlowTensor, dict[str, Any]]:
         """Standard normal noise, shape ``(n, d)``."""
-        return FlowTensor(torch.randn(n, self.dimensions).to(self.device)), kwargs
+        noise = torch.randn(n, self.dimensions, generator=generator, dtype=torch.float32, device="cpu")
+        return FlowTensor(noise.to(self.device)), kwargs
 
     def sample_p1(self, n: int) -> FlowTensor:
         """Exact samples of the mixture, shape ``(n, d)``, from torch's global generator."""
         component = torch.multinomial(self.weights.cpu(), n, replacement=True).to(self.device)
-        noise = torch.randn(n, self.dimensions).to(self.device, torch.float64)
+        noise = torch.randn(n, self.dimensions, dtype=torch.float32, device="cpu").to(self.device, torch.float64)
         return FlowTensor((self.means[component] + self.stds[component, None] * noise).float())
 
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
@@ -170,6 +190,6 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
 
 def _schedule(name: str) -> Scheduler[FlowTensor]:
     if name == "diffusion":
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device="cpu") ** 2
         return DiffusionScheduler(torch.cumprod(1 - betas, dim=0), steps_offset=1)
     return OptimalTransportScheduler() if name == "optimal_transport" else CosineScheduler(1.0)

@@ -12,13 +12,14 @@ import torch
 from flowgym_gym.checks import check_choice
 from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.models.checkpoints import find_checkpoint, load_pipeline, read_index
+from flowgym_gym.models.checkpoints import find_checkpoint, forget_pipelines, read_index
+from flowgym_gym.models.sharing import Shared, places
 from flowgym_gym.registry import RegistryEntry, base_model_registry, reward_registry
 from flowgym_gym.rewards import Reward
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_shared: dict[tuple[object, ...], Any] = {}
+_shared = Shared()
 
 
 # The model whose ids open checkpoints of every family.
@@ -49,7 +50,8 @@ def from_pipeline(pipe: Any, **options: Any) -> BaseModel[Any]:
     """The base model of a diffusers pipeline that is already open.
 
     The pipeline is frozen in place (evaluation mode, no gradients for its weights) and stays on its device and in its
-    number format; LoRA weights, memory options and offloading that were set up before are kept.
+    number format; LoRA weights, quantised weights (GGUF, torchao, float8), memory options and offloading that were set
+    up before are kept.
 
     Args:
         pipe: A diffusers pipeline.
@@ -64,12 +66,19 @@ def from_pipeline(pipe: Any, **options: Any) -> BaseModel[Any]:
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
+def is_open(checkpoint: object) -> bool:
+    """Whether a checkpoint is a pipeline that is already open."""
+    return hasattr(checkpoint, "components")
+
+
 def family_of(id: str, checkpoint: object) -> str:
     """Id of the base model that opens a checkpoint: ``id``, unless that is the one whose ids open every family.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read, or is of no supported family.
     """
+    if id == ANY_FAMILY and is_open(checkpoint):
+        return _family(type(checkpoint).__name__, "this pipeline")
     if id != ANY_FAMILY or not isinstance(checkpoint, str | os.PathLike):
         return id
     source = find_checkpoint(checkpoint)
@@ -122,7 +131,9 @@ def load_base_model(
         OptionError: If the device or number format does not exist here.
     """
     entry = base_model_registry.get(family_of(id, kwargs.get("checkpoint")))
-    kwargs = {"device": check_device(device), **kwargs}
+    # An open pipeline stays where it is, and so must not be told a device that nobody asked for.
+    taken_as_it_is = device is None and is_open(kwargs.get("checkpoint"))
+    kwargs = {"device": None if taken_as_it_is else check_device(device), **kwargs}
     check_choice("dtype", dtype, DTYPES)
     options = entry.options()
     if options is None or "dtype" in options:
@@ -148,7 +159,7 @@ def load_reward(id: str, **kwargs: Any) -> Reward[Any]:
 def clear_model_cache() -> None:
     """Forget every shared model, so that its memory is freed once no environment uses it."""
     _shared.clear()
-    load_pipeline.cache_clear()
+    forget_pipelines()
 
 
 def check_device(device: torch.device | str | None) -> torch.device:
@@ -172,17 +183,16 @@ def _device_name(value: object) -> str:
 
 
 def _load(entry: RegistryEntry, kwargs: dict[str, Any]) -> Any:
+    arguments = {**entry.default_kwargs, **kwargs}
     try:
-        key = (entry.cls, json.dumps({**entry.default_kwargs, **kwargs}, sort_keys=True, default=_device_name))
-    except (
-        TypeError,
-        ValueError,
-        RecursionError,
-    ):  # Arguments that are not plain values have no name to be found under again.
+        text = json.dumps(arguments, sort_keys=True, default=_device_name)
+    except (TypeError, ValueError, RecursionError):
+        # Arguments that are not plain values have no name to be found under again.
         return entry.instantiate(**kwargs)
-    if key in _shared:
-        return _shared[key]
-    made = entry.instantiate(**kwargs)
-    if not getattr(made, "stateful", False):
-        _shared[key] = made
-    return made
+    named = tuple(places(arguments))
+    return _shared.get(
+        (entry.cls, text, named),
+        named,
+        make=lambda: entry.instantiate(**kwargs),
+        keep=lambda made: not getattr(made, "stateful", False),
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from flowgym_gym.errors import CheckpointError, reason
+from flowgym_gym.models.recognition import find_variant
 from flowgym_gym.sources import Source
 from flowgym_gym.weights import check_filled
 
@@ -114,6 +115,8 @@ def _load(kind: Any, place: str, dtype: torch.dtype, where: str, **options: Any)
         options["low_cpu_mem_usage"] = is_accelerate_available()
     else:
         options["ignore_mismatched_sizes"] = True  # They are in the report, with their names.
+    if options["local_files_only"]:
+        options["variant"] = find_variant(Path(place) / (options.get("subfolder") or ""))
     try:
         model, report = kind.from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options

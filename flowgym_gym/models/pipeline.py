@@ -16,24 +16,34 @@ clipping at noise level 1, and DDIM with diffusers' ``use_clipped_model_output=T
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice, check_number, check_whole
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import CheckpointError, ModelError, OptionError, did_you_mean, shown
+from flowgym_gym.errors import CheckpointError, FlowGymError, ModelError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
-    MEMORY,
     Changes,
+    check_memory,
     find_changes,
     find_checkpoint,
     load_pipeline,
     prepare,
     read_index,
+)
+from flowgym_gym.models.fitting import (
+    check_channels,
+    check_network,
+    check_schedule,
+    check_widths,
+    give_lengths,
+    require_parts,
 )
 from flowgym_gym.models.parts import check_autoencoder
 from flowgym_gym.prompts import check_negative_prompt, read_prompts
@@ -65,6 +75,9 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         checkpoints: Hub ids that are known to fit, with the licence that their cards state.
         default_checkpoint: What is opened without ``checkpoint``; None where that must be given.
         denoiser_name: Which part of the pipeline predicts.
+        parts: Other parts of the pipeline that must not be missing.
+        measured: Its tokenizers whose own length decides how many tokens a prompt may have.
+        addition: The ``addition_embed_type`` of the family's networks.
         pipe: The pipeline.
         denoiser: Its network, a module that is frozen and in evaluation mode.
         state_shape: Shape of a state, ``(channels, height, width)``.
@@ -78,8 +91,13 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
     checkpoints: ClassVar[dict[str, str]]
     default_checkpoint: ClassVar[str | None] = None
     denoiser_name: ClassVar[str] = "transformer"
+    parts: ClassVar[tuple[str, ...]] = ()
+    measured: ClassVar[tuple[str, ...]] = ()
+    addition: ClassVar[str | None] = None
+    incidental: ClassVar[tuple[str, ...]] = ("device", "memory", "compile")
     state_shape: tuple[int, int, int]
 
+    @plain_defaults()
     def __init__(
         self,
         checkpoint: Any,
@@ -103,18 +121,45 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
                     "checkpoint is an open pipeline, which is taken as it is; move it, and load its LoRA weights and "
                     "other parts, before it is given, and leave device, denoiser, vae and lora out"
                 )
-            self.pipe = prepare(checkpoint, changes.memory)
-            self.device = torch.device(self.pipe._execution_device)
+            self.pipe = checkpoint
+            if dtype != "float32" and getattr(torch, dtype) != getattr(checkpoint, self.denoiser_name).dtype:
+                raise OptionError(f"dtype is {dtype!r}, but checkpoint is an open pipeline, whose number format stays")
         else:
             source = find_checkpoint(checkpoint)
             self._check_kind(read_index(source)["_class_name"], str(source))
             self.pipe = load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+        require_parts(self.pipe, ("scheduler", self.denoiser_name, *self.parts))
         self.denoiser = getattr(self.pipe, self.denoiser_name)
+        self._check_parts()
         # diffusers looks for this among all parameters, at every call.
         self.denoiser_dtype: torch.dtype = self.denoiser.dtype
         self.state_shape = self._read_shape(*size)
         self._clip: float | None = None
-        self._scheduler, self.output_type = self._read_schedule()
+        try:
+            self._scheduler, self.output_type = self._read_schedule()
+        except (TypeError, ValueError) as error:
+            if isinstance(error, FlowGymError):
+                raise
+            kind = type(self.pipe.scheduler).__name__
+            raise CheckpointError(f"the checkpoint's {kind} cannot be read: {reason(error)}") from error
+        give_lengths(self.pipe, self.measured)
+        if self.pipe is checkpoint:
+            prepare(checkpoint, changes.memory)
+            self.device = torch.device(self.pipe._execution_device)
+
+    def _check_parts(self) -> None:
+        """Raise a CheckpointError unless the pipeline's parts fit together and are of a kind that is read rightly."""
+        check_network(self.denoiser, self.addition)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PipelineBaseModel:
+        # Parts that are no submodules, such as text encoders, go with the model.
+        super()._apply(fn, recurse)
+        mine = set(self.modules())
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module) and part not in mine:
+                part._apply(fn, recurse)
+        self.denoiser_dtype = self.denoiser.dtype
+        return self
 
     def _check_kind(self, kind: str, where: str) -> None:
         if kind not in self.pipelines:
@@ -130,12 +175,7 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
             CheckpointError: If the checkpoint's scheduler is of another kind.
         """
         config = self.pipe.scheduler.config
-        if "beta_schedule" not in config or config.get("thresholding", False):
-            what = "dynamic thresholding" if "beta_schedule" in config else "no discrete noise schedule"
-            raise CheckpointError(
-                f"the checkpoint's {type(self.pipe.scheduler).__name__} has {what}, expected the schedule of a "
-                f"{type(self.pipe).__name__} such as that of a DDIMScheduler without thresholding"
-            )
+        check_schedule(self.pipe.scheduler, type(self.pipe).__name__)
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise CheckpointError(
@@ -144,7 +184,14 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         self._prediction = PREDICTIONS[prediction]
         if config.get("clip_sample", False):
             self._clip = float(config.get("clip_sample_range", 1.0))
-        return DiffusionScheduler.from_diffusers(self.pipe.scheduler), "endpoint" if self._clip else self._prediction
+        schedule = DiffusionScheduler.from_diffusers(self.pipe.scheduler)
+        if self._clip and self._prediction == "epsilon" and schedule.alphas_cumprod[-1] == 0:
+            raise CheckpointError(
+                "the checkpoint's scheduler has clip_sample, rescale_betas_zero_snr and prediction_type 'epsilon', but "
+                "where no signal is left there is no sample in a predicted noise, to be clipped; give the checkpoint a "
+                "scheduler without rescale_betas_zero_snr, or the prediction_type that its network was trained for"
+            )
+        return schedule, "endpoint" if self._clip else self._prediction
 
     @abstractmethod
     def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
@@ -155,9 +202,10 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         """The checkpoint's own schedule."""
         return self._scheduler
 
-    def draw_noise(self, n: int) -> FlowTensor:
+    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> FlowTensor:
         """Standard normal states, shape ``(n, *state_shape)``, drawn on the CPU: a seed means the same everywhere."""
-        return FlowTensor(torch.randn(n, *self.state_shape).to(self.device))
+        noise = torch.randn(n, *self.state_shape, generator=generator, dtype=torch.float32, device="cpu")
+        return FlowTensor(noise.to(self.device))
 
     @abstractmethod
     def denoise(self, x: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
@@ -195,7 +243,8 @@ class LatentBaseModel(PipelineBaseModel):
         checkpoint: A local folder in diffusers' format, a Hub id, or an open pipeline; see :class:`PipelineBaseModel`.
         prompts: A prompt, a list of them, or where they are: a file, ``"set:NAME"`` or a dataset's
             column, see :func:`flowgym_gym.prompts.read_prompts`. An episode draws one.
-        guidance_scale: Weight of classifier-free guidance; 1 is off, above 1 the network runs on twice the batch.
+        guidance_scale: Weight of classifier-free guidance; from 0 up to 1 it is off, as in diffusers,
+            above 1 the network runs on twice the batch.
         negative_prompt: What guidance steers away from; only used with guidance.
         device: Where the model runs.
         dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
@@ -216,6 +265,11 @@ class LatentBaseModel(PipelineBaseModel):
     """
 
     default_prompt: ClassVar[str] = DEFAULT_PROMPT
+    # Besides, what settings tell by the model's own values: guidance, and the size by the shape of the states.
+    incidental: ClassVar[tuple[str, ...]] = (
+        *PipelineBaseModel.incidental, "prompts", "decode_batch_size", "height", "width",
+        "guidance_scale", "true_cfg_scale", "negative_prompt",
+    )  # fmt: skip
     # Whether to decode in float32 where the autoencoder's configuration says that it overflows in float16.
     upcast_vae: ClassVar[bool] = False
     # What `encode` gives and `denoise` takes, by name.
@@ -239,7 +293,7 @@ class LatentBaseModel(PipelineBaseModel):
         memory: str | Sequence[str] = (),
         compile: bool = False,
     ) -> None:
-        check_number("guidance_scale", guidance_scale, minimum=1)
+        check_number("guidance_scale", guidance_scale, minimum=0)
         check_whole("decode_batch_size", decode_batch_size)
         check_number("lora_scale", lora_scale)
         check_negative_prompt(negative_prompt)
@@ -259,22 +313,36 @@ class LatentBaseModel(PipelineBaseModel):
         self.negative_prompt = negative_prompt
         self.decode_batch_size = decode_batch_size
         self.vae = self.pipe.vae
-        check_autoencoder(self.vae)
-        if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
-            self.vae.to(torch.float32)
-        if self.state_shape[0] != self.vae.config.latent_channels:
-            raise CheckpointError(
-                f"the checkpoint's network takes {self.state_shape[0]} channels, but its autoencoder makes "
-                f"{self.vae.config.latent_channels}; only text-to-image checkpoints are supported"
-            )
-        if self.denoiser.config.get("time_cond_proj_dim", None) is not None:
-            raise CheckpointError(
-                "the checkpoint's network is distilled to take the guidance scale as an input (a consistency model), "
-                "which is not supported; take the checkpoint that it was distilled from"
-            )
+        self._upcast()
         for prompt in [*self.prompts, negative_prompt]:
             self.check_prompt(prompt)
         self._encoded: dict[str, tuple[dict[str, Tensor], Tensor]] = {}
+
+    def _check_parts(self) -> None:
+        super()._check_parts()
+        check_autoencoder(self.pipe.vae)
+        check_channels(self.denoiser, self._channels, self.pipe.vae.config.latent_channels)
+        if self.pipe.vae.config.get("out_channels", 3) != 3:
+            raise CheckpointError(
+                f"the checkpoint's autoencoder makes {self.pipe.vae.config.out_channels} channels, "
+                "expected pictures of 3"
+            )
+        check_widths(self._widths())
+
+    def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
+        """The widths of embeddings that the network takes beside those that the encoders make; see `check_widths`."""
+        return ()
+
+    def _upcast(self) -> None:
+        if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False):
+            self.vae.to(torch.float32)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LatentBaseModel:
+        super()._apply(fn, recurse)
+        self._upcast()
+        # Encodings lie where the model lay.
+        self._encoded.clear()
+        return self
 
     @property
     def do_guidance(self) -> bool:
@@ -298,27 +366,44 @@ class LatentBaseModel(PipelineBaseModel):
     def check_prompt(self, prompt: str) -> None:
         """Raise an OptionError unless the checkpoint can take the prompt."""
 
-    def sample_p0(self, n: int, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+    def sample_p0(
+        self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[FlowTensor, dict[str, Any]]:
         """Draw latents, standard normal, and a prompt for each.
 
         Args:
             n: Number of latents.
+            generator: Where random numbers come from; None for torch's global generator.
             **kwargs: ``prompt``, a string or a list of ``n``, instead of drawing from ``prompts``.
 
         Returns:
             Latents, shape ``(n, *state_shape)``, and ``{"prompt": [...]}``.
-        """
-        prompt = kwargs.pop("prompt", None)
-        latents = self.draw_noise(n)
-        if prompt is None:
-            prompt = [self.prompts[i] for i in torch.randint(len(self.prompts), (n,)).tolist()]
-        elif isinstance(prompt, str):
-            prompt = [prompt] * n
-        if len(prompt) != n or not all(isinstance(p, str) for p in prompt):
-            raise OptionError(f"prompt is {prompt!r}, expected a string or a list of {n} strings")
-        return latents, {"prompt": list(prompt), **kwargs}
 
-    def preprocess(self, x: FlowTensor, **kwargs: Any) -> tuple[FlowTensor, dict[str, Any]]:
+        Raises:
+            OptionError: If a prompt is none that the checkpoint takes; nothing has been drawn then.
+        """
+        asked = kwargs.pop("prompt", None)
+        prompts = None if asked is None else self._asked_prompts(asked, n)
+        latents = self.draw_noise(n, generator)
+        if prompts is None:
+            chosen = torch.randint(len(self.prompts), (n,), generator=generator, dtype=torch.int64, device="cpu")
+            prompts = [self.prompts[i] for i in chosen.tolist()]
+        return latents, {"prompt": prompts, **kwargs}
+
+    def _asked_prompts(self, asked: Any, n: int) -> list[str]:
+        prompts = [asked] * n if isinstance(asked, str) else asked
+        if isinstance(prompts, np.ndarray) and prompts.ndim == 1:
+            prompts = prompts.tolist()
+        if not isinstance(prompts, list | tuple) or len(prompts) != n or not all(isinstance(p, str) for p in prompts):
+            raise OptionError(f"prompt is {shown(asked)}, expected a string or a list of {n} strings")
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._encoded:
+                self.check_prompt(prompt)
+        return list(prompts)
+
+    def preprocess(
+        self, x: FlowTensor, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[FlowTensor, dict[str, Any]]:
         """Encode the prompts; each distinct one is encoded once.
 
         Returns:
@@ -332,6 +417,7 @@ class LatentBaseModel(PipelineBaseModel):
                 kwargs[f"negative_{name}"] = torch.stack([negative[name]] * len(x))
         return x, kwargs
 
+    @plain_defaults()
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
         """The network's prediction, with guidance in one batched call of ``2n``; see :class:`BaseModel`."""
         latents, timesteps = x.data.to(self.denoiser_dtype), self._scheduler.model_input(t)
@@ -346,6 +432,7 @@ class LatentBaseModel(PipelineBaseModel):
         negative, positive = output.to(x.dtype).chunk(2)
         return self._finish(x.data, t, negative + self.guidance_scale * (positive - negative))
 
+    @plain_defaults()
     def postprocess(self, x: FlowTensor) -> FlowTensor:
         """Decode latents to images in [0, 1], ``decode_batch_size`` at a time."""
         config = self.vae.config
@@ -373,20 +460,25 @@ class LatentBaseModel(PipelineBaseModel):
         """How many pixels a latent's element is wide."""
         return int(2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
 
+    @property
+    def _channels(self) -> int:
+        """Channels of a state."""
+        return int(self.denoiser.config.in_channels)
+
     def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         config = self.denoiser.config
         patch = config.get("patch_size", None) or 1
-        return self._shape(config.in_channels, config.sample_size, patch, height, width)
+        return self._shape(config.sample_size, patch, height, width)
 
     def _shape(
-        self, channels: int, sample_size: int | Sequence[int], patch: int, height: int | None, width: int | None
+        self, sample_size: int | Sequence[int] | None, patch: int, height: int | None, width: int | None
     ) -> tuple[int, int, int]:
         """Shape of a state, for the size that was asked for or else the checkpoint's own ``sample_size``.
 
         Raises:
             OptionError: If the size is no multiple of what the network works on.
         """
-        sizes = [sample_size] * 2 if isinstance(sample_size, int) else list(sample_size)
+        sizes = read_size(sample_size, given=height is not None and width is not None)
         for i, (name, pixels) in enumerate((("height", height), ("width", width))):
             if pixels is None:
                 continue
@@ -394,13 +486,51 @@ class LatentBaseModel(PipelineBaseModel):
             if pixels % (self.vae_scale * patch):
                 raise OptionError(f"{name} is {pixels}, expected a multiple of {self.vae_scale * patch} pixels")
             sizes[i] = pixels // self.vae_scale
-        return channels, sizes[0], sizes[1]
+        return self._channels, sizes[0], sizes[1]
 
-    def _check_length(self, prompt: str, tokenizer: Any, longest: int) -> None:
-        length = len(tokenizer(prompt).input_ids)
-        if length > longest:
-            raise OptionError(f"prompt {prompt!r} has {length} tokens, but the checkpoint takes {longest}; shorten it")
+    def _check_length(self, prompt: str, part: str, longest: int | None = None) -> None:
+        """Raise an OptionError if a prompt has more tokens than fit, or tokens that its encoder does not have.
 
+        Args:
+            prompt: The prompt.
+            part: Name of the tokenizer.
+            longest: How many tokens fit; None for what tokenizer and encoder take.
+        """
+        tokenizer, encoder = getattr(self.pipe, part), getattr(self.pipe, part.replace("tokenizer", "text_encoder"))
+        tokens, longest = self._tokens(prompt, part), longest or self._longest(part)
+        if len(tokens) > longest:
+            raise OptionError(
+                f"prompt {shown(prompt)} has {len(tokens)} tokens, but the checkpoint takes {longest}; shorten it"
+            )
+        if tokenizer.pad_token_id is None:
+            raise CheckpointError(f"the checkpoint's {part} has no pad_token, with which prompts are filled up")
+        known, tokens = (
+            getattr(encoder.get_input_embeddings(), "num_embeddings", None),
+            [*tokens, tokenizer.pad_token_id],
+        )
+        if known is not None and max(tokens) >= known:
+            word = tokenizer.convert_ids_to_tokens(max(tokens))
+            raise OptionError(
+                f"prompt {shown(prompt)} has the token {word!r}, which is number {max(tokens)} of the {part}, but its "
+                f"encoder has embeddings for {known}; load its textual inversion into the pipeline as well "
+                "(load_textual_inversion), or leave the word out"
+            )
+
+    def _tokens(self, prompt: str, part: str) -> list[int]:
+        """A prompt's tokens; a word that stands for several (textual inversion) is each of them."""
+        tokenizer = getattr(self.pipe, part)
+        if hasattr(self.pipe, "maybe_convert_prompt"):
+            prompt = self.pipe.maybe_convert_prompt(prompt, tokenizer)
+        try:
+            return list(tokenizer(prompt).input_ids)
+        except (TypeError, ValueError) as error:  # half a surrogate pair, which no tokenizer can encode
+            raise OptionError(f"prompt {shown(prompt)} cannot be encoded: {reason(error)}") from error
+
+    def _longest(self, part: str) -> int:
+        """How many tokens a tokenizer of `measured` and its encoder take."""
+        return int(getattr(self.pipe, part).model_max_length)
+
+    @plain_defaults()
     def _encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
         if prompt not in self._encoded:
             self.check_prompt(prompt)
@@ -411,6 +541,27 @@ class LatentBaseModel(PipelineBaseModel):
                 del self._encoded[next(iter(self._encoded))]
             self._encoded[prompt] = encoded
         return self._encoded[prompt]
+
+
+def read_size(sample_size: int | Sequence[int] | None, given: bool) -> list[int]:
+    """Height and width of a state by a network's ``sample_size``.
+
+    Args:
+        sample_size: As the configuration has it.
+        given: Whether the size was asked for, so that it does not matter.
+
+    Raises:
+        OptionError: If the configuration says no size, and none was asked for.
+    """
+    sizes = [sample_size] * 2 if isinstance(sample_size, int) else sample_size
+    if isinstance(sizes, list | tuple) and len(sizes) == 2 and all(isinstance(x, int) and x > 0 for x in sizes):
+        return [int(x) for x in sizes]
+    if given:
+        return [0, 0]
+    raise OptionError(
+        f"the checkpoint's network has sample_size = {shown(sample_size)}, which does not say how large its pictures "
+        "are; give height= and width=, or set it in the configuration of the network"
+    )
 
 
 class FlowMatchBaseModel(LatentBaseModel):
@@ -434,16 +585,3 @@ class FlowMatchBaseModel(LatentBaseModel):
 
     def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
         return FlowTensor(-output)
-
-
-def check_memory(memory: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of memory options as a tuple, none for None, or an OptionError if one does not exist."""
-    if memory is not None and not isinstance(memory, str | list | tuple):
-        raise OptionError(f"memory is {shown(memory)}, expected some of {tuple(MEMORY)}")
-    names = (memory,) if isinstance(memory, str) else tuple(memory or ())
-    for name in names:
-        if not isinstance(name, str) or name not in MEMORY:
-            raise OptionError(
-                f"memory names {shown(name)}, expected some of {tuple(MEMORY)}{did_you_mean(name, MEMORY)}"
-            )
-    return names

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from flowgym_gym.models.fitting import width
 from flowgym_gym.models.pipeline import LatentBaseModel
 
 
@@ -28,12 +30,23 @@ class PixArtBaseModel(LatentBaseModel):
         "PixArt-alpha/PixArt-XL-2-1024-MS": "openrail++",
         "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "openrail++",
     }
+    parts: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
     conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states", "encoder_attention_mask")
+
+    def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
+        return (
+            (
+                "caption_channels",
+                self.denoiser.config.caption_channels,
+                "the T5 encoder",
+                width(self.pipe.text_encoder),
+            ),
+        )
 
     def check_prompt(self, prompt: str) -> None:
         """Raise an OptionError if the prompt has more tokens than the T5 encoder is given."""
         longest = inspect.signature(self.pipe.encode_prompt).parameters["max_sequence_length"].default
-        self._check_length(prompt, self.pipe.tokenizer, longest)
+        self._check_length(prompt, "tokenizer", longest)
 
     def encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
         """Hidden states ``(tokens, features)`` with their mask, and the mean of those that are not masked."""
@@ -44,7 +57,8 @@ class PixArtBaseModel(LatentBaseModel):
     def denoise(self, x: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
         """The transformer's prediction; see :class:`~flowgym_gym.models.pipeline.PipelineBaseModel`."""
         added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
-        if self.denoiser.config.use_additional_conditions:
+        # Where the configuration leaves it open, the network has decided by its size.
+        if self.denoiser.use_additional_conditions:
             height, width = self.image_size
             added = {
                 "resolution": torch.tensor([[height, width]]).repeat(len(x), 1).to(x),

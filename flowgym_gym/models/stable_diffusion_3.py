@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from flowgym_gym.errors import OptionError
+from flowgym_gym.models.fitting import projection, width
 from flowgym_gym.models.pipeline import FlowMatchBaseModel
 
 # diffusers' default for the T5 encoder.
@@ -24,15 +27,36 @@ class StableDiffusion3BaseModel(FlowMatchBaseModel):
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
     checkpoints: ClassVar[dict[str, str]] = {"stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community"}
+    parts: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+    measured: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
     max_shift: ClassVar[float] = 1.16
     conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states", "pooled_projections")
+
+    def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
+        config, pipe = self.denoiser.config, self.pipe
+        pooled = [projection(pipe.text_encoder), projection(pipe.text_encoder_2)]
+        together = None if None in pooled else sum(number for number in pooled if number is not None)
+        return (
+            ("joint_attention_dim", config.joint_attention_dim, "the T5 encoder", width(pipe.text_encoder_3)),
+            ("pooled_projection_dim", config.pooled_projection_dim, "the CLIP encoders together", together),
+        )
+
+    def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        shape = super()._read_shape(height, width)
+        most = self.denoiser.config.pos_embed_max_size * self.patch
+        if max(shape[1:]) > most:
+            raise OptionError(
+                f"height and width are {shape[1] * self.vae_scale} and {shape[2] * self.vae_scale} pixels, but the "
+                f"checkpoint's network has positions for {most * self.vae_scale} at most"
+            )
+        return shape
 
     def check_prompt(self, prompt: str) -> None:
         """Raise an OptionError if the prompt has more tokens than the longest encoder takes."""
         if self.pipe.text_encoder_3 is None:
-            self._check_length(prompt, self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)
+            self._check_length(prompt, "tokenizer")
         else:
-            self._check_length(prompt, self.pipe.tokenizer_3, T5_TOKENS)
+            self._check_length(prompt, "tokenizer_3", T5_TOKENS)
 
     def encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
         """Hidden states of all encoders, ``(tokens, features)``, and the pooled output of the CLIP encoders."""

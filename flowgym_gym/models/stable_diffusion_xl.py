@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from flowgym_gym.models.fitting import projection, text_width, width
 from flowgym_gym.models.pipeline import LatentBaseModel
+
+# Height and width, where the picture was cropped, and the height and width that are aimed at.
+SIZES = 6
 
 
 class StableDiffusionXLBaseModel(LatentBaseModel):
@@ -25,15 +30,35 @@ class StableDiffusionXLBaseModel(LatentBaseModel):
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
     checkpoints: ClassVar[dict[str, str]] = {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"}
     denoiser_name: ClassVar[str] = "unet"
+    parts: ClassVar[tuple[str, ...]] = ("vae", "tokenizer_2", "text_encoder_2")
+    measured: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
+    addition: ClassVar[str | None] = "text_time"
     # In float16 this autoencoder overflows; diffusers, too, decodes in float32 then.
     upcast_vae: ClassVar[bool] = True
     conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states", "text_embeds", "time_ids")
 
+    def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
+        config = self.denoiser.config
+        encoders = [encoder for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2) if encoder is not None]
+        widths = [width(encoder) for encoder in encoders]
+        together = None if None in widths else sum(number for number in widths if number is not None)
+        pooled = projection(self.pipe.text_encoder_2)
+        times = SIZES * (config.addition_time_embed_dim or 0)
+        return (
+            text_width(self.denoiser, "the text encoders together", together),
+            (
+                "projection_class_embeddings_input_dim",
+                config.projection_class_embeddings_input_dim,
+                f"the second text encoder with {SIZES} size conditions",
+                None if pooled is None else pooled + times,
+            ),
+        )
+
     def check_prompt(self, prompt: str) -> None:
         """Raise an OptionError if the prompt has more tokens than the checkpoint takes."""
-        for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2):
-            if tokenizer is not None:
-                self._check_length(prompt, tokenizer, tokenizer.model_max_length)
+        for part in ("tokenizer", "tokenizer_2"):
+            if getattr(self.pipe, part) is not None:
+                self._check_length(prompt, part)
 
     def encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
         """Hidden states ``(tokens, features)``, pooled ``text_embeds`` and ``time_ids``, shape ``(6,)``."""

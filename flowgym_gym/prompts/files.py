@@ -30,6 +30,8 @@ ENDINGS = PACKED | {
         "avro db sqlite sqlite3 h5 hdf5 npy npz pkl pickle pt pth ckpt safetensors bin msgpack tfrecord",
     )
 }
+# No path and column are longer: the "#" of longer texts divide nothing.
+LONGEST = 10_000
 # How only paths and addresses begin: ./x, ../x, ~/x, ~user/x, /folder/x, C:\x; https://x, s3://x.
 PATH = re.compile(r"\.{1,2}[/\\]|~[^/\\\s]*[/\\]|/[^/\s]+/|[A-Za-z]:[/\\](?![/\\])")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://\S")
@@ -88,7 +90,8 @@ def insist(text: str) -> str:
 
 def _parts(text: str) -> list[tuple[str, str | None]]:
     """The ways to read ``PATH#COLUMN``, the longest path first."""
-    ends = [len(text), *(i for i in range(len(text) - 1, 0, -1) if text[i] == "#")]
+    hashes = [i for i in range(len(text) - 1, 0, -1) if text[i] == "#"] if len(text) < LONGEST else []
+    ends = [len(text), *hashes]
     paths = [(text[:end].strip(), text[end + 1 :].strip() or None) for end in ends]
     return [(os.path.expanduser(path.rstrip("/\\") or path), column) for path, column in paths if path]
 

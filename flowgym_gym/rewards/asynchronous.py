@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class Asynchronous(ComposedReward[D]):
         OptionError: If a number is out of range, or the other reward remembers what it has scored: an attempt that
             was given up may still be remembered.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = (*ComposedReward.incidental, "timeout", "retries", "backoff")
 
     def __init__(self, reward: Spec, timeout: float = 60.0, retries: int = 2, backoff: float = 1.0) -> None:
         check_number("timeout", timeout, minimum=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 import torch
@@ -25,12 +25,15 @@ class Reward(ABC, Generic[D]):
         differentiable: Whether gradients reach the samples.
         stateful: Whether rewards depend on earlier ones. Environments share an instance of a reward unless it is
             stateful, and a training run's checkpoints hold what ``get_state`` returns.
+        incidental: Names of constructor arguments that change no reward but by rounding: a state of an environment
+            belongs to others that differ in these.
     """
 
     value_range: tuple[float, float] = (-float("inf"), float("inf"))
     units: str = ""
     differentiable: bool = False
     stateful: bool = False
+    incidental: ClassVar[tuple[str, ...]] = ("device", "batch_size")
 
     @abstractmethod
     def forward(self, x: D, **kwargs: Any) -> tuple[Tensor, Tensor]:

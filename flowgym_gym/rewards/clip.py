@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowgym_gym.checks import check_choice, check_whole
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, RewardError, reason
 from flowgym_gym.rewards.base import Reward, all_valid, check_images, check_prompts
 from flowgym_gym.rewards.weights import find_file, find_folder, loading, read_tensors
@@ -46,6 +47,7 @@ class CLIP:
         CheckpointError: If it cannot be loaded.
     """
 
+    @plain_defaults()
     def __init__(self, source: str, local: bool, processor: tuple[str, bool] | None = None, model: Any = None) -> None:
         prepared_by, prepared_locally = processor or (source, local)
         with loading(source):
@@ -72,12 +74,14 @@ class CLIP:
         scale: Tensor = self.model.logit_scale.exp()
         return scale
 
+    @plain_defaults()
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit embeddings of images ``(n, 3, H, W)`` in [0, 1], shape ``(n, features)``."""
         move(self.model, images.device)
         features = _pooled(self.model.get_image_features(pixel_values=self.prepare(images)))
         return functional.normalize(features, dim=-1)
 
+    @plain_defaults()
     def embed_texts(self, texts: list[str], device: torch.device) -> Tensor:
         """Unit embeddings of texts, shape ``(n, features)``; each distinct text is embedded once."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
@@ -110,8 +114,10 @@ class Preparation:
 
     def __init__(self, config: dict[str, Any]) -> None:
         try:
-            self.mean = torch.tensor(config["image_mean"]).view(-1, 1, 1)
-            self.std = torch.tensor(config["image_std"]).view(-1, 1, 1)
+            self.mean, self.std = (
+                torch.tensor(config[name], dtype=torch.float32, device="cpu").view(-1, 1, 1)
+                for name in ("image_mean", "image_std")
+            )
             size, crop = config["size"], config.get("crop_size")
             self.shortest: int = size if isinstance(size, int) else size["shortest_edge"]
             crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop

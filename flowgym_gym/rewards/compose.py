@@ -123,7 +123,8 @@ class WeightedSum(ComposedReward[D]):
 
     def forward(self, x: D, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """See :class:`Reward`."""
-        total, valid = torch.zeros(()), torch.ones((), dtype=torch.bool)
+        total = torch.zeros((), dtype=torch.float32, device="cpu")
+        valid = torch.ones((), dtype=torch.bool, device="cpu")
         for id, part in self.parts.items():
             rewards, valids = part(x, **kwargs)
             total = total.to(rewards) + self.weights[id] * rewards
@@ -153,7 +154,7 @@ class Clip(ComposedReward[D]):
         self.low, self.high = low, high
         inner = self.parts["reward"]
         self.units = inner.units
-        bounds = torch.tensor(inner.value_range, dtype=torch.float64).clamp(low, high).tolist()
+        bounds = torch.tensor(inner.value_range, dtype=torch.float64, device="cpu").clamp(low, high).tolist()
         self.value_range = (bounds[0], bounds[1])
 
     def forward(self, x: D, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -213,7 +214,7 @@ class Standardize(ComposedReward[D]):
                     self._everything.append(value)
                     self._by_prompt.setdefault(prompt, deque(maxlen=self.buffer_size)).append(value)
         statistics = [self.statistics(prompt) for prompt in prompts]
-        means, stds = (torch.tensor(column).to(rewards) for column in zip(*statistics, strict=True))
+        means, stds = torch.tensor(statistics, dtype=torch.float32, device="cpu").to(rewards).T
         return (rewards.detach() - means) / stds, valids
 
     def statistics(self, prompt: str = "") -> tuple[float, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowgym_gym.checks import check_whole
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError
 from flowgym_gym.rewards.base import Reward, all_valid
 from flowgym_gym.rewards.clip import CLIP, Preparation, build_head, move, prompted_images
@@ -83,6 +84,7 @@ class ImageRewardReward(Reward[FlowTensor]):
     PUBLISHED = "ImageReward-v1.0"
     MEAN, STD, LENGTH = 0.16717362830052426, 1.0333394966054072, 35
 
+    @plain_defaults()
     def __init__(self, weights: str | None = None, tokenizer: str | None = None, batch_size: int = 16) -> None:
         check_whole("batch_size", batch_size)
         name = "images/image_reward"
@@ -124,6 +126,7 @@ class ImageRewardReward(Reward[FlowTensor]):
         scores = [self._score(images[i : i + self.batch_size], prompts[i : i + self.batch_size]) for i in starts]
         return all_valid(torch.cat(scores))
 
+    @plain_defaults()
     def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.LENGTH, return_tensors="pt").to(
             images.device
@@ -158,6 +161,7 @@ class HPSv2Reward(Reward[FlowTensor]):
     units = "cosine of HPSv2's embeddings"
     VERSIONS = {"v2.0": "xswu/HPSv2:HPS_v2_compressed.pt", "v2.1": HPS}  # noqa: RUF012
 
+    @plain_defaults()
     def __init__(self, weights: str | None = None, processor: str | None = None, batch_size: int = 32) -> None:
         check_whole("batch_size", batch_size)
         name = "images/hpsv2"

@@ -47,9 +47,9 @@ class GaussianReward(Reward[FlowTensor]):
     def __init__(self, mean: Sequence[float] = (-2.5,), std: float = 0.8) -> None:
         check_number("std", std, minimum=0)
         try:
-            self.mean = real_tensor(mean)
+            self.mean = real_tensor(mean, "cpu")
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            self.mean = torch.empty(0)
+            self.mean = torch.empty(0, device="cpu")
         if std == 0 or self.mean.ndim != 1 or not len(self.mean) or not torch.isfinite(self.mean).all():
             raise OptionError(
                 f"mean is {shown(mean)} and std {std}, expected at least one number, and a number above 0"

@@ -151,11 +151,12 @@ class Scheduler(ABC, Generic[D]):
         """
         listed = check_steps(steps, spacing, spacings=("linspace",))
         if listed is None:
-            times = torch.linspace(self.first_time, 1, int(steps) + 1, dtype=torch.float64)  # type: ignore[arg-type]
+            count = int(steps) + 1  # type: ignore[arg-type]
+            times = torch.linspace(self.first_time, 1, count, dtype=torch.float64, device="cpu")
         else:
             if listed[-1] == 1:
                 raise OptionError(f"discretization_steps is {listed}, but no step starts at time 1; leave it out")
-            times = torch.tensor([*listed, 1.0], dtype=torch.float64)
+            times = torch.tensor([*listed, 1.0], dtype=torch.float64, device="cpu")
         # In this order, as later ones follow from earlier ones.
         names = ("alpha", "alpha_dot", "beta", "beta_dot", "sigma")
         return Grid(times=times, timesteps=None, **{name: self._coefficient(name, times) for name in names})
@@ -163,11 +164,10 @@ class Scheduler(ABC, Generic[D]):
     def _coefficient(self, name: str, times: Tensor) -> Tensor:
         values = getattr(self, f"_{name}")(times)
         if not isinstance(values, Tensor) or values.shape != times.shape or not values.is_floating_point():
-            got = (
-                f"shape {tuple(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
-            )
+            shape = f" of shape {tuple(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else ""
             raise ModelError(
-                f"{type(self).__name__}._{name} returned {got}, expected real numbers of shape {tuple(times.shape)}"
+                f"{type(self).__name__}._{name} returned a {type(values).__name__}{shape}, expected real numbers of "
+                f"shape {tuple(times.shape)}"
             )
         return values
 

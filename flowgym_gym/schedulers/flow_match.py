@@ -13,12 +13,14 @@ numbers are diffusers' own, from the checkpoint's ``FlowMatchEulerDiscreteSchedu
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.schedulers.continuous import OptimalTransportScheduler
 from flowgym_gym.time_grid import Grid, Steps, check_steps
@@ -28,7 +30,8 @@ class FlowMatchScheduler(OptimalTransportScheduler):
     """Optimal transport on the time grid of a flow-matching checkpoint.
 
     Args:
-        scheduler: The checkpoint's ``FlowMatchEulerDiscreteScheduler``; its configuration is copied.
+        scheduler: The checkpoint's ``FlowMatchEulerDiscreteScheduler``, which is copied; a
+            ``FlowMatchHeunDiscreteScheduler`` has the same noise levels.
         tokens: Number of tokens that the transformer sees of a state; decides the shift where that is dynamic.
         max_shift: The shift at the largest size, where the configuration has none.
         even: Whether the pipeline spaces the unshifted times evenly from 1 to ``1 / steps``, as Flux does, instead of
@@ -38,17 +41,26 @@ class FlowMatchScheduler(OptimalTransportScheduler):
         CheckpointError: If the scheduler is of another kind.
     """
 
+    @plain_defaults()
     def __init__(self, scheduler: Any, tokens: int, max_shift: float = 1.15, even: bool = False) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        config = scheduler.config
-        if not type(scheduler).__name__.startswith("FlowMatch") or config.get("invert_sigmas", False):
+        config, kind = scheduler.config, type(scheduler).__name__
+        if not kind.startswith("FlowMatch") or config.get("invert_sigmas", False):
+            inverted = " with invert_sigmas" if config.get("invert_sigmas", False) else ""
             raise CheckpointError(
-                f"the checkpoint's scheduler is a {type(scheduler).__name__}"
-                f"{' with invert_sigmas' if config.get('invert_sigmas', False) else ''}, expected a "
-                "FlowMatchEulerDiscreteScheduler"
+                f"the checkpoint's scheduler is a {kind}{inverted}, expected a FlowMatchEulerDiscreteScheduler"
             )
-        self._diffusers = FlowMatchEulerDiscreteScheduler.from_config(config)
+        if kind == "FlowMatchLCMScheduler" or config.get("stochastic_sampling", False):
+            what = "stochastic_sampling" if config.get("stochastic_sampling", False) else "consistency sampling"
+            raise CheckpointError(
+                f"the checkpoint's {kind} draws new noise at every step ({what}), for which its network was distilled; "
+                "no sampler here does that. To sample it along its flow all the same, give the checkpoint a "
+                "FlowMatchEulerDiscreteScheduler without stochastic_sampling"
+            )
+        # A copy keeps what an open scheduler was told since it was made (set_shift); its configuration does not.
+        same = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self._diffusers = copy.deepcopy(scheduler) if same else FlowMatchEulerDiscreteScheduler.from_config(config)
         self._even = even
         self._mu: float | None = None
         if config.get("use_dynamic_shifting", False):
@@ -60,6 +72,7 @@ class FlowMatchScheduler(OptimalTransportScheduler):
         """The noise level times the number of training steps, shape ``(n,)``; diffusers' own to 5e-5 of 1000."""
         return (1 - t.to(torch.float32)) * int(self._diffusers.config.num_train_timesteps)
 
+    @plain_defaults()
     def sigmas(self, steps: int) -> Tensor:
         """Noise levels of a grid as diffusers has them, from noise to the final 0, float32, shape ``(steps + 1,)``."""
         sigmas = np.linspace(1.0, 1 / steps, steps) if self._even else None

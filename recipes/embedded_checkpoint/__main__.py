@@ -141,7 +141,7 @@ def stage_decoder(args: argparse.Namespace, data: dict, latents: dict) -> dict:
 
 def load_pipeline(folder: Path, device: str) -> StableDiffusionPipeline:
     """Open an exported pipeline in float32."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -23,6 +23,8 @@ from flowgym_gym.agents.frontier import (
     frontier,
     kl_best_of_n,
     maximum_weights,
+    needed_pool,
+    pool_notes,
     table,
 )
 from flowgym_gym.agents.runs import Metrics, read_metrics
@@ -30,6 +32,7 @@ from flowgym_gym.agents.settings import complete
 from flowgym_gym.cli import main
 from flowgym_gym.envs.environment import seeded
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, RewardError, UnknownOptionError
+from flowgym_gym.models.loading import clear_model_cache
 from tests.conftest import PROMPTS, RED
 
 GAUSSIAN = "flowgym/GaussianMixture-Gaussian-v0"
@@ -562,3 +565,41 @@ def test_a_reward_that_remembers_has_no_frontier(tmp_path):
     changes = {"reward": "1d/standardize", "reward_kwargs": {"reward": "1d/gaussian", "per_prompt": False}}
     with pytest.raises(OptionError, match="remembers what it has scored"):
         frontier(GAUSSIAN, out=tmp_path, algos=[], overrides=changes)
+
+
+def test_what_pool_best_of_n_takes_is_said_before_the_first_sample(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flowgym_gym.agents.frontier.play", lambda *args: pytest.fail(capsys.readouterr().err))
+    options = {"algos": [], "overrides": {"prompts": PROMPTS}, "pool": 100, "best_of": [2, 8, 64]}
+    said = (
+        r"best of 8, 64 will be left out: it takes 8 n samples of each prompt, and the pool has 100, about 50 of each "
+        rf"of 2 prompts; a pool that does: {needed_pool(8, 2)} for n = 8, {needed_pool(64, 2)} for n = 64"
+    )
+    with pytest.raises(pytest.fail.Exception, match=said):
+        frontier(RED, out=tmp_path, **options)
+
+
+@pytest.mark.parametrize(("n", "prompts"), [(2, 2), (4, 45), (2, 256)])
+def test_the_pool_that_is_named_is_large_enough(n, prompts):
+    rng = np.random.default_rng(0)
+    size = needed_pool(n, prompts)
+    counts = rng.multinomial(size, np.full(prompts, 1 / prompts), size=400)
+    assert (counts.min(axis=1) >= n * SAMPLES_OF_POOL).mean() > 0.98
+    assert size < 3.5 * n * SAMPLES_OF_POOL * prompts
+    assert pool_notes([n], size, prompts) == []
+    assert needed_pool(n, 1) == needed_pool(n, 0) == n * SAMPLES_OF_POOL
+
+
+def test_a_frontier_whose_prompts_have_changed_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    changes = {"prompts": "prompts.txt", "discretization_steps": 2}
+    options = {"algos": [], "strengths": [], "pool": 32, "best_of": [2], "overrides": changes}
+    report = frontier(RED, out=tmp_path / "out", **options).report
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    changes["prompts"] = "../prompts.txt"
+    assert frontier(RED, out=tmp_path / "out", **options).report["pool"] == report["pool"]
+    (tmp_path / "prompts.txt").write_text("a photo of a dog\na photo of a cat")
+    clear_model_cache()
+    with pytest.raises(OptionError, match=r"other contents of env\.prompts; put back what was there"):
+        frontier(RED, out=tmp_path / "out", **options)

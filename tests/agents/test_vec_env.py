@@ -6,6 +6,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
+from flowgym_gym import seeds
 from flowgym_gym.agents import SB3VecEnv
 from flowgym_gym.errors import OptionError
 from flowgym_gym.wrappers import CoarseAction, RewardScale
@@ -32,7 +33,7 @@ def test_equals_dummy_vec_env_step_for_step(prompts):
     ours, theirs = make_vec(prompts=prompts), make_dummy(prompts=prompts)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
-    assert ours.seed(5) == theirs.seed(5)
+    theirs._seeds = ours.seed(5)
     observations = ours.reset(), theirs.reset()
     actions = np.random.default_rng(0)
     for step in range(2 * STEPS + 1):
@@ -64,7 +65,21 @@ def test_seeds_are_used_by_the_next_reset_only():
     assert not np.array_equal(first, second)
     single = gymnasium.make(RED, discretization_steps=STEPS)
     for i in range(3):
-        np.testing.assert_array_equal(first[i], single.reset(seed=7 + i)[0]["latent"])
+        np.testing.assert_array_equal(first[i], single.reset(seed=seeds(7, 3)[i])[0]["latent"])
+
+
+def test_neighbouring_seeds_share_no_sub_environment():
+    env = make_vec()
+    given = [env.seed(seed) for seed in range(4)]
+    assert given == [seeds(seed, 3) for seed in range(4)]
+    assert len({one for each in given for one in each}) == 12
+    with pytest.raises(OptionError, match="seed is -1"):
+        env.seed(-1)
+    assert env._seeds == given[-1]
+    np.random.seed(0)
+    drawn = env.seed(None)
+    np.random.seed(0)
+    assert drawn == env.seed(None) != given[0]
 
 
 def test_options_reach_the_reset_once():

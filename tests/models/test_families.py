@@ -327,11 +327,13 @@ def test_a_tiled_decoder_gives_diffusers_own_tiles():
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_offloading_changes_no_result(name, option):
-    """To an accelerator where there is one; else the same hooks of whole models run on the CPU."""
+    """Where there is an accelerator; elsewhere it is refused."""
     pytest.importorskip("accelerate")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if option == "sequential_cpu_offload" and device == "cpu":
-        pytest.skip("accelerate offloads layer by layer only from an accelerator")
+    if not torch.cuda.is_available():
+        with pytest.raises(OptionError, match=f"memory names '{option}', .* but the device is 'cpu'"):
+            make(name, memory=option)
+        return
+    device = "cuda"
     plain, frugal = (make(name, noise_level=0.0, device=device, memory=memory) for memory in ((), option))
     x, _ = start(plain, name)
     results = [env.score(FlowTensor(roll_out(env, *start_from(env, name, x))))[0].data for env in (plain, frugal)]
@@ -633,13 +635,24 @@ def test_an_open_pipeline_is_taken_as_it_is():
 
 def test_a_hub_id_opens_from_the_local_cache_without_a_network(tmp_path):
     """In the layout that downloads leave behind, read by another process that must not reach the network."""
-    repository = tmp_path / "hub" / "models--somebody--tiny-xl"
-    shutil.copytree(tiny.folder("stable_diffusion_xl"), repository / "snapshots" / "0123abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc")
+    pipe, commit = tiny.build("stable_diffusion_xl"), "0123abcd" * 5
+    pipe.vae.save_pretrained(tmp_path / "vae")
+    peft = pytest.importorskip("peft")
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    pipe.save_lora_weights(tmp_path / "lora", unet_lora_layers=peft.get_peft_model_state_dict(pipe.unet))
+    for name, folder in (
+        ("tiny-xl", tiny.folder("stable_diffusion_xl")),
+        ("vae-fix", tmp_path / "vae"),
+        ("style", tmp_path / "lora"),
+    ):
+        repository = tmp_path / "hub" / f"models--somebody--{name}"
+        shutil.copytree(folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
     code = (
         "import gymnasium, flowgym_gym\n"
-        f"env = gymnasium.make({RED!r}, checkpoint='somebody/tiny-xl', discretization_steps=2)\n"
+        f"env = gymnasium.make({RED!r}, checkpoint='somebody/tiny-xl', denoiser='hub:somebody/tiny-xl',"
+        " vae='somebody/vae-fix', lora='somebody/style', discretization_steps=2)\n"
         "print(type(env.unwrapped.rollout.environment.base_model).__name__, env.reset(seed=0)[0]['latent'].shape)\n"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

@@ -112,7 +112,7 @@ def test_a_single_file_is_named_as_what_it_is(other_checkpoint):
     for option in ("denoiser", "vae"):
         with pytest.raises(CheckpointError, match=r"checkpoint file .* is a single file; expected a folder"):
             StableDiffusionBaseModel(**{option: str(file)})
-    with pytest.raises(CheckpointError, match=f"checkpoint file '{file}' is a single file"):
+    with pytest.raises(CheckpointError, match=f"checkpoint file '{file}' holds a U-Net; give a checkpoint"):
         StableDiffusionBaseModel(checkpoint=file)
 
 

@@ -1,0 +1,143 @@
+"""Where noise comes from: seeds of any width, and the random numbers that a model draws for an episode.
+
+Each sub-environment has a CPU generator of its own. An episode's initial noise and prompt come from a second one, whose
+seed the first one gives. A model whose methods take a ``generator`` is handed that one, and no global generator is
+touched; for others the global generators of torch, numpy and Python are seeded around the call and restored.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+# torch's CPU generators keep 32 bits of a seed, so that 2**32 + i would be i.
+NARROW = 2**32
+# A generator's state begins with its seed (8 bytes) and three counters; then come the words of its Mersenne twister,
+# 64 bits for each of 32: CPUGeneratorImplStateLegacy in torch's sources, unchanged since version 1.0.
+SEED, WORDS = slice(0, 8), slice(24, 24 + 8 * 624)
+# What draws an episode, where a model has it.
+METHODS = ("sample_p0", "preprocess", "draw_noise")
+
+
+def seed_generator(generator: torch.Generator, seed: int) -> None:
+    """Seed a CPU generator: below ``2**32`` as torch does, from there on with all bits of the seed.
+
+    A wide seed fills the whole state of the Mersenne twister by way of numpy's ``SeedSequence``.
+    """
+    if seed < NARROW:
+        generator.manual_seed(seed)
+        return
+    words = np.random.SeedSequence(seed).generate_state(624)
+    state = torch.Generator().manual_seed(0).get_state().numpy()
+    state[SEED] = np.array([seed], dtype=np.uint64).view(np.uint8)
+    state[WORDS] = words.astype(np.uint64).view(np.uint8)
+    generator.set_state(torch.from_numpy(state))
+
+
+@dataclass(frozen=True)
+class EpisodeSeed:
+    """The seed of an episode's initial noise and prompt.
+
+    Attributes:
+        value: The seed, 62 bits.
+        whole: Whether all of its bits count, as where the sub-environment has a wide seed; else torch's 32.
+    """
+
+    value: int
+    whole: bool = False
+
+    @classmethod
+    def draw(cls, generator: torch.Generator) -> EpisodeSeed:
+        """The next episode's seed, from the generator of its sub-environment."""
+        value = torch.randint(2**62, (), generator=generator, dtype=torch.int64, device="cpu")
+        return cls(int(value), generator.initial_seed() >= NARROW)
+
+    def generator(self) -> torch.Generator:
+        """A new generator with this seed."""
+        generator = torch.Generator()
+        if self.whole:
+            seed_generator(generator, self.value)
+        else:
+            generator.manual_seed(self.value)
+        return generator
+
+
+@contextmanager
+def randomness(model: Any, seed: EpisodeSeed | None) -> Iterator[dict[str, torch.Generator]]:
+    """What to hand to a model's ``sample_p0`` and ``preprocess`` inside.
+
+    Yields:
+        ``{"generator": ...}`` for a model whose methods take one. For others nothing, and the global generators are
+        seeded inside. With ``seed`` None nothing, and the global generators are as they are.
+    """
+    if seed is None:
+        yield {}
+    elif takes_generator(model):
+        yield {"generator": seed.generator()}
+    else:
+        with _global_generators:
+            yield from ({} for _ in _seeded(seed))
+
+
+def takes_generator(model: Any) -> bool:
+    """Whether all methods of a model that draw an episode name an argument ``generator``."""
+    methods = [getattr(model, name) for name in METHODS if hasattr(model, name)]
+    return all(_names_generator(getattr(method, "__func__", method)) for method in methods)
+
+
+@lru_cache(maxsize=256)
+def _names_generator(method: Callable[..., Any]) -> bool:
+    return "generator" in inspect.signature(method).parameters
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python inside, and restore them afterwards."""
+    with _global_generators:
+        yield from _seeded(EpisodeSeed(seed))
+
+
+# The global generators are shared by all threads.
+_global_generators = threading.RLock()
+
+
+def _seeded(seed: EpisodeSeed) -> Iterator[None]:
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    # Before CUDA has been used, torch.manual_seed would keep a whole stack trace for later, which costs half a
+    # millisecond for every episode.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.set_state(seed.generator().get_state())
+        if devices:
+            torch.cuda.manual_seed_all(seed.value)
+        low, high = seed.value % NARROW, seed.value // NARROW
+        np.random.seed([low, high] if seed.whole else low)
+        random.seed(seed.value)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@contextmanager
+def undone_on_failure(device: torch.device) -> Iterator[None]:
+    """Put torch's global generators back, of the CPU and of a device, if something is raised inside."""
+    before = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    except BaseException:
+        torch.set_rng_state(before)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+        raise

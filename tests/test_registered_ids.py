@@ -1,0 +1,26 @@
+"""The tests over all registered ids need to be told nothing about a new one."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import FLOWGYM_IDS, model_of, prompted
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_an_id_of_a_model_without_prompts_passes_the_tests_over_all_ids():
+    pytest = [sys.executable, "-m", "pytest", "-p", "tests.toy", "-p", "no:cacheprovider"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*pytest, "-k", "Toy-Red", "tests/envs"]
+    run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(re.findall(r"\.", run.stdout.partition("[")[0])) >= 15
+
+
+def test_whether_an_id_gets_prompts_follows_from_its_model():
+    for id in FLOWGYM_IDS:
+        name, _ = model_of(id)
+        assert ("prompts" in prompted(id)) == (name not in ("ddpm", "gaussian_mixture")), id
