@@ -164,11 +164,10 @@ class Scheduler(ABC, Generic[D]):
     def _coefficient(self, name: str, times: Tensor) -> Tensor:
         values = getattr(self, f"_{name}")(times)
         if not isinstance(values, Tensor) or values.shape != times.shape or not values.is_floating_point():
-            got = (
-                f"shape {tuple(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
-            )
+            shape = f" of shape {tuple(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else ""
             raise ModelError(
-                f"{type(self).__name__}._{name} returned {got}, expected real numbers of shape {tuple(times.shape)}"
+                f"{type(self).__name__}._{name} returned a {type(values).__name__}{shape}, expected real numbers of "
+                f"shape {tuple(times.shape)}"
             )
         return values
 
