@@ -451,7 +451,7 @@ class LatentBaseModel(PipelineBaseModel):
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the autoencoder takes them; which of its statistics count is a family's, as in diffusers."""
-        return latents / self.vae.config.scaling_factor
+        return latents / float(self.vae.config.scaling_factor)
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """The vectors that stand for prompts in observations, shape ``(n, features)``."""
