@@ -12,13 +12,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flowgym_gym.errors import CheckpointError, OptionError, reason
+from flowgym_gym.models.fingerprint import stamp
 from flowgym_gym.models.lora import merge_lora
 from flowgym_gym.models.parts import load_other, load_own
 from flowgym_gym.models.recognition import INDEX, MODULAR, name_folder, name_weights, read_file
@@ -40,6 +40,9 @@ MEMORY: dict[str, str] = {
     "model_cpu_offload": "enable_model_cpu_offload",
     "sequential_cpu_offload": "enable_sequential_cpu_offload",
 }
+
+# Pipelines by how they were asked for, with what their files were then.
+_pipelines: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,8 @@ def _parts(index: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {part: (pair[0], pair[1]) for part, pair in pairs.items() if part not in UNUSED and pair[1] is not None}
 
 
-@cache
 def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
-    """The pipeline, frozen and in evaluation mode; loaded once per process for each set of arguments.
+    """The pipeline, frozen and in evaluation mode; loaded once per process while its files stay the same.
 
     Args:
         source: Where it is.
@@ -213,6 +215,20 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
         CheckpointError: If it cannot be loaded.
         OptionError: If the pipeline has no such memory option.
     """
+    key = (source, device, dtype, changes, denoiser)
+    places = (source, changes.denoiser, changes.vae, changes.lora)
+    seen = tuple(stamp(place.name) for place in places if place is not None and place.local)
+    if key not in _pipelines or _pipelines[key][0] != seen:
+        _pipelines[key] = (seen, _load_pipeline(*key))
+    return _pipelines[key][1]
+
+
+def forget_pipelines() -> None:
+    """Forget every pipeline that was loaded."""
+    _pipelines.clear()
+
+
+def _load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
     for name in changes.memory:
         check_offloading(name, device)
     index = read_index(source)

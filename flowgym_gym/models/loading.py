@@ -12,14 +12,15 @@ import torch
 from flowgym_gym.checks import check_choice
 from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.models.checkpoints import find_checkpoint, load_pipeline, read_index
+from flowgym_gym.models.checkpoints import find_checkpoint, forget_pipelines, read_index
+from flowgym_gym.models.fingerprint import stamp
 from flowgym_gym.registry import RegistryEntry, base_model_registry, reward_registry
 from flowgym_gym.rewards import Reward
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_shared: dict[tuple[object, ...], Any] = {}
-
+# Models and rewards by how they were asked for, with what the files that their arguments name were then.
+_shared: dict[tuple[object, ...], tuple[tuple[Any, ...], Any]] = {}
 
 # The model whose ids open checkpoints of every family.
 ANY_FAMILY = "images/stable_diffusion"
@@ -156,7 +157,7 @@ def load_reward(id: str, **kwargs: Any) -> Reward[Any]:
 def clear_model_cache() -> None:
     """Forget every shared model, so that its memory is freed once no environment uses it."""
     _shared.clear()
-    load_pipeline.cache_clear()
+    forget_pipelines()
 
 
 def check_device(device: torch.device | str | None) -> torch.device:
@@ -182,9 +183,12 @@ def _load(entry: RegistryEntry, kwargs: dict[str, Any]) -> Any:
         key = (entry.cls, json.dumps({**entry.default_kwargs, **kwargs}, sort_keys=True, default=_device_name))
     except TypeError:  # Arguments that are not plain values have no name to be found under again.
         return entry.instantiate(**kwargs)
-    if key in _shared and not getattr(_shared[key], "moved", False):
-        return _shared[key]
+    seen = stamp(kwargs)
+    if key in _shared:
+        then, shared = _shared[key]
+        if then == seen and not getattr(shared, "moved", False):
+            return shared
     made = entry.instantiate(**kwargs)
     if not getattr(made, "stateful", False):
-        _shared[key] = made
+        _shared[key] = (seen, made)
     return made
