@@ -28,15 +28,19 @@ def described(value: object) -> str:
     return f"a {type(value).__name__}" if value is not None else "None"
 
 
+def is_real(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers that are not complex."""
+    return not tensor.is_complex() and tensor.dtype is not torch.bool
+
+
 def check_states(name: str, value: object, shape: tuple[int, ...]) -> None:
-    """Raise a ModelError unless ``value`` is a FlowTensor of floating-point states of this shape."""
+    """Raise a ModelError unless ``value`` is a FlowTensor of real states of this shape."""
     good = isinstance(value, FlowTensor) and isinstance(value.data, Tensor)
-    good = good and tuple(value.data.shape) == shape and value.data.is_floating_point()  # type: ignore[attr-defined]
+    good = good and tuple(value.data.shape) == shape and is_real(value.data)  # type: ignore[attr-defined]
     odd = oddity(value.data) if good else None  # type: ignore[attr-defined]
     if not good or odd:
         raise ModelError(
-            f"{name} returned {odd or described(value)}, expected a FlowTensor of shape {shape} of floating-point "
-            "numbers"
+            f"{name} returned {odd or described(value)}, expected a FlowTensor of shape {shape} of real numbers"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowgym_gym.checks import check_choice
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import ModelError, OptionError
+from flowgym_gym.errors import ModelError, OptionError, reason, shown
 from flowgym_gym.schedulers import Scheduler
 from flowgym_gym.types import D, FlowTensor, append_dims
 
@@ -58,9 +58,16 @@ class BaseModel(ABC, nn.Module, Generic[D]):
 
     @device.setter
     def device(self, device: torch.device | str) -> None:
+        try:
+            self._device = torch.device(device)
+            place = torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise OptionError(
+                f"device of {type(self).__name__} is {shown(device)}, which cannot be used here ({reason(error)})"
+            ) from error
         # An empty buffer goes wherever the module goes. What was asked for is kept: "cuda" is not "cuda:0" to torch.
-        self.register_buffer("_place", torch.empty(0, device=device), persistent=False)
-        self._device, self._placed = torch.device(device), self._place.device
+        self.register_buffer("_place", place, persistent=False)
+        self._placed = self._place.device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BaseModel[D]:
         if not self.moved and _changes(fn, [*self.parameters(), *self.buffers()]):

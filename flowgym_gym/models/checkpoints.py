@@ -124,7 +124,7 @@ def read_index(source: Source) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         kind = index["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read as a pipeline's index: {error!r}") from error
     if not isinstance(kind, str):
         raise CheckpointError(f"{source} names the pipeline {kind!r}, which needs code of its own; that is never run")

@@ -115,20 +115,7 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
                 f"{type(self).__name__} has no checkpoint of its own in this package; give checkpoint=, a local folder "
                 f"in diffusers' format or a Hub id such as {next(iter(self.checkpoints))!r}"
             )
-        if hasattr(checkpoint, "components"):
-            self._check_kind(type(checkpoint).__name__, "this pipeline")
-            if device is not None or changes != Changes(memory=changes.memory):
-                raise OptionError(
-                    "checkpoint is an open pipeline, which is taken as it is; move it, and load its LoRA weights and "
-                    "other parts, before it is given, and leave device, denoiser, vae and lora out"
-                )
-            self.pipe = checkpoint
-            if dtype != "float32" and getattr(torch, dtype) != getattr(checkpoint, self.denoiser_name).dtype:
-                raise OptionError(f"dtype is {dtype!r}, but checkpoint is an open pipeline, whose number format stays")
-        else:
-            source = find_checkpoint(checkpoint)
-            self._check_kind(read_index(source)["_class_name"], str(source))
-            self.pipe = load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+        self.pipe = self._opened(checkpoint, device, dtype, changes)
         # Then other models have the same pipeline.
         self._cached = self.pipe is not checkpoint
         require_parts(self.pipe, ("scheduler", self.denoiser_name, *self.parts))
@@ -149,6 +136,22 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         if self.pipe is checkpoint:
             prepare(checkpoint, changes.memory)
             self.device = torch.device(self.pipe._execution_device)
+
+    def _opened(self, checkpoint: Any, device: torch.device | str | None, dtype: str, changes: Changes) -> Any:
+        """The pipeline of a checkpoint, or the open one that was given."""
+        if not hasattr(checkpoint, "components"):
+            source = find_checkpoint(checkpoint)
+            self._check_kind(read_index(source)["_class_name"], str(source))
+            return load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+        self._check_kind(type(checkpoint).__name__, "this pipeline")
+        if device is not None or changes != Changes(memory=changes.memory):
+            raise OptionError(
+                "checkpoint is an open pipeline, which is taken as it is; move it, and load its LoRA weights and "
+                "other parts, before it is given, and leave device, denoiser, vae and lora out"
+            )
+        if dtype != "float32" and getattr(torch, dtype) != getattr(checkpoint, self.denoiser_name).dtype:
+            raise OptionError(f"dtype is {dtype!r}, but checkpoint is an open pipeline, whose number format stays")
+        return checkpoint
 
     def _check_parts(self) -> None:
         """Raise a CheckpointError unless the pipeline's parts fit together and are of a kind that is read rightly."""
@@ -456,7 +459,7 @@ class LatentBaseModel(PipelineBaseModel):
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the autoencoder takes them; which of its statistics count is a family's, as in diffusers."""
-        return latents / self.vae.config.scaling_factor
+        return latents / float(self.vae.config.scaling_factor)
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """The vectors that stand for prompts in observations, shape ``(n, features)``."""

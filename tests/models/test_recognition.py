@@ -364,3 +364,26 @@ def test_names_of_schedulers_are_those_of_diffusers():
     from flowgym_gym.models.fitting import OTHER_SAMPLERS
 
     assert all(hasattr(diffusers, name) for name in OTHER_SAMPLERS)
+
+
+def unreadable(path):
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", "\ufeff{}", "[" * 100_000, "{" + '"a":' * 9, unreadable])
+def test_an_index_that_cannot_be_read_is_named(damage, tmp_path, monkeypatch):
+    index = tmp_path / "model_index.json"
+    index.write_text("" if damage is unreadable else damage, encoding="utf-8")
+    if damage is unreadable:
+        monkeypatch.setattr(Path, "read_text", lambda path, **options: unreadable(path))
+    with pytest.raises(CheckpointError, match=r"model_index\.json' cannot be read as a pipeline's index"):
+        from_pretrained(str(tmp_path))
+
+
+def test_a_network_that_is_replaced_need_not_be_there(tmp_path):
+    plain = tiny.folder("stable_diffusion")
+    folder = shutil.copytree(plain, tmp_path / "copy")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert torch.equal(outputs(from_pretrained(str(folder), denoiser=plain)), outputs(from_pretrained(plain)))
+    with pytest.raises(CheckpointError, match="has no safetensors weights in 'unet'"):
+        from_pretrained(str(folder))

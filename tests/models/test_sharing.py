@@ -18,6 +18,7 @@ def loaded(**options):
 
 def test_a_model_is_made_once_for_the_same_arguments(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n")
+    assert loaded(prompts="a dog").pipe is loaded().pipe
     for options in ({}, {"prompts": str(tmp_path / "prompts.txt")}, {"checkpoint": tiny.folder("stable_diffusion")}):
         assert loaded(**options) is loaded(**options)
 
