@@ -173,6 +173,8 @@ def check_device(device: torch.device | str | None) -> torch.device:
         raise OptionError(
             f"device is {shown(device)}, which cannot be used here ({reason(error)}); try 'cpu'"
         ) from error
+    if checked.type == "meta":
+        raise OptionError("device is 'meta', whose tensors hold no numbers; try 'cpu'")
     return checked
 
 
