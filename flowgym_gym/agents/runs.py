@@ -56,6 +56,7 @@ from flowgym_gym.agents.settings import (
     make_vector_env,
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, OptionError, UnknownOptionError
 from flowgym_gym.rewards import Reward
 
@@ -427,6 +428,7 @@ def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
         getattr(model, name).data = (variables or {})[name].data
 
 
+@plain_defaults()
 def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorithm:
     """The trained agent of a run folder with its environment (and an empty replay buffer).
 
