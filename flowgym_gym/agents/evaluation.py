@@ -41,6 +41,7 @@ from flowgym_gym.agents.runs import (
 )
 from flowgym_gym.agents.settings import SEEDS, make_vector_env
 from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, ModelError, OptionError
 
 EVALUATION = "evaluation.json"
@@ -223,6 +224,7 @@ def over_budget(budget: float | None, row: Row | None) -> bool:
     return budget is not None and cost is not None and cost > budget
 
 
+@plain_defaults()
 def evaluate(
     run_or_policy: Any,
     episodes: int = 256,

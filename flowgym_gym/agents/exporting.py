@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowgym_gym.agents.networks import ActionHead, LatentEncoder, image_shape
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, OptionError
 
 WEIGHTS = "policy.safetensors"
@@ -95,6 +96,7 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
     return folder
 
 
+@plain_defaults()
 def load_policy(folder: str | Path, device: str = "cpu") -> Policy:
     """The policy that :func:`export` wrote; needs neither stable-baselines3 nor the run.
 
@@ -138,6 +140,7 @@ class Policy:
         self.action_space = gymnasium.spaces.Box(action["low"], action["high"], tuple(action["shape"]), np.float32)
         self._actor = actor
 
+    @plain_defaults()
     def predict(
         self,
         observation: Mapping[str, np.ndarray],

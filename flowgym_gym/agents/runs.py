@@ -59,6 +59,7 @@ from flowgym_gym.agents.settings import (
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
 from flowgym_gym.console import say
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import (
     CheckpointError,
     FlowGymError,
@@ -530,6 +531,7 @@ def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
         raise ValueError("model.zip holds NaN or infinity")
 
 
+@plain_defaults()
 def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorithm:
     """The trained agent of a run folder with its environment (and an empty replay buffer).
 

@@ -83,6 +83,7 @@ from flowgym_gym.agents.settings import (
 )
 from flowgym_gym.agents.vec_env import SB3VecEnv
 from flowgym_gym.console import say
+from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError, reason, shown
 
 __all__ = ["Run", "RunResult", "load_agent", "prepare", "run", "train"]
@@ -256,6 +257,7 @@ def differences(changed: Settings, settings: Settings) -> list[str]:
     return [f"{name} is {flat[0].get(name)!r}, but the run has {flat[1].get(name)!r}" for name in names]
 
 
+@plain_defaults()
 def run(prepared: Run, progress: bool = True, on_failure: Callable[[], None] = lambda: None) -> RunResult:
     """Do what :func:`prepare` has checked; see :func:`train`.
 
