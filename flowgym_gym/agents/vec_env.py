@@ -25,7 +25,8 @@ class SB3VecEnv(VecEnv):
     """The batched environment for stable-baselines3, which does not take Gymnasium's vector environments.
 
     It equals SB3's ``DummyVecEnv`` over the single environments, with one network call per step instead of
-    ``num_envs``, and with seeds that other runs do not share. Arrays of the vector environment are passed on, not copied.
+    ``num_envs``, and with seeds that other runs do not share. Arrays of the vector environment are passed on, not
+    copied.
 
     Args:
         vector_env: A Gymnasium vector environment, wrapped or not, that resets ended episodes in the same step.
