@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from flowgym_gym.errors import OptionError, shown
 
 MAX_SEED = 2**63 - 1
+# Agents compute with float32, in which larger numbers are infinite.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
@@ -22,6 +25,15 @@ def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
     if not good:
         at_least = "" if minimum == -math.inf else f", at least {minimum}"
         raise OptionError(f"{name} is {shown(value)}, expected a finite number{at_least}")
+
+
+def check_weight(name: str, value: object, minimum: float = -math.inf, times: float = 1.0) -> None:
+    """As :func:`check_number`, for what is multiplied with numbers up to ``times``: float32 must hold the product."""
+    check_number(name, value, minimum)
+    if abs(float(value)) * times > LARGEST:  # type: ignore[arg-type]
+        raise OptionError(
+            f"{name} is {shown(value)}, which gives rewards beyond float32; expected at most {LARGEST / times:.3g}"
+        )
 
 
 def check_whole(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> None:
@@ -37,6 +49,15 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     choices = tuple(choices)
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
         raise OptionError(f"{name} is {shown(value)}, expected one of {choices}")
+
+
+def check_once(name: str, value: object, where: str, others: Mapping[str, Any], key: str = "") -> None:
+    """Raise an OptionError if what ``name`` says is said again in the arguments ``others``, as ``key``."""
+    key = key or name
+    if key in others:
+        raise OptionError(
+            f"{name} is {shown(value)}, but {where} has {key!r}: {shown(others[key])}; give only one of them"
+        )
 
 
 def check_mapping(name: str, value: object) -> None:

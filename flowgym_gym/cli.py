@@ -17,7 +17,7 @@ import gymnasium
 
 import flowgym_gym
 from flowgym_gym.console import accept_all_text, flushed, say, tell
-from flowgym_gym.errors import FlowGymError, OptionError, reason
+from flowgym_gym.errors import FlowGymError, OptionError, reason, shown
 
 UNUSABLE = 2
 INTERRUPTED = 130
@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """Run a command; what it raises becomes a line and an exit code."""
     try:
+        for name, value in vars(options).items():
+            if isinstance(value, Path):
+                _check_path(name, value)
         code: int = options.command(options)
     except FlowGymError as error:
         say(f"error: {error}")
@@ -162,12 +165,11 @@ def sample_base_model(options: argparse.Namespace) -> int:
     _import_agents()
     from flowgym_gym.agents.evaluation import BATCH, check_seed, frames_of, play
     from flowgym_gym.agents.pictures import picture_grid
-    from flowgym_gym.agents.settings import check_env_options, full_id, parse_assignments
+    from flowgym_gym.agents.settings import env_options, full_id, parse_assignments
 
     check_seed(options.seed, options.n)
     env_id = full_id(options.env)
-    kwargs = {name.removeprefix("env."): value for name, value in parse_assignments(_texts(options.set)).items()}
-    check_env_options(env_id, kwargs)
+    kwargs = env_options(env_id, parse_assignments(_texts(options.set)))
     env = gymnasium.make_vec(
         env_id, num_envs=min(options.n, BATCH), autoreset_mode="Disabled", render_mode="rgb_array", **kwargs
     )
@@ -318,6 +320,18 @@ def _import_agents() -> None:
     import flowgym_gym.agents
 
     _ = flowgym_gym.agents.train
+
+
+def _check_path(name: str, path: Path) -> None:
+    """Raise an OptionError where a system call would fail on the path itself."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # too long, through a file, not permitted, or with a NUL in it
+        flag = "DIR" if name == "run" else f"--{name}"
+        why = (isinstance(error, OSError) and error.strerror) or reason(error)
+        raise OptionError(f"{flag} is {shown(str(path))}, which cannot be used: {why}") from error
 
 
 def _check_png(path: Path) -> None:

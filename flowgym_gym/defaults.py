@@ -1,4 +1,4 @@
-"""torch's own defaults, whatever a user has set: libraries make tensors that name neither number format nor device."""
+"""torch's own defaults, for libraries whose tensors name neither number format nor device."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-# The default number format is one for all threads: who comes first keeps the user's, who leaves last restores it.
+# The default number format is one for all threads: who comes first keeps the user's, who leaves
+# last restores it.
 _lock = threading.Lock()
 _inside: list[torch.dtype] = []
 
 
 @contextmanager
 def plain_defaults() -> Iterator[None]:
-    """Inside, tensors are float32 on the CPU unless they are asked to be something else; also a decorator.
+    """Inside, tensors are float32 on the CPU unless something else is asked for; also a decorator.
 
-    What a seed means then does not depend on ``torch.set_default_dtype``, ``torch.set_default_device`` or
-    ``with torch.device(...)`` around the call. Where these are not in use it costs next to nothing.
+    What a seed means then does not depend on ``torch.set_default_dtype``,
+    ``torch.set_default_device`` or ``with torch.device(...)`` around the call. Where these are not
+    in use it costs next to nothing.
     """
     probe = torch.empty(0)
     if probe.dtype is torch.float32 and probe.device.type == "cpu" and not _inside:

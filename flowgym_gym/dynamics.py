@@ -38,7 +38,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_choice, check_number
+from flowgym_gym.checks import LARGEST, check_choice, check_number
 from flowgym_gym.errors import OptionError
 from flowgym_gym.time_grid import Grid
 from flowgym_gym.types import append_dims
@@ -143,7 +143,7 @@ class Transitions:
         check_number("noise_level", noise_level, minimum=0)
         if noise_level > 1 or 0 < noise_level < LEAST_NOISE:
             raise OptionError(
-                f"noise_level is {noise_level!r}, expected 0 (ODE) or a number from {LEAST_NOISE} to 1 (memoryless)"
+                f"noise_level is {noise_level}, expected 0 (ODE) or a number from {LEAST_NOISE} to 1 (memoryless)"
             )
 
         start = Schedule(grid.alpha[:-1], grid.beta[:-1], grid.alpha_dot[:-1], grid.beta_dot[:-1])
@@ -248,6 +248,28 @@ def default_action_scale(transitions: Transitions, dimensions: int, cost: float)
     gain, std = transitions.gain.double(), transitions.cost_std.double()
     squares = torch.where(std > 0, (gain / std) ** 2, torch.zeros_like(gain)).sum().item()
     return math.sqrt(6 * cost / (dimensions * squares)) if squares > 0 else 1.0
+
+
+def check_costs(transitions: Transitions, dimensions: int, action_scale: float, weight: float) -> None:
+    r"""Raise an OptionError where the control cost of an action in [-1, 1] would be infinite in float32.
+
+    The largest cost of a step is :math:`\tfrac12 d\, (\text{scale}\; g_t / \tau_t)^2`, that of an action of ones.
+
+    Args:
+        transitions: Coefficients of the whole grid.
+        dimensions: Number of elements of an action.
+        action_scale: Size of the correction that an action of 1 makes.
+        weight: Weight of the control costs in what is paid.
+    """
+    gain, std = transitions.gain.double(), transitions.cost_std.double()
+    squares = torch.where(std > 0, (gain / std) ** 2, torch.zeros_like(gain)).max().item()
+    cost = 0.5 * dimensions * squares * action_scale * action_scale
+    # The squares are summed before they are halved, and the weight multiplies the cost.
+    if not cost * max(weight, 2.0) <= LARGEST / 2:
+        raise OptionError(
+            f"action_scale is {action_scale:.4g} and control_cost_weight {weight:.4g}: a step would cost up to "
+            f"{cost:.3g} nats, and its reward be infinite in float32; take smaller ones"
+        )
 
 
 def _ddim_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

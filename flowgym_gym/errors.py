@@ -7,6 +7,7 @@ work as everywhere else.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 import gymnasium
@@ -80,10 +81,37 @@ class ClosedEnvironmentError(FlowGymError, gymnasium.error.ClosedEnvironmentErro
     """The environment has been closed."""
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The choice that is spelled most like ``word``, as the end of an error message, or an empty string."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def did_you_mean(word: object, choices: Iterable[str]) -> str:
+    """The choice that ``word`` is a misspelling of, as the end of an error message, or an empty string.
+
+    Names are compared part by part (``images/red``, ``learning_rate``), so that a long part that agrees
+    does not make up for another that means something else; leading parts may be left out.
+
+    >>> did_you_mean("images/rde", ["images/red", "images/redness"])
+    "; did you mean 'images/red'?"
+    >>> did_you_mean("a2c", ["ppo", "sac", "tqc"])
+    ''
+    """
+    if not isinstance(word, str) or len(word) > 200:
+        return ""
+    near = [choice for choice in choices if _is_near(word, choice)]
+    best = max(near, key=lambda choice: _likeness(word, choice), default=None)
+    return "" if best is None else f"; did you mean {best!r}?"
+
+
+def _is_near(word: str, choice: str) -> bool:
+    ours, theirs = (re.findall(r"[^\W_]+", name.lower()) for name in (word, choice))
+    if not ours or len(ours) > len(theirs):
+        return _likeness("_".join(ours), "_".join(theirs)) >= 0.8
+    # Which version there is, a hint may tell.
+    pairs = [(a, b) for a, b in zip(reversed(ours), reversed(theirs), strict=False) if not re.fullmatch(r"v\d+", b)]
+    if pairs and all(_likeness(a, b) >= 0.7 or sorted(a) == sorted(b) for a, b in pairs):
+        return True
+    return len(ours) < len(theirs) and _likeness("".join(ours), "".join(theirs)) >= 0.8
+
+
+def _likeness(word: str, choice: str) -> float:
+    return difflib.SequenceMatcher(None, word.lower(), choice.lower()).ratio()
 
 
 def shown(value: object, limit: int = 200) -> str:

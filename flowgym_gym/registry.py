@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
-from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean
+from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean, reason, shown
 
 C = TypeVar("C", bound=type)
 
@@ -33,42 +33,65 @@ class RegistryEntry:
         entry_point: The class, or where it is.
         default_kwargs: Its default arguments.
         needs: What it needs besides this package, in words.
+        kind: What is registered, for error messages.
     """
 
     id: str
     entry_point: type | str
     default_kwargs: dict[str, Any] = field(default_factory=dict)
     needs: str = ""
+    kind: str = "base_model"
 
     @property
     def cls(self) -> type:
-        """The registered class; imports its module on first use."""
+        """The registered class; imports its module on first use, whose own errors come as they are.
+
+        Raises:
+            OptionError: If there is no such module or class.
+        """
         if isinstance(self.entry_point, str):
-            module, _, name = self.entry_point.partition(":")
-            self.entry_point = getattr(importlib.import_module(module), name)
-        assert isinstance(self.entry_point, type)
+            self.entry_point = _import_class(self.entry_point, f"{self.kind} {self.id!r}")
         return self.entry_point
 
     def options(self) -> set[str] | None:
         """Names of the keyword arguments that the class takes; None if it takes any."""
-        parameters = inspect.signature(self.cls).parameters.values()
+        parameters = self._parameters()
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
             return None
-        return {p.name for p in parameters}
+        return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
     def instantiate(self, **kwargs: Any) -> Any:
         """Make an instance; ``kwargs`` override the defaults given at registration.
 
         Raises:
             UnknownOptionError: If the class has no argument of that name.
+            OptionError: If an argument is missing that the class has no default for, or the class is abstract.
         """
         options = self.options()
-        for name in kwargs:
+        given = {**self.default_kwargs, **kwargs}
+        for name in given:
             if options is not None and name not in options:
                 raise UnknownOptionError(
-                    f"{self.id!r} has no option {name!r}{did_you_mean(name, options)} (it has {sorted(options)})"
+                    f"{self.id!r} has no option {shown(name)}{did_you_mean(name, options)} (it has {sorted(options)})"
                 )
-        return self.cls(**{**self.default_kwargs, **kwargs})
+        for p in self._parameters():
+            required = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            if required and (p.name not in given or p.kind is p.POSITIONAL_ONLY):
+                needs = f" (it needs {self.needs})" if self.needs else ""
+                raise OptionError(
+                    f"{self.id!r} needs the argument {p.name!r}, which was not given{needs}; give it in "
+                    f"{self.kind}_kwargs={{{p.name!r}: ...}}"
+                )
+        missing = sorted(getattr(self.cls, "__abstractmethods__", ()))
+        if missing:
+            raise OptionError(f"{self.id!r} is a {self.cls.__name__}, which does not define {', '.join(missing)}")
+        return self.cls(**given)
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        try:
+            return list(inspect.signature(self.cls).parameters.values())
+        except ValueError:  # of classes that are not written in Python
+            return []
 
 
 class Registry:
@@ -102,16 +125,18 @@ class Registry:
             **default_kwargs: Arguments of the class that an id fixes.
 
         Raises:
-            OptionError: If ``id`` is not of that form.
+            OptionError: If ``id`` is not of that form, or what is registered is no class, such as a function that
+                makes one.
         """
         if not isinstance(id, str) or not all(id.partition("/")):
-            raise OptionError(f"a {self.kind} id reads 'domain/name', such as 'images/my_{self.kind}'; got {id!r}")
+            raise OptionError(f"a {self.kind} id reads 'domain/name', such as 'images/my_{self.kind}'; got {shown(id)}")
 
         def add(cls: Any) -> Any:
+            _check_entry_point(cls, f"{self.kind} {id!r}")
             old = self._entries.get(id)
             if old is not None and _name(old.entry_point) != _name(cls):
                 warnings.warn(f"{self.kind} {id!r} is registered again: {_name(cls)} replaces it", stacklevel=3)
-            self._entries[id] = RegistryEntry(id, cls, default_kwargs, needs)
+            self._entries[id] = RegistryEntry(id, cls, default_kwargs, needs, self.kind)
             return cls
 
         return add if entry_point is None else add(entry_point)
@@ -124,7 +149,7 @@ class Registry:
         """
         if not isinstance(id, str) or id not in self._entries:
             raise UnknownIdError(
-                f"no {self.kind} is registered as {id!r}{did_you_mean(str(id), self._entries)} "
+                f"no {self.kind} is registered as {shown(id)}{did_you_mean(id, self._entries)} "
                 f"(registered: {', '.join(sorted(self._entries))})"
             )
         return self._entries[id]
@@ -141,6 +166,36 @@ def _name(entry_point: type | str) -> str:
     if isinstance(entry_point, str):
         return entry_point
     return f"{entry_point.__module__}:{entry_point.__qualname__}"
+
+
+def _check_entry_point(entry_point: object, what: str) -> None:
+    """Raise an OptionError unless it is a class, or reads ``"module:Class"``."""
+    good = isinstance(entry_point, type)
+    if isinstance(entry_point, str):
+        module, colon, name = entry_point.partition(":")
+        good = bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+    if not good:
+        function = "; of a function make a subclass whose __init__ does the same" if callable(entry_point) else ""
+        raise OptionError(f"{what} is {shown(entry_point)}, expected a class or 'module:Class'{function}")
+
+
+def _import_class(entry_point: str, what: str) -> type:
+    module_name, _, name = entry_point.partition(":")
+    where = f"{what} is registered as {entry_point!r}"
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # The module exists, and imports another that does not.
+        raise OptionError(f"{where}, but there is no such module ({reason(error)})") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            classes = [key for key, value in getattr(found, "__dict__", {}).items() if isinstance(value, type)]
+            raise OptionError(f"{where}, but there is no {part!r} in it{did_you_mean(part, classes)}")
+        found = getattr(found, part)
+    if not isinstance(found, type):
+        _check_entry_point(None if isinstance(found, str) else found, f"{where}, which")
+    return found  # type: ignore[no-any-return]
 
 
 base_model_registry = Registry("base_model")

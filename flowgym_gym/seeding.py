@@ -11,20 +11,23 @@ FIRST, LAST = 2**32, 2**63 - 1
 
 
 def seeds(seed: int, num_envs: int, rank: int = 0) -> list[int]:
-    """Seeds of sub-environments, for ``reset(seed=[...])``, that no other seed, rank or sub-environment has.
+    """Seeds of sub-environments, for ``reset(seed=[...])``, that no other seed or rank has.
 
-    ``reset(seed=0)`` gives sub-environment ``i`` the seed ``0 + i``, as everywhere in Gymnasium, so that runs with the
-    seeds 0 and 1 have all but one of their sub-environments in common. These have none: they are spawned by numpy's
-    ``SeedSequence`` from ``seed`` with the key ``(rank, i)``, and are at least ``2**32``, beyond all seeds that are
-    written by hand, and below ``2**63``. An environment uses all of their bits.
+    ``reset(seed=0)`` gives sub-environment ``i`` the seed ``0 + i``, as everywhere in Gymnasium, so
+    that runs with the seeds 0 and 1 have all but one of their sub-environments in common. These
+    have none: they are spawned by numpy's ``SeedSequence`` from ``seed`` with the key
+    ``(rank, i)``, and are at least ``2**32``, beyond all seeds that are written by hand, and below
+    ``2**63``. An environment uses all of their bits.
 
     Args:
         seed: Of the run, a whole number of at least 0.
         num_envs: Number of sub-environments.
-        rank: Which of several processes, or runners of a distributed engine, they belong to; below ``2**32``.
+        rank: Which of several processes, or runners of a distributed engine, they belong to; below
+            ``2**32``.
 
     Returns:
-        One seed for each sub-environment. More sub-environments change nothing about those of the first ones.
+        One seed for each sub-environment. More sub-environments change nothing about those of the
+        first ones.
 
     Raises:
         OptionError: If an argument is no whole number of that range.

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice, check_whole
-from flowgym_gym.errors import OptionError
+from flowgym_gym.errors import OptionError, shown
+from flowgym_gym.types import real_tensor
 
 # A number of steps, or the visited times themselves.
 Steps = int | Sequence[float]
@@ -55,7 +56,7 @@ class Grid:
                     "grid, expected times that increase from 0 (noise) to 1 (data)"
                 )
             raise OptionError(
-                f"times are {self.times.tolist()}, expected two or more that lie in [0, 1] and end with 1"
+                f"times are {shown(self.times.tolist())}, expected two or more that lie in [0, 1] and end with 1"
             )
         for name in ("alpha", "beta", "alpha_dot", "beta_dot", "sigma"):
             values = getattr(self, name)
@@ -88,14 +89,14 @@ def check_steps(steps: Steps, spacing: str | None, spacings: Sequence[str]) -> l
     """
     if isinstance(steps, Sequence | np.ndarray | Tensor) and not isinstance(steps, str | bytes):
         try:
-            times = torch.as_tensor(steps, dtype=torch.float64, device="cpu")
+            times = real_tensor(steps)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             times = torch.empty(0, device="cpu")
         if times.ndim != 1 or len(times) == 0 or not bool(torch.isfinite(times).all()):
-            raise OptionError(f"discretization_steps is {steps!r}, expected a number of steps or a list of times")
+            raise OptionError(f"discretization_steps is {shown(steps)}, expected a number of steps or a list of times")
         if spacing is not None:
             raise OptionError(
-                f"spacing is {spacing!r}, but discretization_steps lists the times; leave one of them out"
+                f"spacing is {shown(spacing)}, but discretization_steps lists the times; leave one of them out"
             )
         return times.tolist()
     check_whole("discretization_steps", steps, maximum=MAX_STEPS)
@@ -113,7 +114,7 @@ def check_timesteps(size: int, timesteps: Sequence[float]) -> np.ndarray:
     k = np.asarray(timesteps)
     if (k != np.round(k)).any() or k.max() >= size or k.min() < 0:
         raise OptionError(
-            f"discretization_steps is {list(timesteps)}, expected time steps of the model: whole numbers from "
+            f"discretization_steps is {shown(list(timesteps))}, expected time steps of the model: whole numbers from "
             f"{size - 1} (noise) to 0 (data)"
         )
     k = k.astype(np.int64)

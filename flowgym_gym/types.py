@@ -167,6 +167,33 @@ class FlowTensor:
         return self.apply(torch.neg)
 
 
+def oddity(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being an array of real numbers, in words; None where nothing does."""
+    if tensor.device.type == "meta":
+        return "a tensor on the device 'meta', which holds no numbers"
+    if tensor.is_quantized:
+        return "a quantised tensor"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return f"a tensor of layout {tensor.layout}"
+    if tensor.is_complex():
+        return f"complex numbers (dtype {str(tensor.dtype).removeprefix('torch.')})"
+    return None
+
+
+def real_tensor(values: object, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers as a float64 tensor.
+
+    Raises:
+        TypeError: If they are complex, or no numbers.
+        ValueError: If they are ragged.
+    """
+    tensor = torch.as_tensor(values, device="cpu")
+    if tensor.is_complex():
+        raise TypeError("they are complex")
+    # From the values, as a list of numbers would have lost digits as float32.
+    return torch.as_tensor(values, dtype=torch.float64, device=device)
+
+
 def append_dims(values: Tensor, ndim: int) -> Tensor:
     """Append dimensions of size 1 to a tensor of shape ``(n,)`` until it has ``ndim``, so that it broadcasts."""
     return values.reshape(values.shape + (1,) * (ndim - values.ndim))

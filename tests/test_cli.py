@@ -185,7 +185,8 @@ def test_tqc_without_its_library_is_named_with_its_cure(tmp_path):
 
 def test_a_setting_is_changed_by_its_bare_name(tmp_path):
     command = ["train", SHORT, "--timesteps", "8", "--num-envs", "2", "--out", str(tmp_path / "run"), "--no-evaluate"]
-    assert main([*command, *assignments(), "--set", "learning_rate=1e-4", "--set", "evaluate_every=8"]) == 0
+    other = [assignment for assignment in assignments() if "evaluate_every" not in assignment]
+    assert main([*command, *other, "--set", "learning_rate=1e-4", "--set", "evaluate_every=8"]) == 0
     found = read_config(tmp_path / "run")["settings"]
     assert found["algo"]["learning_rate"] == 1e-4
     assert found["evaluate_every"] == 8
@@ -202,3 +203,65 @@ def test_a_reader_that_stops_early_is_no_error():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 141)
     assert done.stderr == ""
+
+
+COMMANDS = {
+    "sample": ["sample", SHORT, "--out", "x.png", "--n", "1", "--set", "discretization_steps=1"],
+    "train": ["train", SHORT, "--out", "run", "--timesteps", "8", "--num-envs", "2", "--no-evaluate"],
+    "evaluate": ["evaluate", "nowhere"],
+    "export": ["export", "nowhere", "--out", "policy"],
+    "frontier": ["frontier", SHORT, "--out", "frontier", "--pool", "8", "--best-of", "2", "--episodes", "2"],
+}
+PATHS = ("", "\0", "x" * 5000, "file.txt", "file.txt/x")
+NUMBERS = ("-1", "0", "1.5", "x", "", "nan", "inf", "1e400", "9" * 5000, "True", "²")
+SETTINGS = (
+    "", "=", "=5", "prompts", "nonsense=5", "env.nonsense=5", "env.=5", ".=5", "a.b.c=5", "env.device=[cpu]",
+    "env.dtype=float31", "env.sampler={}", "env.action_scale=1e25", "env.reward_scale=1e300", "env.noise_level=nan",
+    "env.discretization_steps=0", "env.base_model=images/flx", "env.reward=images/clip", "env.reward=1d/binary",
+    'env.reward_kwargs={"id": "images/redness"}', 'env.base_model_kwargs={"id": "images/dit"}', "env.memory=5",
+    "env.reward_kwargs=5", "env.checkpoint=5", "env.negative_prompt=5", "env.control_cost_weight=-1",
+    "env.spacing=sometimes", "env.base_model=" + "x" * 10**6, "env.action_type=[velocity]", "x" * 10**6 + "=1",
+)  # fmt: skip
+NONSENSE = [
+    *((name, ["--out", path]) for name in ("sample", "train", "export") for path in PATHS),
+    *(("frontier", ["--out", path]) for path in PATHS[1:]),
+    *((name, [path]) for name in ("evaluate", "export") for path in PATHS),
+    *(("sample", [flag, value]) for flag in ("--n", "--seed") for value in NUMBERS if (flag, value) != ("--seed", "0")),
+    *(("train", [flag, value]) for flag in ("--timesteps", "--num-envs", "--seed") for value in NUMBERS
+      if (flag, value) != ("--seed", "0")),
+    *(("evaluate", [flag, value]) for flag in ("--episodes", "--seed") for value in NUMBERS),
+    *(("frontier", [flag, value]) for value in NUMBERS
+      for flag in ("--pool", "--episodes", "--batch-size", "--best-of", "--reward-scales", "--timesteps")
+      if (flag, value) != ("--reward-scales", "1.5")),
+    *((name, ["--set", value]) for name in ("sample", "train", "frontier") for value in SETTINGS
+      ),
+    *(("train", ["--set", value]) for value in ("timesteps=16", "num_envs=16", "algo.learning_rate=x", "num_envs=[2]",
+                                                "algo.policy=x", "policy.width=0", "wrappers.coarse_action=no",
+                                                "wrappers.time_grid=x", "timesteps=null", "kl_budget=-1")),
+    *(("train", ["--algo", value]) for value in ("a2c", "", "PPO", "x" * 10**6)),
+    *(("frontier", ["--algos", value]) for value in ("a2c", "")),
+    *(("frontier", ["--gradients", value]) for value in ("all", "")),
+    *(("evaluate", ["--which", value]) for value in ("worst", "")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "extra"), NONSENSE, ids=lambda value: str(value)[:40])
+def test_every_nonsense_is_a_line_with_exit_code_2(name, extra, capsys, tmp_path, monkeypatch):
+    """Whatever the option and its value; before it may come argparse's usage, or notes on a training."""
+
+    def work(*args, **kwargs):
+        raise AssertionError("the work has begun")
+
+    for beginning in ("training.check_space", "frontier._measure_base_model", "evaluation.play"):
+        monkeypatch.setattr(f"flowgym_gym.agents.{beginning}", work)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("hello")
+    try:
+        code = main([*COMMANDS[name], *extra] if extra[0].startswith("-") else [name, *extra, *COMMANDS[name][2:]])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line or "Traceback" in line]
+    assert len(lines) == 1
+    assert 20 < len(lines[0]) < 4000 or "9" * 100 in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]

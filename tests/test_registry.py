@@ -1,9 +1,11 @@
 """Registries: ids, options, and the errors for a wrong one."""
 
+from abc import ABC, abstractmethod
+
 import pytest
 
 from flowgym_gym import base_model_registry, reward_registry
-from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError
+from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean
 from flowgym_gym.registry import Registry
 
 
@@ -48,3 +50,139 @@ def test_another_class_under_the_same_id_warns():
     registry.register("a/thing", Thing)
     with pytest.warns(UserWarning, match="registered again"):
         registry.register("a/thing", Registry)
+
+
+class Needy:
+    def __init__(self, size, colour="red"):
+        self.size = size
+
+
+class Positional:
+    def __init__(self, size, /):
+        self.size = size
+
+
+class Abstract(ABC):
+    @abstractmethod
+    def forward(self): ...
+
+
+def thing_factory():
+    return Thing()
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "message"),
+    [
+        (Needy, r"'a/thing' needs the argument 'size'.*needs a size.*thing_kwargs={'size': \.\.\.}"),
+        (Positional, "needs the argument 'size'"),
+        (Abstract, "is a Abstract, which does not define forward"),
+        ("tests.test_registry:Thimg", "there is no 'Thimg' in it; did you mean 'Thing'"),
+        ("tests.test_registry:Thing.Inner", "there is no 'Inner' in it"),
+        ("tests.test_registri:Thing", "'a/thing' is registered as 'tests.test_registri:Thing', but there is no such"),
+        ("no_such_package.part:Thing", "there is no such module"),
+        ("tests.test_registry:thing_factory", "thing_factory.*expected a class.*make a subclass"),
+        ("tests.test_registry:__doc__", "expected a class"),
+        ("tests.test_registry:pytest", "expected a class"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_made_is_named(entry_point, message):
+    registry = Registry("thing")
+    registry.register("a/thing", entry_point, needs="a size")
+    with pytest.raises(OptionError, match=message):
+        registry.get("a/thing").instantiate()
+
+
+@pytest.mark.parametrize(
+    "entry_point",
+    [thing_factory, Thing(), 3, "tests.test_registry", "tests.test_registry:", ":Thing", "a b:Thing", "a:b:c", "a\0:B"],
+)
+def test_only_classes_are_registered(entry_point):
+    registry = Registry("thing")
+    with pytest.raises(OptionError, match=r"thing 'a/thing' is .*, expected a class or 'module:Class'"):
+        registry.register("a/thing", entry_point)
+    assert registry.list() == []
+
+
+def test_functions_are_refused_as_decorated_too():
+    with pytest.raises(OptionError, match="make a subclass whose __init__ does the same"):
+        Registry("thing").register("a/thing")(thing_factory)
+
+
+def test_defaults_that_the_class_does_not_take_are_named():
+    registry = Registry("thing")
+    registry.register("a/thing", Thing, sice=3)
+    with pytest.raises(UnknownOptionError, match="has no option 'sice'; did you mean 'size'"):
+        registry.get("a/thing").instantiate()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [("import no_such_package", ModuleNotFoundError), ("raise ValueError('mine')", ValueError)]
+)
+def test_errors_of_the_registered_module_itself_come_as_they_are(text, error, tmp_path, monkeypatch):
+    (tmp_path / "own_thing.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("thing")
+    registry.register("a/thing", "own_thing:Thing")
+    with pytest.raises(error, match=r"no_such_package|mine"):
+        registry.get("a/thing").instantiate()
+
+
+NAMES = {
+    "algorithms": ("ppo", "sac", "tqc"),
+    "rewards": reward_registry.list(),
+    "models": base_model_registry.list(),
+    "options": ("noise_level", "action_scale", "discretization_steps", "guidance_scale", "prompts", "colour"),
+    "modes": ("NextStep", "SameStep", "Disabled"),
+    "environments": ("flowgym/StableDiffusion-Red-v0", "flowgym/StableDiffusion-Redness-v0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("word", "names", "hint"),
+    [
+        ("PPO", "algorithms", "ppo"),
+        ("ppoo", "algorithms", "ppo"),
+        ("sca", "algorithms", "sac"),
+        ("images/rde", "rewards", "images/red"),
+        ("images/clipscore", "rewards", "images/clip_score"),
+        ("red", "rewards", "images/red"),
+        ("images/brigthness", "rewards", "images/brightness"),
+        ("images/stable_difusion", "models", "images/stable_diffusion"),
+        ("stable-diffusion", "models", "images/stable_diffusion"),
+        ("noise_levl", "options", "noise_level"),
+        ("noiselevel", "options", "noise_level"),
+        ("prompt", "options", "prompts"),
+        ("color", "options", "colour"),
+        ("DISABLED", "modes", "Disabled"),
+        ("NEXT_STEP", "modes", "NextStep"),
+        ("StableDifusion-Red-v0", "environments", "flowgym/StableDiffusion-Red-v0"),
+        ("StableDiffusion-Red-v1", "environments", "flowgym/StableDiffusion-Red-v0"),
+    ],
+)
+def test_typing_errors_get_a_hint(word, names, hint):
+    assert did_you_mean(word, NAMES[names]) == f"; did you mean {hint!r}?"
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        *((name, "algorithms") for name in ("a2c", "td3", "ddpg", "dqn", "trpo", "grpo", "", "ppo-sac", None, 3)),
+        ("images/blue", "rewards"),
+        ("audio/hum", "rewards"),
+        ("images/sdxl", "models"),
+        ("learning_rate", "options"),
+        ("reward_scale", "options"),
+        ("StableDiffusion-Blue-v0", "environments"),
+        ("CartPole-v1", "environments"),
+        ("x" * 10**6, "rewards"),
+    ],
+)
+def test_names_that_mean_something_else_get_no_hint(word, names):
+    assert did_you_mean(word, NAMES[names]) == ""
+
+
+def test_a_long_name_is_not_repeated():
+    with pytest.raises(UnknownIdError) as raised:
+        reward_registry.get("images/" + "x" * 10**6)
+    assert len(str(raised.value)) < 2000

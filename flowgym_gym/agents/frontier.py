@@ -75,7 +75,8 @@ from flowgym_gym.checks import check_choice, check_number, check_whole
 from flowgym_gym.console import say
 from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.envs.rollout import DEFAULTS
-from flowgym_gym.errors import CheckpointError, OptionError, RewardError, UnknownOptionError, reason
+from flowgym_gym.errors import CheckpointError, OptionError, RewardError, UnknownOptionError, reason, shown
+from flowgym_gym.rewards import Reward
 from flowgym_gym.types import FlowTensor
 
 REPORT, PICTURE = "frontier.json", "frontier.png"
@@ -212,7 +213,9 @@ def frontier(
         dict(overrides or {}), batch_size,
     )  # fmt: skip
     # What cannot be done is refused before there is a folder.
-    report, _ = _begin_runs(plan)
+    report, runs = _begin_runs(plan)
+    for _, prepared in runs:
+        make_vector_env(env_id, prepared.config["settings"], 1).close()
     env = _make_env(plan)
     prompts = drawn_prompts(env)
     known = contents.contents_of(plan.env_id, plan.process["env"], prompts)
@@ -376,10 +379,7 @@ class RewardGuidance:
         check_number("strength", strength)
         check_choice("gradient", gradient, GRADIENTS)
         if not environment.reward.differentiable:
-            raise OptionError(
-                f"{type(environment.reward).__name__} is not differentiable, and guidance follows its gradient; take "
-                "another reward"
-            )
+            raise OptionError(f"{no_gradient(environment.reward)}: guidance follows its gradient")
         self.environment = environment
         self.strength = float(strength)
         self.through_network = gradient == "network"
@@ -432,6 +432,15 @@ class RewardGuidance:
         return factor * gradient
 
 
+def no_gradient(reward: Reward[Any]) -> str:
+    """What keeps a reward from guiding, and what to do where it could."""
+    name = type(reward).__name__
+    return (
+        f"{name} is not differentiable; where its gradients do reach the samples, set differentiable = True in the "
+        "class, else take another reward"
+    )
+
+
 def against_best_of_n(point: Point, best: Mapping[str, Any]) -> str:
     """How a point compares with best of n at the same divergence.
 
@@ -462,12 +471,12 @@ def table(report: Report) -> str:
         "| --- | --- | ---: | ---: | --- |",
     ]
     for point in _sorted(report):
-        shown, kind, *_ = _style(point["method"])
+        title, kind, *_ = _style(point["method"])
         setting = f"{kind} = {point['setting']:g}" if kind else ""
         if "timesteps" in point:
             setting += f", {point['timesteps']:,} steps"
         verdict = point.get("against_best_of_n", "")
-        cells = [shown, setting, _cell(point["kl"]), _cell(point["reward"]), verdict]
+        cells = [title, setting, _cell(point["kl"]), _cell(point["reward"]), verdict]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(f"\n{note}" for note in report["notes"])])
 
@@ -482,8 +491,8 @@ def draw(report: Report) -> Figure:
     axis.fill_between(curve["kl"], curve["low"], curve["high"], color=_style("best_of_n")[2], alpha=0.2, linewidth=0)
     points = _sorted(report)
     for method in dict.fromkeys(point["method"] for point in points):
-        shown, kind, color, marker, offset = _style(method)
-        axis.plot([], [], color=color, marker=marker, linestyle="", label=f"{shown} ({kind} = ...)" if kind else shown)
+        title, kind, color, marker, offset = _style(method)
+        axis.plot([], [], color=color, marker=marker, linestyle="", label=f"{title} ({kind} = ...)" if kind else title)
         own = [point for point in points if point["method"] == method]
         if method not in ("base", "best_of_n"):
             axis.plot([p["kl"]["mean"] for p in own], [p["reward"]["mean"] for p in own], color=color, linewidth=0.7)
@@ -630,7 +639,7 @@ def _prepare_run(plan: Plan, agent: Agent) -> Run:
     own, (settings, _) = read_config(out), settings_of_run(plan.env_id, agent.algo, plan.timesteps, None, asked)
     found = differences(_as_json(settings), own["settings"])
     found += [
-        f"{name} is {value!r}, but the run has {has!r}"
+        f"{name} is {shown(value)}, but the run has {shown(has)}"
         for name, value, has in (
             ("timesteps", settings["timesteps"], own["settings"]["timesteps"]),
             ("seed", plan.seed, own["seed"]),
@@ -654,7 +663,7 @@ def _as_json(settings: Settings) -> Settings:
     try:
         plain: Settings = json.loads(json.dumps(settings))
     except (TypeError, ValueError) as error:
-        raise OptionError(f"a setting is no plain value: {error}") from error
+        raise OptionError(f"a setting is no plain value: {reason(error)}") from error
     return plain
 
 
@@ -802,7 +811,7 @@ def _measure_base_model(plan: Plan, report: Report, env: VectorEnv[Any, Any, Any
 def _measure_guidance(plan: Plan, report: Report, environment: Environment[Any]) -> None:
     """Guidance at every strength, in batches that are seeded as the first of their episodes."""
     if not environment.reward.differentiable and plan.strengths and plan.gradients:
-        report["notes"].append(f"no guidance: {type(environment.reward).__name__} is not differentiable")
+        report["notes"].append(f"no guidance: {no_gradient(environment.reward)}")
         say(report["notes"][-1])
         return
     for gradient in plan.gradients:
@@ -833,9 +842,9 @@ def _add(plan: Plan, report: Report, name: str, asked: Mapping[str, Any], measur
     point = {**asked, "reward": measured["terminal_reward"], "kl": measured["control_cost"]}
     report["points"][name] = point
     _save(plan, report)
-    shown, kind, *_ = _style(point["method"])
+    title, kind, *_ = _style(point["method"])
     measured_text = f"reward {_cell(point['reward'])} for {_cell(point['kl'])} nats"
-    say(f"{shown}, {kind} = {point['setting']:g}: {measured_text}, against best of n: {point['against_best_of_n']}")
+    say(f"{title}, {kind} = {point['setting']:g}: {measured_text}, against best of n: {point['against_best_of_n']}")
 
 
 def _save(plan: Plan, report: Report) -> None:

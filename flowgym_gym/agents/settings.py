@@ -34,6 +34,7 @@ import copy
 import inspect
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -42,6 +43,7 @@ from importlib import resources
 from typing import Any
 
 import gymnasium
+import numpy as np
 import yaml
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3 import PPO, SAC
@@ -50,6 +52,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from flowgym_gym.agents.memory import AUTO, check_replay_size, replay_size
 from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
 from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.checks import check_mapping
 from flowgym_gym.envs import environment
 from flowgym_gym.envs.rollout import DEFAULTS
 from flowgym_gym.errors import (
@@ -59,6 +62,8 @@ from flowgym_gym.errors import (
     UnknownIdError,
     UnknownOptionError,
     did_you_mean,
+    reason,
+    shown,
 )
 from flowgym_gym.registration import DENOISING
 from flowgym_gym.registry import base_model_registry
@@ -74,7 +79,12 @@ WRAPPERS = {
     "reward_scale": vector_wrappers.RewardScale,
     "time_grid": vector_wrappers.TimeGrid,
 }
+# Arguments of the environment in whose place a wrapper's come.
+REPLACED = {"reward_scale": ("reward_scale",), "time_grid": ("discretization_steps", "spacing")}
 SECTIONS = ("env", "wrappers", "algo", "policy")
+MAX_DEPTH = 50
+# Arguments of `gymnasium.make_vec` that whoever makes the environment gives.
+OF_THE_CALLER = ("id", "num_envs", "autoreset_mode", "render_mode", "vectorization_mode", "vector_kwargs", "wrappers")
 TOP_LEVEL: Settings = {
     "num_envs": 16,
     "timesteps": 20_000,
@@ -104,7 +114,8 @@ NOT_NEGATIVE = {"ent_coef", "vf_coef", "final_learning_rate"}
 SPECIAL = {"evaluate_every": None, "kl_budget": None, "final_learning_rate": None, "buffer_size": AUTO}
 # What Python and YAML call JSON's true, false and null.
 WORDS = {"True": True, "False": False, "None": None, "~": None}
-# Runs have seeds below this, and their sub-environments seeds of 33 bits and more; held-out ones lie between.
+# Runs have seeds below this, and their sub-environments seeds of 33 bits and more; held-out ones
+# lie between.
 SEEDS = 2**30
 
 
@@ -117,18 +128,20 @@ def full_id(env_id: str) -> str:
     known = [
         id for id, spec in gymnasium.registry.items() if id.startswith("flowgym/") or spec.entry_point == DENOISING
     ]
-    for id in (env_id, f"flowgym/{env_id}"):
-        if id in known:
-            return id
-    short = [id.removeprefix("flowgym/") for id in known]
-    hint = did_you_mean(env_id, known) or did_you_mean(env_id, short)
-    raise UnknownIdError(f"no environment is registered as {env_id!r}{hint} (registered: {', '.join(sorted(known))})")
+    if isinstance(env_id, str):
+        for id in (env_id, f"flowgym/{env_id}"):
+            if id in known:
+                return id
+    hint = did_you_mean(env_id, known)
+    raise UnknownIdError(
+        f"no environment is registered as {shown(env_id)}{hint} (registered: {', '.join(sorted(known))})"
+    )
 
 
 def check_algorithm(algo: str) -> str:
     """The name of the algorithm, or an OptionError if there is none of this name."""
-    if algo not in ALGORITHMS:
-        raise OptionError(f"algo is {algo!r}, expected one of {ALGORITHMS}{did_you_mean(str(algo), ALGORITHMS)}")
+    if not isinstance(algo, str) or algo not in ALGORITHMS:
+        raise OptionError(f"algo is {shown(algo)}, expected one of {ALGORITHMS}{did_you_mean(algo, ALGORITHMS)}")
     return algo
 
 
@@ -190,7 +203,7 @@ def complete(preset: Mapping[str, Any], name: str = "preset") -> Settings:
     for key in preset:
         if key not in parts:
             raise UnknownOptionError(
-                f"{name} has a part {key!r}{did_you_mean(str(key), parts)} (parts: {', '.join(parts)})"
+                f"{name} has a part {shown(key)}{did_you_mean(key, parts)} (parts: {', '.join(parts)})"
             )
     settings: Settings = {**{section: {} for section in SECTIONS}, **TOP_LEVEL, **copy.deepcopy(dict(preset))}
     for section in SECTIONS:
@@ -223,30 +236,96 @@ def override(settings: Settings, changes: Mapping[str, Any], env_id: str, algo: 
     Args:
         settings: From :func:`load_preset`; not changed itself.
         changes: By dotted name, ``{"env.noise_level": 0.5}``, or by bare name: the environment's argument if it has one
-            of this name, else the setting of the only section that has one.
+            of this name, else the setting of the only section that has one. Values are plain, as
+            :func:`plain_value` says.
         env_id: The environment's id.
         algo: The algorithm.
 
     Raises:
         UnknownOptionError: If there is no option of this name, or more than one.
-        OptionError: If a value is of the wrong type or out of range.
+        OptionError: If a value is of the wrong type or out of range, or contradicts another one.
     """
+    check_mapping("overrides", changes)
     changed = copy.deepcopy(settings)
     base_model = changes.get("env.base_model", changes.get("base_model", settings["env"].get("base_model")))
     known = options(env_id, algo, base_model)
+    given: dict[tuple[str, str], str] = {}
     for key, value in changes.items():
-        section, name = _locate(key, known)
-        (changed[section] if section else changed)[name] = value
+        where = section, name = _locate(key, known)
+        first = given.setdefault(where, key)
+        if first != key and plain_value(first, changes[first]) != plain_value(key, value):
+            raise OptionError(
+                f"{first} is {shown(changes[first])}, but {key} is {shown(value)}, and both mean the same setting; "
+                "give only one of them"
+            )
+        (changed[section] if section else changed)[name] = plain_value(key, value)
+    for wrapper, arguments in REPLACED.items():
+        own = changed["wrappers"].get(wrapper)
+        for name in arguments if own is not None else ():
+            if ("env", name) in given:
+                raise OptionError(
+                    f"env.{name} is {shown(changed['env'][name])}, but wrappers.{wrapper} is {shown(own)} and takes "
+                    f"its place; give only one of them, or wrappers.{wrapper}=null"
+                )
     check(changed, algo)
     return changed
 
 
-def check_env_options(env_id: str, options: Mapping[str, Any]) -> None:
-    """Raise an UnknownOptionError for an option that the environment does not have."""
-    known = _env_options(env_id, options.get("base_model"))
-    for name in options:
-        if known is not None and name not in known:
-            raise UnknownOptionError(f"{env_id} has no option {name!r}{did_you_mean(name, known)}")
+def plain_value(name: str, value: Any, depth: int = 0) -> Any:
+    """A value as ``config.json`` keeps it: paths as text, numpy's numbers as Python's, tuples as lists.
+
+    Args:
+        name: The setting's, for the message.
+        value: Text, a number, true, false, None, a path, or a list, tuple or dictionary of these.
+        depth: How many lists and dictionaries it lies in.
+
+    Raises:
+        OptionError: If it is something else.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if depth < MAX_DEPTH and isinstance(value, list | tuple):
+        return [plain_value(name, entry, depth + 1) for entry in value]
+    if depth < MAX_DEPTH and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {str(key): plain_value(name, entry, depth + 1) for key, entry in value.items()}
+    raise OptionError(
+        f"{name} is or holds {shown(value)}, which is no plain value that a run's config.json keeps; expected text, "
+        "numbers, true, false, null or paths, and lists and dictionaries by name of these"
+    )
+
+
+def check_arguments(changes: Mapping[str, Any], **arguments: Any) -> None:
+    """Raise an OptionError where an argument that was given is changed to another value as well."""
+    for name, value in arguments.items():
+        if value is not None and name in changes and changes[name] != value:
+            raise OptionError(
+                f"{name} is {shown(value)}, but the changes (overrides, --set) have {shown(changes[name])}; give only "
+                "one of them"
+            )
+
+
+def env_options(env_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the environment alone, by name with or without ``env.``.
+
+    Raises:
+        UnknownOptionError: If the environment does not have one.
+        OptionError: If one is given twice.
+    """
+    names = {key: key.removeprefix("env.") for key in changes}
+    found: dict[str, Any] = {}
+    for key, name in names.items():
+        if name in found and found[name] != changes[key]:
+            raise OptionError(f"{name} is {shown(found[name])} and {shown(changes[key])}; give only one of them")
+        found[name] = plain_value(name, changes[key])
+    known = _env_options(env_id, found.get("base_model"))
+    for name in found:
+        if name in OF_THE_CALLER or (known is not None and name not in known):
+            raise UnknownOptionError(f"{env_id} has no option {shown(name)}{did_you_mean(name, known or ())}")
+    return found
 
 
 def check_names(settings: Settings, env_id: str, algo: str) -> None:
@@ -256,7 +335,7 @@ def check_names(settings: Settings, env_id: str, algo: str) -> None:
             continue
         for name in settings[section]:
             if name not in known:
-                raise UnknownOptionError(f"there is no setting {section}.{name}{did_you_mean(str(name), known)}")
+                raise UnknownOptionError(f"there is no setting {section}.{name}{did_you_mean(name, known)}")
 
 
 def check(settings: Settings, algo: str) -> None:
@@ -285,19 +364,26 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     Values are JSON; lists and mappings may leave out quotes, and anything else is the text that it is.
 
     Raises:
-        OptionError: If one is not of the form ``name=value``.
+        OptionError: If one is not of the form ``name=value``, or a name has two values.
 
     >>> parse_assignments(["algo.learning_rate=1e-4", "prompts=a cat: red", "coarse_action=null"])
     {'algo.learning_rate': 0.0001, 'prompts': 'a cat: red', 'coarse_action': None}
     >>> parse_assignments(["prompts=[a cat, a dog]"])
     {'prompts': ['a cat', 'a dog']}
     """
-    changes = {}
+    changes: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise OptionError(f"--set got {assignment!r}, expected name=value, such as env.noise_level=0.5")
-        changes[key.strip()] = _parse(text.strip())
+        name = key.strip()
+        if not equals or not name:
+            raise OptionError(f"--set got {shown(assignment)}, expected name=value, such as env.noise_level=0.5")
+        value = _parse(text.strip())
+        if name in changes and changes[name] != value:
+            raise OptionError(
+                f"--set gives {shown(name)} twice, as {shown(changes[name])} and as {shown(value)}; give only one of "
+                "them"
+            )
+        changes[name] = value
     return changes
 
 
@@ -328,7 +414,7 @@ def make_vector_env(
     )
     for name, argument in settings["wrappers"].items():
         if name not in WRAPPERS:
-            raise UnknownOptionError(f"there is no wrapper {name!r}{did_you_mean(name, WRAPPERS)}")
+            raise UnknownOptionError(f"there is no wrapper {shown(name)}{did_you_mean(name, WRAPPERS)}")
         vectors = len(env.single_action_space.shape or ()) == 1
         if argument is not None and not (name == "coarse_action" and vectors):
             env = WRAPPERS[name](env, argument)
@@ -367,7 +453,9 @@ def make_algorithm(
     except FlowGymError:
         raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise OptionError(f"stable-baselines3's {algo.upper()} does not accept these settings: {error}") from error
+        raise OptionError(
+            f"stable-baselines3's {algo.upper()} does not accept these settings: {reason(error)}"
+        ) from error
 
 
 def _env_options(env_id: str, base_model: str | None) -> set[str] | None:
@@ -388,14 +476,15 @@ def _locate(key: str, known: dict[str, set[str] | None]) -> tuple[str, str]:
             return "env", name
         if len(holders) > 1:
             dotted = " or ".join(f"{s}.{name}" if s else name for s in holders)
-            raise UnknownOptionError(f"{key!r} could be {dotted}; give the whole name")
+            raise UnknownOptionError(f"{shown(key)} could be {dotted}; give the whole name")
         if holders:
             return holders[0], name
     elif section in known and section and (known[section] is None or name in known[section]):  # type: ignore[operator]
         return section, name
     every = [f"{s}.{n}" if s else n for s, names in known.items() for n in names or ()]
     bare = [n for names in known.values() for n in names or ()]
-    raise UnknownOptionError(f"there is no setting {key!r}{did_you_mean(key, every) or did_you_mean(key, bare)}")
+    hint = did_you_mean(key, every) or did_you_mean(key, bare)
+    raise UnknownOptionError(f"there is no setting {shown(key)}{hint}")
 
 
 def _defaults(function: Any) -> dict[str, Any]:
@@ -405,38 +494,36 @@ def _defaults(function: Any) -> dict[str, Any]:
 def _check_value(label: str, name: str, value: Any, default: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and not math.isfinite(value):
-        raise OptionError(f"{label} is {value!r}, expected a finite number")
+        raise OptionError(f"{label} is {shown(value)}, expected a finite number")
     if name in SPECIAL and value == SPECIAL[name]:
         return
     if name in POSITIVE and value is not None and not (number and value > 0):
-        raise OptionError(f"{label} is {value!r}, expected a positive number")
+        raise OptionError(f"{label} is {shown(value)}, expected a positive number")
     if name in FRACTIONS and not (number and 0 <= value <= 1):
-        raise OptionError(f"{label} is {value!r}, expected a number from 0 to 1")
+        raise OptionError(f"{label} is {shown(value)}, expected a number from 0 to 1")
     if name in NOT_NEGATIVE and number and value < 0:
-        raise OptionError(f"{label} is {value!r}, expected a number, at least 0")
+        raise OptionError(f"{label} is {shown(value)}, expected a number, at least 0")
     if name == "final_learning_rate" and not number:
-        raise OptionError(f"{label} is {value!r}, expected a number, at least 0, or null")
+        raise OptionError(f"{label} is {shown(value)}, expected a number, at least 0, or null")
     if name in AT_LEAST and not (isinstance(value, int) and number and value >= AT_LEAST[name]):
-        raise OptionError(f"{label} is {value!r}, expected a whole number, at least {AT_LEAST[name]}")
+        raise OptionError(f"{label} is {shown(value)}, expected a whole number, at least {AT_LEAST[name]}")
     if isinstance(default, bool):
         if not isinstance(value, bool):
-            raise OptionError(f"{label} is {value!r}, expected true or false")
+            raise OptionError(f"{label} is {shown(value)}, expected true or false")
     elif isinstance(default, int) and not (number and isinstance(value, int)):
-        raise OptionError(f"{label} is {value!r}, expected a whole number")
+        raise OptionError(f"{label} is {shown(value)}, expected a whole number")
     elif isinstance(default, float) and not number:
-        raise OptionError(f"{label} is {value!r}, expected a number")
+        raise OptionError(f"{label} is {shown(value)}, expected a number")
 
 
 def _parse(text: str) -> Any:
-    try:
+    with suppress(ValueError, RecursionError):  # of numbers with thousands of digits, too
         return json.loads(text)
-    except json.JSONDecodeError:
-        pass
     if text in WORDS:
         return WORDS[text]
     if text[:1] in ("[", "{"):
         # All scalars as text: YAML takes `no`, `12:30` and `1990-01-01` for something else.
-        with suppress(yaml.YAMLError):
+        with suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
             return _parse_scalars(yaml.load(text, Loader=yaml.BaseLoader))
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, re.IGNORECASE):
         return float(text)

@@ -74,6 +74,7 @@ from flowgym_gym.agents.settings import (
     Settings,
     check,
     check_algorithm,
+    check_arguments,
     full_id,
     load_preset,
     make_algorithm,
@@ -154,8 +155,8 @@ def train(
         out: The run folder: new or empty, or with ``resume`` that of the run to go on with.
         timesteps: Environment steps of all sub-environments together; the preset's if None. PPO takes whole rollouts.
         num_envs: Number of sub-environments; the preset's if None.
-        seed: Of the agent, and of the sub-environments by :func:`flowgym_gym.seeds`: runs with different seeds share
-            no noise; 0 if None.
+        seed: Of the agent, and of the sub-environments by :func:`flowgym_gym.seeds`: runs with
+            different seeds share no noise; 0 if None.
         resume: Go on from the newest checkpoint of ``out``, with the settings of that run; only ``timesteps`` can
             change.
         overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5, "algo.learning_rate": 1e-4}``.
@@ -226,6 +227,7 @@ def settings_of_run(
         FlowGymError: If an argument cannot be used.
     """
     changes = dict(overrides or {})
+    check_arguments(changes, timesteps=timesteps, num_envs=num_envs)
     for name, value in (("timesteps", timesteps), ("num_envs", num_envs)):
         if value is not None:
             changes[name] = value
@@ -610,6 +612,7 @@ def _prepare_resumed(
     if done is None:
         notes.append(f"the run in {out} ended before its first checkpoint; starting from the beginning")
     if overrides:
+        check_arguments(overrides, timesteps=timesteps)
         changed = override(settings, overrides, env_id, algo)
         _fit(changed, algo)
         found = differences(changed, settings)

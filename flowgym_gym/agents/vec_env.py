@@ -25,8 +25,8 @@ class SB3VecEnv(VecEnv):
     """The batched environment for stable-baselines3, which does not take Gymnasium's vector environments.
 
     It equals SB3's ``DummyVecEnv`` over the single environments, with one network call per step instead of
-    ``num_envs``, and with seeds that other runs do not share. Arrays of the vector environment are passed on, not
-    copied.
+    ``num_envs``, and with seeds that other runs do not share. Arrays of the vector environment are
+    passed on, not copied.
 
     Args:
         vector_env: A Gymnasium vector environment, wrapped or not, that resets ended episodes in the same step.
@@ -73,9 +73,10 @@ class SB3VecEnv(VecEnv):
         return observations  # type: ignore[no-any-return]
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seeds for the next reset, :func:`flowgym_gym.seeds`: no sub-environment of another seed has them.
+        """Seeds for the next reset, :func:`flowgym_gym.seeds`, which no other seed has.
 
-        stable-baselines3's own rule, ``seed + i``, would give agents with neighbouring seeds almost the same noise.
+        stable-baselines3's own rule, ``seed + i``, would give agents with neighbouring seeds almost
+        the same noise.
 
         Args:
             seed: Of all sub-environments; None for a random one, from numpy's global generator.

@@ -30,7 +30,11 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
     steered transition from the free one. The last step adds ``reward_scale * reward(sample)``.
 
     ## Episode
-    Exactly ``discretization_steps`` steps, then ``terminated`` is True; an episode is never truncated.
+    Exactly ``discretization_steps`` steps, then ``terminated`` is True; an episode is never
+    truncated. So the ids register no ``max_episode_steps``: Gymnasium's ``TimeLimit`` would say
+    ``truncated`` at the last step, too, or cut longer episodes. Wrappers and loops that want a
+    limit get one that is never reached, ``gymnasium.make(id, discretization_steps=n,
+    max_episode_steps=n + 1)``; the time is in the observation anyway.
 
     ## Info
     ``control_cost`` at every step; ``prompt`` at reset; ``terminal_reward`` (unscaled) and ``valid`` at the end.
@@ -121,7 +125,8 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         """Start an episode from fresh noise; see :meth:`gymnasium.Env.reset`.
 
         Raises:
-            FlowGymError: If an argument cannot be used, or the model fails; nothing has changed then.
+            FlowGymError: If an argument cannot be used, or the model fails; nothing has changed
+                then.
         """
         self._check_open()
         check_seed(seed)
@@ -139,7 +144,8 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         """Take one denoising step; see :meth:`gymnasium.Env.step`.
 
         Raises:
-            FlowGymError: If the action cannot be used, or the model fails; nothing has changed then.
+            FlowGymError: If the action cannot be used, or the model fails; nothing has changed
+                then.
             RewardError: If the reward fails; the episode is over then.
         """
         self._check_open()

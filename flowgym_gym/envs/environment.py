@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_choice, check_mapping, check_number, check_whole
+from flowgym_gym.checks import check_choice, check_mapping, check_number, check_once, check_weight, check_whole
 from flowgym_gym.defaults import plain_defaults
-from flowgym_gym.dynamics import OUTPUTS, Transitions, default_action_scale
+from flowgym_gym.dynamics import OUTPUTS, Transitions, check_costs, default_action_scale
+from flowgym_gym.envs.answers import check_finished, check_output, check_started, described
 from flowgym_gym.envs.identity import describe, describe_arguments
 from flowgym_gym.envs.randomness import EpisodeSeed, randomness, undone_on_failure
 from flowgym_gym.envs.randomness import seeded as seeded
@@ -26,13 +27,15 @@ from flowgym_gym.errors import (
     UnknownOptionError,
     did_you_mean,
     reason,
+    shown,
 )
 from flowgym_gym.models.base import BaseModel
 from flowgym_gym.models.loading import family_of, load_base_model, load_reward
 from flowgym_gym.registry import base_model_registry, reward_registry
 from flowgym_gym.rewards import Reward
-from flowgym_gym.time_grid import Steps
-from flowgym_gym.types import D, FlowTensor
+from flowgym_gym.schedulers import Scheduler
+from flowgym_gym.time_grid import Grid, Steps
+from flowgym_gym.types import D, FlowTensor, oddity
 
 Policy = Callable[..., Any]
 
@@ -122,15 +125,18 @@ class Environment(Generic[D]):
         spacing: str | None = None,
         noise_schedule: float | None = None,
     ) -> None:
-        check_number("reward_scale", reward_scale)
-        check_number("control_cost_weight", control_cost_weight, minimum=0)
+        for name, part, kind in (("base_model", base_model, BaseModel), ("reward", reward, Reward)):
+            if not isinstance(part, kind):
+                raise OptionError(f"{name} is {shown(part)}, expected an instance of flowgym_gym.{kind.__name__}")
+        check_weight("reward_scale", reward_scale)
+        check_weight("control_cost_weight", control_cost_weight, minimum=0)
         if action_scale is not None:
             check_number("action_scale", action_scale, minimum=0)
         if noise_schedule is not None:
             check_number("noise_schedule", noise_schedule, minimum=0)
             if sampler != "euler":
                 raise OptionError(
-                    f"noise_schedule is {noise_schedule}, but only sampler 'euler' has one; {sampler!r} takes a "
+                    f"noise_schedule is {noise_schedule}, but only sampler 'euler' has one; {shown(sampler)} takes a "
                     "noise_level"
                 )
         self.base_model = base_model
@@ -141,27 +147,24 @@ class Environment(Generic[D]):
         self.noise_level = noise_level
         self.noise_schedule = noise_schedule
         self._action_scale = action_scale
-        if getattr(base_model, "output_type", None) not in OUTPUTS:
-            raise OptionError(
-                f"output_type of {type(base_model).__name__} is {getattr(base_model, 'output_type', None)!r}, expected "
-                f"one of {tuple(OUTPUTS)}"
-            )
+        check_choice(f"output_type of {type(base_model).__name__}", getattr(base_model, "output_type", None), OUTPUTS)
         with torch.no_grad(), plain_defaults(), randomness(base_model, EpisodeSeed(0)) as own:
             probe, _ = self._draw(1, **own)
         self.state_shape: tuple[int, ...] = tuple(probe.data.shape[1:])
         self.set_time_grid(discretization_steps, spacing)
 
     def settings(self) -> dict[str, Any]:
-        """What decides how an episode goes on, as plain values; a state belongs to environments that agree in these.
+        """What decides how an episode goes on, as plain values: states belong to equal settings.
 
-        These are the arguments of base model, reward and transitions, defaults aside, without those that change nothing
-        but the device, the speed or the prompts of later episodes (:mod:`flowgym_gym.envs.identity`).
+        These are the arguments of base model, reward and transitions, defaults aside, without those
+        that change nothing but the device, the speed or the prompts of later episodes
+        (:mod:`flowgym_gym.envs.identity`).
         """
         return describe(self)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The part of the settings that tells with which arguments base model and reward were made."""
+        """The settings that tell with which arguments base model and reward were made."""
         if self._parts is None:
             return describe_arguments(self)
         if self._arguments is None:
@@ -189,8 +192,18 @@ class Environment(Generic[D]):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.base_model.device
+        """Where the model lies.
+
+        Raises:
+            ModelError: If the model does not say it.
+        """
+        device = getattr(self.base_model, "device", None)
+        if not isinstance(device, torch.device):
+            raise ModelError(
+                f"device of {type(self.base_model).__name__} is {shown(device)}, expected a torch.device; "
+                "call super().__init__(device) in its __init__"
+            )
+        return device
 
     @property
     def discretization_steps(self) -> int:
@@ -205,17 +218,26 @@ class Environment(Generic[D]):
             spacing: Which time steps are visited; None for the checkpoint's own way.
 
         Raises:
-            OptionError: If the model's schedule has no such grid.
+            OptionError: If the model's schedule has no such grid, or control costs would be infinite on it.
+            ModelError: If the model has no schedule.
         """
-        grid = self.base_model.scheduler.time_grid(steps, spacing)
+        scheduler = self.base_model.scheduler
+        if not isinstance(scheduler, Scheduler):
+            raise ModelError(
+                f"scheduler of {type(self.base_model).__name__} is {shown(scheduler)}, expected a flowgym_gym.Scheduler"
+            )
+        grid = scheduler.time_grid(steps, spacing)
+        if not isinstance(grid, Grid):
+            raise ModelError(f"{type(scheduler).__name__}.time_grid returned {described(grid)}, expected a Grid")
         if self.noise_schedule is not None:
             grid = replace(grid, sigma=torch.full_like(grid.sigma, self.noise_schedule))
         transitions = Transitions.build(
             grid, self.base_model.output_type, self.action_type, self.sampler, self.noise_level, self.device
         )
-        scale = self._action_scale
+        dimensions, scale = math.prod(self.state_shape), self._action_scale
         if scale is None:
-            scale = default_action_scale(transitions, math.prod(self.state_shape), RANDOM_AGENT_COST)
+            scale = default_action_scale(transitions, dimensions, RANDOM_AGENT_COST)
+        check_costs(transitions, dimensions, float(scale), self.control_cost_weight)
         self.times = grid.times.to(self.device, torch.float32)
         self.grid, self.transitions, self.action_scale = grid, transitions, float(scale)
 
@@ -223,20 +245,19 @@ class Environment(Generic[D]):
         """Initial states, shape ``(n, *)``, float32, and the keyword arguments for the model.
 
         They are drawn from torch's global generator.
+
+        Raises:
+            ModelError: If the model returns something else.
         """
         return self.start_from(None, n, kwargs)
 
     def start_from(self, seed: EpisodeSeed | None, n: int, kwargs: Mapping[str, Any]) -> tuple[D, dict[str, Any]]:
-        """As :meth:`start`, from a seed of their own; the global generators are as before then.
-
-        Raises:
-            ModelError: If the states are complex numbers.
-        """
+        """As :meth:`start`, from a seed of their own; the global generators are as before then."""
         with plain_defaults(), randomness(self.base_model, seed) as own:
             x, kwargs = self._draw(n, **own, **kwargs)
-            x, kwargs = self.base_model.preprocess(x, **own, **kwargs)
-        if x.data.is_complex():
-            raise ModelError(f"{type(self.base_model).__name__} draws states of {x.data.dtype}, expected real numbers")
+            started = self.base_model.preprocess(x, **own, **kwargs)
+        check_started(self.base_model, started, n, self.state_shape)
+        x, kwargs = started
         return x.to(torch.float32), kwargs
 
     def _draw(self, n: int, **kwargs: Any) -> tuple[D, dict[str, Any]]:
@@ -258,20 +279,9 @@ class Environment(Generic[D]):
             **kwargs: What :meth:`start` returned.
 
         Raises:
-            ModelError: If the output has another shape than ``x``.
+            ModelError: If the output is no FlowTensor of real numbers, or has another shape than ``x``.
         """
-        prediction = self.base_model(x, self.times[index], **kwargs)
-        output: Tensor | None = prediction.data if isinstance(prediction, FlowTensor) else None
-        if output is None:
-            raise ModelError(
-                f"{type(self.base_model).__name__}.forward returned {type(prediction).__name__}, expected a FlowTensor"
-            )
-        if output.shape != x.data.shape:
-            raise ModelError(
-                f"{type(self.base_model).__name__}.forward returned shape {tuple(output.shape)}, "
-                f"expected that of the states, {tuple(x.data.shape)}"
-            )
-        return output
+        return check_output(self.base_model, self.base_model(x, self.times[index], **kwargs), x.data)
 
     def advance(self, x: Tensor, output: Tensor, action: Tensor, noise: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """One transition of every state.
@@ -319,6 +329,16 @@ class Environment(Generic[D]):
         """The final state that the model expects from states ``x``, shape ``(n, *)``."""
         return self.transitions.at(index, x.ndim).endpoint(x, output.to(x.dtype))
 
+    def finish(self, x: D) -> D:
+        """Finished samples of states ``(n, *)``, batch first.
+
+        Raises:
+            ModelError: If the model's ``postprocess`` returns something else.
+        """
+        sample = self.base_model.postprocess(x)
+        check_finished(self.base_model, sample, len(x))
+        return sample
+
     def score(self, x: D, **kwargs: Any) -> tuple[D, Tensor, Tensor]:
         """Finish states and score them.
 
@@ -326,15 +346,16 @@ class Environment(Generic[D]):
             Samples, unscaled rewards ``(n,)`` and validity ``(n,)``.
 
         Raises:
+            ModelError: If the model's ``postprocess`` returns something else than samples.
             RewardError: If the reward function fails; the cause is attached.
         """
-        sample = self.base_model.postprocess(x)
+        sample = self.finish(x)
         try:
             rewards, valids = self.reward(sample, **kwargs)
         except RewardError:
             raise
         except Exception as error:
-            raise RewardError(f"{type(self.reward).__name__} raised {type(error).__name__}: {error}") from error
+            raise RewardError(f"{type(self.reward).__name__} raised {type(error).__name__}: {reason(error)}") from error
         return sample, rewards, valids
 
     @torch.no_grad()
@@ -390,7 +411,7 @@ class Environment(Generic[D]):
         if submit is None:
             scored = self._scored(sample, self.score)
             return lambda: scored
-        finished = self.base_model.postprocess(sample.latents)
+        finished = self.finish(sample.latents)
         pending = submit(finished, **sample.kwargs)
         return lambda: self._scored(sample, lambda x, **kwargs: (finished, *pending.result()))
 
@@ -415,18 +436,28 @@ class Environment(Generic[D]):
             raise ModelError(
                 f"{type(self.base_model).__name__}{'' if policy is None else ' or the policy'} returned NaN or infinity"
             )
+        control_costs = torch.stack(costs)
+        if not bool(torch.isfinite(control_costs).all()):
+            raise ActionError(
+                f"the policy returned actions whose control cost is infinite (action_scale is {self.action_scale:.3g})"
+            )
         unknown = torch.full((n,), math.nan, dtype=torch.float32, device="cpu")
         invalid = torch.zeros(n, dtype=torch.bool, device="cpu")
-        return Sample(x, x, trajectory, torch.stack(costs), unknown, invalid, kwargs)
+        return Sample(x, x, trajectory, control_costs, unknown, invalid, kwargs)
 
     def _act(self, policy: Policy, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
         action = policy(x, self.times[index], **kwargs)
         try:
             tensor: Tensor = action.data if isinstance(action, FlowTensor) else torch.as_tensor(action, device=x.device)
+            odd = oddity(tensor) or ("truth values" if tensor.dtype is torch.bool else None)
+            if odd:
+                raise TypeError(odd)
             return tensor.to(x.data).expand_as(x.data)
         except (TypeError, ValueError, RuntimeError) as error:
             got = f"shape {tuple(action.shape)}" if hasattr(action, "shape") else type(action).__name__
-            raise ActionError(f"the policy returned {got}, expected a tensor of shape {tuple(x.data.shape)}") from error
+            raise ActionError(
+                f"the policy returned {got}, expected a tensor of shape {tuple(x.data.shape)} ({reason(error)})"
+            ) from error
 
 
 class VelocityEnvironment(Environment[D]):
@@ -465,7 +496,7 @@ def make(
     reward_kwargs: dict[str, Any] | None = None,
     *,
     action_type: str = "velocity",
-    dtype: str = "float32",
+    dtype: str | None = None,
     **options: Any,
 ) -> Environment[Any]:
     """Make the torch-native environment of a registered base model and a registered reward.
@@ -480,7 +511,7 @@ def make(
         reward_kwargs: Arguments of the reward.
         action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for ``"control"`` the
             transition's mean, in its own standard deviations.
-        dtype: Number format of the network.
+        dtype: Number format of the network, ``"float32"`` by default.
         **options: Further arguments of :class:`Environment`, or of the base model.
 
     Returns:
@@ -489,7 +520,8 @@ def make(
     Raises:
         UnknownIdError: If an id is not registered.
         UnknownOptionError: If an option does not exist.
-        OptionError: If the domains differ or an option is out of range.
+        OptionError: If the domains differ, an option is out of range, or one is given twice: directly and in
+            ``base_model_kwargs``.
 
     >>> import flowgym_gym
     >>> env = flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=4)
@@ -506,7 +538,12 @@ def make(
     check_choice("action_type", action_type, ENVIRONMENTS)
     check_mapping("base_model_kwargs", base_model_kwargs)
     check_mapping("reward_kwargs", reward_kwargs)
-    model_kwargs = dict(base_model_kwargs or {})
+    model_kwargs, reward_kwargs = dict(base_model_kwargs or {}), dict(reward_kwargs or {})
+    check_once("reward", reward, "reward_kwargs", reward_kwargs, "id")
+    check_once("base_model", base_model, "base_model_kwargs", model_kwargs, "id")
+    for name, value in (("device", device), ("dtype", dtype), *options.items()):
+        if value is not None or name in options:
+            check_once(name, value, "base_model_kwargs", model_kwargs)
     env_names = {
         p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")
     }
@@ -521,11 +558,16 @@ def make(
         else:
             known = {*env_names, *model_names, *inspect.signature(make).parameters} - {"options"}
             raise UnknownOptionError(
-                f"there is no option {name!r}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
+                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
             )
     parts: dict[str, dict[str, Any]] = {
-        "base_model": {"id": base_model, "device": device, "dtype": dtype, **model_kwargs},
-        "reward": {"id": reward, **(reward_kwargs or {})},
+        "base_model": {
+            "id": base_model,
+            "device": device,
+            "dtype": "float32" if dtype is None else dtype,
+            **model_kwargs,
+        },
+        "reward": {"id": reward, **reward_kwargs},
     }
     environment = ENVIRONMENTS[action_type](
         load_base_model(**parts["base_model"]),

@@ -1,11 +1,13 @@
-"""Which environments a state belongs to: those that agree in all that decides how an episode goes on.
+"""Which environments a state belongs to: those in which its episodes go on in the same way.
 
-That is what :func:`flowgym_gym.make` was given for the base model, the reward and the transitions: ids, checkpoints, and
-every argument whose value is not the default of its class. Left out is what a class calls ``incidental``: the device,
-how much is decoded at a time, whether the network is compiled. Prompts are left out, too: a state holds those of its
-episodes, and later ones draw from the environment's own.
+That is what :func:`flowgym_gym.make` was given for the base model, the reward and the transitions:
+ids, checkpoints, and every argument whose value is not the default of its class. Left out is what a
+class calls ``incidental``: the device, how much is decoded at a time, whether the network is
+compiled. Prompts are left out, too: a state holds those of its episodes, and later ones draw from
+the environment's own.
 
-What is no plain value, such as an open pipeline, is described by its class and by some of its weights.
+What is no plain value, such as an open pipeline, is described by its class and by some of its
+weights.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def describe(environment: Environment[Any]) -> dict[str, Any]:
 
 
 def describe_arguments(environment: Environment[Any]) -> dict[str, Any]:
-    """The arguments of base model and reward that are not the defaults of their classes, and not incidental."""
+    """Arguments of base model and reward, neither defaults of their classes nor incidental."""
     parts = environment._parts
     found: dict[str, Any] = {}
     for role, made, registry in (
@@ -58,14 +60,14 @@ def describe_arguments(environment: Environment[Any]) -> dict[str, Any]:
             if name not in hidden:
                 found[f"{role}/{name}"] = value
         if parts is None and isinstance(made, nn.Module):
-            found[f"{role}/weights"] = weights_of([made])
+            found[f"{role}/weights"] = plain(getattr(made, "pipe", made))
     if found.get("base_model/lora") is None:
         found.pop("base_model/lora_scale", None)
     return found
 
 
 def check_settings(found: str, environment: Environment[Any]) -> None:
-    """Raise a StateError unless the settings of a state are those of an environment; names what differs."""
+    """Raise a StateError that names what differs, unless a state has an environment's settings."""
     theirs = json.loads(found)
     if not isinstance(theirs, dict):
         raise StateError(f"settings of the state are {shown(found)}, expected what get_state returned")
@@ -75,7 +77,7 @@ def check_settings(found: str, environment: Environment[Any]) -> None:
     else:
         ours = describe(environment)
     different = [
-        f"{name} = {shown(theirs.get(name))}, but this one has {shown(ours.get(name))}"
+        f"{name} = {_value(theirs, name)}, but this one has {_value(ours, name)}"
         for name in dict.fromkeys((*ours, *theirs))
         if not _same(theirs.get(name), ours.get(name))
     ]
@@ -84,7 +86,7 @@ def check_settings(found: str, environment: Environment[Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it; for an object its class, and for one with weights some of them."""
+    """A value as JSON can hold it; for an object its class, and a digest if it has weights."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic | np.ndarray | Tensor):
@@ -107,7 +109,7 @@ def plain(value: Any) -> Any:
 
 
 def weights_of(modules: Iterable[nn.Module]) -> str:
-    """A digest of the names, shapes, and first and last values of all parameters, the same on every device."""
+    """A digest of names, shapes, first and last values of all parameters; one for all devices."""
     digest = hashlib.sha256()
     for module in modules:
         for name, parameter in module.named_parameters():
@@ -143,9 +145,9 @@ def _given(registry: Registry, part: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _attributes(made: object) -> dict[str, Any]:
+def _attributes(made: Any) -> dict[str, Any]:
     """Arguments of an object that was made by hand, where it keeps them under their names."""
-    return {name: getattr(made, name) for name in _defaults(type(made)) if hasattr(made, name)}
+    return {name: getattr(made, name) for name in _defaults(made.__class__) if hasattr(made, name)}
 
 
 def _unusual(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +171,10 @@ def _ends(parameter: Tensor) -> list[float]:
         return [float(parameter.detach()[tuple(at)]) for at in (first, last)]
     except (RuntimeError, TypeError, NotImplementedError):  # kinds of numbers that cannot be read one by one
         return []
+
+
+def _value(settings: Mapping[str, Any], name: str) -> str:
+    return shown(settings[name]) if name in settings else "its default"
 
 
 def _same(one: Any, other: Any) -> bool:

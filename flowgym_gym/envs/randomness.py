@@ -1,8 +1,9 @@
-"""Where noise comes from: seeds of any width, and the random numbers that a model draws for an episode.
+"""Where noise comes from: seeds of any width, and what a model draws for an episode.
 
-Each sub-environment has a CPU generator of its own. An episode's initial noise and prompt come from a second one, whose
-seed the first one gives. A model whose methods take a ``generator`` is handed that one, and no global generator is
-touched; for others the global generators of torch, numpy and Python are seeded around the call and restored.
+Each sub-environment has a CPU generator of its own. An episode's initial noise and prompt come from
+a second one, whose seed the first one gives. A model whose methods take a ``generator`` is handed
+that one, and no global generator is touched; for others the global generators of torch, numpy and
+Python are seeded around the call and restored.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 
 # torch's CPU generators keep 32 bits of a seed, so that 2**32 + i would be i.
 NARROW = 2**32
-# A generator's state begins with its seed (8 bytes) and three counters; then come the words of its Mersenne twister,
-# 64 bits for each of 32: CPUGeneratorImplStateLegacy in torch's sources, unchanged since version 1.0.
+# A generator's state begins with its seed (8 bytes) and three counters; then come the words of its
+# Mersenne twister, 64 bits for each of 32: CPUGeneratorImplStateLegacy in torch's sources,
+# unchanged since version 1.0.
 SEED, WORDS = slice(0, 8), slice(24, 24 + 8 * 624)
 # What draws an episode, where a model has it.
 METHODS = ("sample_p0", "preprocess", "draw_noise")
@@ -49,7 +51,8 @@ class EpisodeSeed:
 
     Attributes:
         value: The seed, 62 bits.
-        whole: Whether all of its bits count, as where the sub-environment has a wide seed; else torch's 32.
+        whole: Whether all of its bits count, as where the sub-environment has a wide seed; else
+            torch's 32.
     """
 
     value: int
@@ -76,8 +79,9 @@ def randomness(model: Any, seed: EpisodeSeed | None) -> Iterator[dict[str, torch
     """What to hand to a model's ``sample_p0`` and ``preprocess`` inside.
 
     Yields:
-        ``{"generator": ...}`` for a model whose methods take one. For others nothing, and the global generators are
-        seeded inside. With ``seed`` None nothing, and the global generators are as they are.
+        ``{"generator": ...}`` for a model whose methods take one. For others nothing, and the
+        global generators are seeded inside. With ``seed`` None nothing, and the global generators
+        are as they are.
     """
     if seed is None:
         yield {}
@@ -112,8 +116,8 @@ _global_generators = threading.RLock()
 
 def _seeded(seed: EpisodeSeed) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    # Before CUDA has been used, torch.manual_seed would keep a whole stack trace for later, which costs half a
-    # millisecond for every episode.
+    # Before CUDA has been used, torch.manual_seed would keep a whole stack trace for later, which
+    # costs half a millisecond for every episode.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.set_state(seed.generator().get_state())
@@ -131,7 +135,7 @@ def _seeded(seed: EpisodeSeed) -> Iterator[None]:
 
 @contextmanager
 def undone_on_failure(device: torch.device) -> Iterator[None]:
-    """Put torch's global generators back, of the CPU and of a device, if something is raised inside."""
+    """Put torch's global generators, also that of a device, back if something is raised inside."""
     before = torch.get_rng_state()
     on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:

@@ -18,7 +18,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from flowgym_gym.checks import check_mapping, check_whole
+from flowgym_gym.checks import LARGEST, check_mapping, check_whole
+from flowgym_gym.envs.answers import check_embeddings, check_pictures, check_prompts
 from flowgym_gym.envs.environment import Environment, make, merge_kwargs
 from flowgym_gym.envs.identity import check_settings
 from flowgym_gym.envs.randomness import EpisodeSeed, seed_generator
@@ -34,7 +35,7 @@ from flowgym_gym.errors import (
     shown,
 )
 from flowgym_gym.time_grid import Steps
-from flowgym_gym.types import FlowTensor
+from flowgym_gym.types import FlowTensor, oddity
 
 Observation = dict[str, np.ndarray]
 
@@ -51,6 +52,8 @@ def settle_after_fork() -> None:
         torch.set_num_threads(1)
 
 
+# Each has a generator of 5 kB.
+MAX_ENVS = 2**20
 DEFAULTS: dict[str, Any] = {
     "base_model": "images/stable_diffusion",
     "reward": "images/red",
@@ -114,7 +117,7 @@ class Rollout:
     """
 
     def __init__(self, environment: Environment[Any], num_envs: int = 1) -> None:
-        check_whole("num_envs", num_envs)
+        check_whole("num_envs", num_envs, maximum=MAX_ENVS)
         self.environment = environment
         self.num_envs = int(num_envs)
         self.generators = [torch.Generator() for _ in range(self.num_envs)]
@@ -128,10 +131,10 @@ class Rollout:
         self._output: torch.Tensor | None = None
         # What a stateful reward remembered before the call that is being made.
         self._remembered: dict[str, np.ndarray] | None = None
-        prompts = environment.base_model.prompts
+        prompts = check_prompts(environment.base_model)
         self._embeddings: np.ndarray | None = None
         if prompts is not None and len(prompts) > 1:
-            features = environment.base_model.embed_prompts(prompts[:1]).shape[1]
+            features = self._embed(prompts[:1]).shape[1]
             self._embeddings = np.zeros((self.num_envs, features), dtype=np.float32)
 
     @classmethod
@@ -180,7 +183,7 @@ class Rollout:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Put all episodes, generators and what the reward remembers back if something is raised inside.
+        """Put episodes, generators and the reward's memory back if something is raised inside.
 
         After a RewardError the step that it is about stays taken.
         """
@@ -261,7 +264,7 @@ class Rollout:
         embeddings = None if self._embeddings is None else self._embeddings.copy()
         for i, prompt in zip(where, prompts, strict=True):
             if embeddings is not None and prompt is not None:
-                embeddings[i] = self.environment.base_model.embed_prompts(prompt)[0].cpu().numpy()
+                embeddings[i] = self._embed(prompt)[0]
 
         self.latents = _replaced(self.latents, where, torch.cat(states))
         self.index[where] = 0
@@ -274,7 +277,7 @@ class Rollout:
         return [{"prompt": prompt[0]} if isinstance(prompt, list) else {} for prompt in prompts]
 
     def _check_batch(self, where: list[int], new: list[dict[str, Any]]) -> None:
-        """Raise a ModelError unless the arguments of new episodes make a batch with those of running ones."""
+        """Raise a ModelError unless new episodes' arguments make a batch with running ones."""
         running = set(np.flatnonzero(self.started & ~self.finished).tolist()) - set(where)
         side_by_side = [*(self._kwargs[i] for i in sorted(running)[:1]), *new]
         first = form(side_by_side[0])
@@ -332,7 +335,7 @@ class Rollout:
         if ended:
             outcome.finished[ended] = True
             rewards, valids = self._score(ended)
-            outcome.terminal_rewards[ended] = rewards.double().cpu().numpy()
+            outcome.terminal_rewards[ended] = rewards.numpy()
             outcome.valids[ended] = valids.cpu().numpy()
             outcome.rewards[ended] += environment.reward_scale * outcome.terminal_rewards[ended]
         return outcome
@@ -366,7 +369,8 @@ class Rollout:
             self._output = known
             states[running] = self.environment.expected_endpoint(states[running], output, index)
         model = self.environment.base_model
-        pictures = (model.picture(model.postprocess(FlowTensor(states))) * 255).round().to(torch.uint8)
+        pictures = model.picture(self.environment.finish(FlowTensor(states)))
+        pictures = (check_pictures(model, pictures, self.num_envs) * 255).round().to(torch.uint8)
         return list(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).cpu().numpy()))
 
     def get_state(self) -> State:
@@ -389,7 +393,8 @@ class Rollout:
         running = self.started & ~self.finished if (self.started & ~self.finished).any() else self.started
         if not running.any():
             return {**state, **pack({})}
-        # Where no episode runs no arguments are needed; those of another sub-environment hold their place.
+        # Where no episode runs no arguments are needed; those of another sub-environment hold their
+        # place.
         filler = self._kwargs[int(np.flatnonzero(running)[0])]
         kwargs = [
             mine if self.started[i] and form(mine) == form(filler) else filler for i, mine in enumerate(self._kwargs)
@@ -400,8 +405,8 @@ class Rollout:
         """Go on from what :meth:`get_state` returned.
 
         Raises:
-            StateError: If the state is damaged, or of an environment with other sub-environments, latents, times or
-                settings; nothing has changed then.
+            StateError: If the state is damaged, or of an environment with other sub-environments,
+                latents, times or settings; nothing has changed then.
         """
         try:
             arrays, generators, kwargs = self._read_state(state)
@@ -442,13 +447,15 @@ class Rollout:
             )
         generators = [torch.Generator().set_state(torch.from_numpy(bits.copy())) for bits in arrays["generators"]]
         batch = unpack(state, self.latents.device)
+        if batch and not arrays["started"].any():
+            raise StateError(f"the state has the arguments {sorted(batch)}, but no episode that they belong to")
         kwargs = [row(batch, i) if started else {} for i, started in enumerate(arrays["started"])]
         self._check_kwargs([mine for mine, started in zip(kwargs, arrays["started"], strict=True) if started])
         return arrays, generators, kwargs
 
     @torch.no_grad()
     def _check_kwargs(self, episodes: list[dict[str, Any]]) -> None:
-        """Raise a StateError unless the arguments of a state's episodes are such as the model makes."""
+        """Raise a StateError unless a state's arguments are such as the model makes."""
         asked: dict[str, Any] = {}
         for prompt in {repr(kwargs["prompt"]): kwargs["prompt"] for kwargs in episodes if "prompt" in kwargs}.values():
             try:
@@ -478,16 +485,18 @@ class Rollout:
         """
         shape = (self.num_envs, *self.environment.state_shape)[0 if batched else 1 :]
         if isinstance(actions, torch.Tensor):
-            good = not actions.is_complex() and actions.dtype is not torch.bool and actions.shape == shape
-            if not good or not bool(torch.isfinite(actions).all()):
-                host = actions.detach().cpu()
-                return self.check_actions((host.float() if host.is_floating_point() else host).numpy(), batched, unused)
-            tensor = actions.detach().to(torch.float32).clamp(-1, 1)
+            odd = oddity(actions)
+            if odd:
+                raise ActionError(f"action is {odd}, expected float32 numbers of shape {shape}")
+            numbers = actions.detach()
+            # Small floating-point formats have no isfinite; float32 holds their values.
+            if numbers.is_floating_point() and numbers.dtype is not torch.float64:
+                numbers = numbers.to(torch.float32)
+            if numbers.dtype is torch.bool or numbers.shape != shape or not bool(torch.isfinite(numbers).all()):
+                return self.check_actions(numbers.cpu().numpy(), batched, unused)
+            tensor = numbers.clamp(-1, 1).to(torch.float32)
             return tensor if batched else tensor[None]
-        try:
-            array = np.asarray(actions)
-        except ValueError as error:
-            raise ActionError(f"action is a ragged {type(actions).__name__}, expected shape {shape}") from error
+        array = as_array(actions, shape)
         if array.dtype.kind not in "fiu":
             raise ActionError(f"action has dtype {array.dtype}, expected float32")
         if array.shape != shape:
@@ -519,7 +528,19 @@ class Rollout:
             wrong = ended if error.sample is None else [ended[error.sample]]
             over = f" (over{self._named(ended)})" if wrong != ended else ""
             raise RewardError(f"{error}{self._named(wrong)}; reset to go on{over}") from error.__cause__
+        rewards, scale = rewards.detach().double().cpu(), self.environment.reward_scale
+        beyond = torch.nonzero(~(rewards.abs() * abs(scale) <= LARGEST)).flatten().tolist()
+        if beyond:
+            raise RewardError(
+                f"{type(self.environment.reward).__name__} returned {rewards[beyond[0]].item():.4g}, which times "
+                f"reward_scale {scale:.4g} is beyond float32{self._named([ended[i] for i in beyond])}; reset to go on"
+            )
         return rewards, valids
+
+    def _embed(self, prompts: list[str]) -> np.ndarray:
+        model = self.environment.base_model
+        features = None if self._embeddings is None else self._embeddings.shape[1]
+        return check_embeddings(model, model.embed_prompts(prompts), len(prompts), features)
 
     def _named(self, indices: Sequence[int]) -> str:
         """Which sub-environments, for an error message; nothing where there is only one."""
@@ -574,7 +595,7 @@ class RolloutSettings:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Leave everything as it was before a call that fails; see :meth:`Rollout.all_or_nothing`."""
+        """Leave everything as it was if a call fails; see :meth:`Rollout.all_or_nothing`."""
         generator, seed = self._np_random, self._np_random_seed
         bits = None if generator is None else generator.bit_generator.state
         with self.rollout.all_or_nothing():
@@ -587,6 +608,20 @@ class RolloutSettings:
                 if generator is not None:
                     generator.bit_generator.state = bits  # type: ignore[assignment]
                 raise
+
+
+def as_array(actions: object, shape: tuple[int, ...]) -> np.ndarray:
+    """Actions as a numpy array, or an ActionError if they are no array."""
+    if np.ma.isMaskedArray(actions):
+        raise ActionError(f"action is a masked array, expected plain numbers of shape {shape}")
+    try:
+        return np.asarray(actions)
+    except ValueError as error:
+        raise ActionError(f"action is a ragged {type(actions).__name__}, expected shape {shape}") from error
+    except Exception as error:  # whatever an object's own conversion raises
+        raise ActionError(
+            f"action is {shown(actions)}, expected float32 numbers of shape {shape} ({reason(error)})"
+        ) from error
 
 
 def _replaced(batch: torch.Tensor, where: list[int], rows: torch.Tensor) -> torch.Tensor:

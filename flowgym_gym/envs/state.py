@@ -57,7 +57,7 @@ def pack_random(generator: np.random.Generator) -> np.ndarray:
 
 
 def unpack_random(generator: np.random.Generator, text: object) -> dict[str, Any]:
-    """Undo :func:`pack_random`: a state for the bit generator of ``generator``, which stays as it is.
+    """Undo :func:`pack_random`: a state for the bit generator of ``generator``, not yet set.
 
     Raises:
         StateError: If the text is damaged, or of another kind of generator.
@@ -85,7 +85,7 @@ def restore(env: Any, state: Mapping[str, np.ndarray]) -> None:
 
 
 def form(value: Any) -> Any:
-    """What arguments of one episode must have in common with those of another to make a batch: kinds and shapes."""
+    """Kinds and shapes, which arguments of several episodes must share to make a batch."""
     if isinstance(value, dict):
         return {key: form(entry) for key, entry in value.items()}
     if isinstance(value, Tensor | FlowTensor):
@@ -97,7 +97,7 @@ def form(value: Any) -> Any:
 
 
 def check_arguments(found: Mapping[str, Any], like: Mapping[str, Any], path: str = KWARGS) -> None:
-    """Raise a StateError unless arguments of an episode look like those that the environment's own model makes.
+    """Raise a StateError unless arguments of an episode look like those that the model makes.
 
     Args:
         found: Keyword arguments of one episode, from a state.
@@ -172,7 +172,11 @@ def _unpack(name: str, kind: Any, state: Mapping[str, np.ndarray], device: torch
         return {key: _unpack(f"{name}/{key}", entry, state, device) for key, entry in content.items()}
     if what == "plain":
         return content
-    tensor = torch.from_numpy(state[name].copy()).to(device, getattr(torch, content))
+    dtype = getattr(torch, content)
+    tensor = torch.from_numpy(state[name].copy())
+    if tensor.dtype is not (torch.float32 if dtype is torch.bfloat16 else dtype):
+        raise StateError(f"{name} of the state has {state[name].dtype}, but was {content} when it was saved")
+    tensor = tensor.to(device, dtype)
     return tensor if what == "tensor" else FlowTensor(tensor)
 
 

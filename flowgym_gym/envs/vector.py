@@ -15,7 +15,14 @@ from flowgym_gym.checks import check_mapping, check_seed
 from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
 from flowgym_gym.envs.rollout import Observation, Outcome, Rollout, RolloutSettings
 from flowgym_gym.envs.state import State, check_array, pack_random, restore
-from flowgym_gym.errors import ClosedEnvironmentError, OptionError, ResetNeededError, RewardError
+from flowgym_gym.errors import (
+    ClosedEnvironmentError,
+    OptionError,
+    ResetNeededError,
+    RewardError,
+    did_you_mean,
+    shown,
+)
 
 
 class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.ndarray]):
@@ -26,8 +33,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
 
     Args:
         num_envs: Number of sub-environments.
-        autoreset_mode: ``AutoresetMode.NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``, or its value (``"NextStep"``,
-            ``"SameStep"``, ``"Disabled"``).
+        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, or the ``AutoresetMode`` of that value.
         render_mode: None or ``"rgb_array"``.
         **options: The arguments of :class:`DenoisingEnv`.
 
@@ -51,9 +57,9 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
         except ValueError as error:
-            raise OptionError(
-                f"autoreset_mode is {autoreset_mode!r}, expected one of {[mode.value for mode in AutoresetMode]}"
-            ) from error
+            modes = [mode.value for mode in AutoresetMode]
+            hint = did_you_mean(autoreset_mode, modes)
+            raise OptionError(f"autoreset_mode is {shown(autoreset_mode)}, expected one of {modes}{hint}") from error
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = check_render_mode(render_mode)
         self.rollout = Rollout.make(num_envs, **options)
@@ -169,7 +175,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         return self.rollout.observe(), outcome.rewards, outcome.finished, truncations, infos
 
     def _advance(self, actions: Any, resetting: np.ndarray) -> tuple[Outcome, dict[str, Any]]:
-        """Step the sub-environments that are not ``resetting``, and reset those that are, or that end in this step."""
+        """Step those that are not ``resetting``, and reset those that are, or that end now."""
         stepping = np.flatnonzero(~resetting).tolist()
         outcome = self.rollout.step(actions, stepping) if stepping else Outcome.zeros(self.num_envs)
         infos: dict[str, Any] = {}
@@ -225,7 +231,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         if mask is None:
             return np.ones(self.num_envs, dtype=np.bool_)
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
-            raise OptionError(f"reset_mask is {mask!r}, expected a bool array of shape ({self.num_envs},)")
+            raise OptionError(f"reset_mask is {shown(mask)}, expected a bool array of shape ({self.num_envs},)")
         if not mask.any():
             raise OptionError("reset_mask selects no sub-environment, expected at least one True")
         return mask

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flowgym_gym.checks import check_choice
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import ModelError, OptionError
+from flowgym_gym.errors import ModelError, OptionError, reason, shown
 from flowgym_gym.schedulers import Scheduler
-from flowgym_gym.types import D, append_dims
+from flowgym_gym.types import D, FlowTensor, append_dims
 
 OutputType = Literal["epsilon", "velocity", "endpoint", "score", "v_prediction"]
 
@@ -29,13 +31,18 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         output_type: What ``forward`` predicts: ``"epsilon"`` (the noise), ``"velocity"``, ``"endpoint"`` (the
             sample), ``"score"``, or diffusers' ``"v_prediction"``.
         prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
-            observations hold the prompt's embedding.
-        incidental: Names of constructor arguments that change nothing about an episode but rounding, speed or the
-            prompts of later ones: a state of an environment belongs to others that differ in these.
+            observations hold the prompt's embedding. ``reset(options={"prompt": ...})`` is for models
+            with prompts, and for those whose ``sample_p0`` names an argument ``prompt``.
+        moved: Whether it was brought to another device or number format since it was made; such a model is not what
+            others mean who ask for one with the same arguments.
+        incidental: Names of constructor arguments that change nothing about an episode but
+            rounding, speed or the prompts of later ones: a state of an environment belongs to
+            others that differ in these.
     """
 
     output_type: OutputType
     prompts: list[str] | None = None
+    moved: bool = False
     _place: Tensor
     incidental: ClassVar[tuple[str, ...]] = ("device", "prompts")
 
@@ -51,9 +58,26 @@ class BaseModel(ABC, nn.Module, Generic[D]):
 
     @device.setter
     def device(self, device: torch.device | str) -> None:
+        try:
+            self._device = torch.device(device)
+            place = torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise OptionError(
+                f"device of {type(self).__name__} is {shown(device)}, which cannot be used here ({reason(error)})"
+            ) from error
         # An empty buffer goes wherever the module goes. What was asked for is kept: "cuda" is not "cuda:0" to torch.
-        self.register_buffer("_place", torch.empty(0, device=device), persistent=False)
-        self._device, self._placed = torch.device(device), self._place.device
+        self.register_buffer("_place", place, persistent=False)
+        self._placed = self._place.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BaseModel[D]:
+        if not self.moved and _changes(fn, [*self.parameters(), *self.buffers()]):
+            self._leave()
+            self.moved = True
+        super()._apply(fn, recurse)
+        return self
+
+    def _leave(self) -> None:
+        """Take leave of whatever is shared with other models; called before the first move."""
 
     @property
     @abstractmethod
@@ -64,14 +88,16 @@ class BaseModel(ABC, nn.Module, Generic[D]):
     def sample_p0(self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
         """Draw initial noise.
 
-        Where this method and ``preprocess`` name the argument ``generator``, as those of this package's models do,
-        environments hand them the episode's own generator, and no other thread notices. Where one of them does not,
-        environments seed the global generators of torch, numpy and Python around both calls and restore them
-        afterwards, and ``generator`` stays None: a thread that draws from these meanwhile gets other numbers.
+        Where this method and ``preprocess`` name the argument ``generator``, as those of this
+        package's models do, environments hand them the episode's own generator, and no other thread
+        notices. Where one of them does not, environments seed the global generators of torch, numpy
+        and Python around both calls and restore them afterwards, and ``generator`` stays None: a
+        thread that draws from these meanwhile gets other numbers.
 
         Args:
             n: Number of samples.
-            generator: Where random numbers come from, on the CPU; None for torch's global generator. May be left out.
+            generator: Where random numbers come from, on the CPU; None for torch's global
+                generator. May be left out.
             **kwargs: What the user asked for, such as ``prompt``.
 
         Returns:
@@ -169,11 +195,23 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         if xt is None:
             x0 = x1.randn_like()
             xt = schedule.alpha * x1 + schedule.beta * x0
-        if self.output_type not in OUTPUTS:
-            raise OptionError(f"output_type is {self.output_type!r}, expected one of {tuple(OUTPUTS)}")
+        check_choice("output_type", self.output_type, OUTPUTS)
         # x_1 = p x + q o, solved for the output o; where q is infinite (alpha is 0), eps = r x + s o is.
         (p, q), (r, s) = OUTPUTS[self.output_type](schedule)
         noise = (xt - schedule.alpha * x1) / schedule.beta
         finite = torch.isfinite(q)
         target = ((x1 - p * xt) / q).combine((noise - r * xt) / s, lambda a, b: torch.where(finite, a, b))
-        return ((self.forward(xt, t, **kwargs) - target) ** 2).aggregate("mean")
+        prediction = self.forward(xt, t, **kwargs)
+        if not isinstance(prediction, FlowTensor) or prediction.shape != xt.shape:
+            got = tuple(prediction.shape) if isinstance(prediction, FlowTensor) else type(prediction).__name__
+            raise ModelError(
+                f"{type(self).__name__}.forward returned {got}, expected a FlowTensor of {tuple(xt.shape)}"
+            )
+        return ((prediction - target) ** 2).aggregate("mean")
+
+
+def _changes(fn: Callable[[Tensor], Tensor], tensors: Iterable[Tensor]) -> bool:
+    """Whether a function such as that of ``to`` gives any tensor another device or number format."""
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    probes = [torch.empty(0, dtype=dtype, device=device) for dtype, device in kinds]
+    return any(fn(probe) is not probe for probe in probes)

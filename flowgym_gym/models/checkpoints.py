@@ -7,20 +7,22 @@ own are refused.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowgym_gym.errors import CheckpointError, OptionError, reason
+from flowgym_gym.errors import CheckpointError, OptionError, did_you_mean, reason, shown
 from flowgym_gym.models.lora import merge_lora
 from flowgym_gym.models.parts import load_other, load_own
 from flowgym_gym.models.recognition import INDEX, MODULAR, name_folder, name_weights, read_file
+from flowgym_gym.models.sharing import Shared
+from flowgym_gym.models.single_file import open_file
 from flowgym_gym.sources import Source, find_source
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -28,16 +30,6 @@ EMBEDDED = Path(__file__).parent / "embedded"
 # Parts of text-to-image pipelines that sampling does not use.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 LIBRARIES = ("diffusers", "transformers")
-# What must be in a part's folder; transformers makes up an empty tokenizer where it finds no files.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
-
 LORA_EXAMPLE = "a .safetensors file, a folder that holds one, or a Hub id 'owner/name'"
 
 # diffusers' own ways to save memory, by the names of the option `memory`.
@@ -71,12 +63,16 @@ class Changes:
     compile: bool = False
 
 
-def check_memory(memory: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of memory options as a tuple, or an OptionError if one does not exist."""
-    names = (memory,) if isinstance(memory, str) else tuple(memory)
+def check_memory(memory: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of memory options as a tuple, none for None, or an OptionError if one does not exist."""
+    if memory is not None and not isinstance(memory, str | list | tuple):
+        raise OptionError(f"memory is {shown(memory)}, expected some of {tuple(MEMORY)}")
+    names = (memory,) if isinstance(memory, str) else tuple(memory or ())
     for name in names:
-        if name not in MEMORY:
-            raise OptionError(f"memory names {name!r}, expected some of {tuple(MEMORY)}")
+        if not isinstance(name, str) or name not in MEMORY:
+            raise OptionError(
+                f"memory names {shown(name)}, expected some of {tuple(MEMORY)}{did_you_mean(name, MEMORY)}"
+            )
     return names
 
 
@@ -128,7 +124,7 @@ def read_index(source: Source) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         kind = index["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read as a pipeline's index: {error!r}") from error
     if not isinstance(kind, str):
         raise CheckpointError(f"{source} names the pipeline {kind!r}, which needs code of its own; that is never run")
@@ -166,24 +162,29 @@ def tokenizer_files(kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("tokenizer.json", names.get("vocab_file", "vocab.json"))))
 
 
-def check_parts(source: Source, index: Mapping[str, Any]) -> None:
-    """Raise a CheckpointError unless every part comes from diffusers or transformers and has the files it needs."""
-    for part, entry in index.items():
-        if not isinstance(entry, list) or len(entry) != 2 or part in UNUSED or entry[1] is None:
-            continue
-        if entry[0] not in LIBRARIES:
+def check_libraries(source: Source, index: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError unless every part comes from diffusers or transformers."""
+    for part, (library, _) in _parts(index).items():
+        if library not in LIBRARIES:
             raise CheckpointError(
-                f"{source} has a {part!r} from {entry[0]!r}, which needs code of its own; that is never run"
+                f"{source} has a {part!r} from {library!r}, which needs code of its own; that is never run"
             )
-        if not source.local:
-            continue
+
+
+def check_files(source: Source, index: Mapping[str, Any], root: Path) -> None:
+    """Raise a CheckpointError unless every part has the files that it needs.
+
+    Args:
+        source: Where the checkpoint is, for messages.
+        index: What of its ``model_index.json`` is to be loaded.
+        root: The folder that holds it; for a single file, its configuration.
+    """
+    for part, (_, kind) in _parts(index).items():
         # Checkpoints of one part, such as those of pixel-space models, may keep their files at the root.
-        root = read_file(Path(source.name)) if source.file else Path(source.name)
-        folder = root / part
-        folder = folder if folder.is_dir() else folder.parent
+        folder = root / part if (root / part).is_dir() else root
         needed: tuple[str, ...] = ("scheduler_config.json",) if part == "scheduler" else ()
         if part.startswith("tokenizer"):
-            folder, needed = root / part, tokenizer_files(entry[1])
+            folder, needed = root / part, tokenizer_files(kind)
         if needed and not any((folder / name).is_file() for name in needed):
             raise CheckpointError(f"{source} has no {' or '.join(needed)} in {part!r}")
         # A single file has the weights; for parts that it lacks diffusers would take any that the folder has.
@@ -195,9 +196,22 @@ def check_parts(source: Source, index: Mapping[str, Any]) -> None:
             )
 
 
-@cache
+_pipelines = Shared()
+
+
+def forget_pipelines() -> None:
+    """Forget every shared pipeline."""
+    _pipelines.clear()
+
+
+def _parts(index: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Library and class of each part that sampling uses, by name."""
+    pairs = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    return {part: (pair[0], pair[1]) for part, pair in pairs.items() if part not in UNUSED and pair[1] is not None}
+
+
 def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
-    """The pipeline, frozen and in evaluation mode; loaded once per process for each set of arguments.
+    """The pipeline, frozen and in evaluation mode; loaded once per process, unless its files change.
 
     Args:
         source: Where it is.
@@ -210,10 +224,20 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
         CheckpointError: If it cannot be loaded.
         OptionError: If the pipeline has no such memory option.
     """
+    sources = (source, changes.denoiser, changes.vae, changes.lora)
+    return _pipelines.get(
+        (source, device, dtype, changes, denoiser),
+        [one.name for one in sources if one is not None and one.local],
+        make=lambda: _load_pipeline(source, device, dtype, changes, denoiser),
+        good=lambda _: True,
+    )
+
+
+def _load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
     for name in changes.memory:
         check_offloading(name, device)
     index = read_index(source)
-    check_parts(source, index)
+    check_libraries(source, index)
     replaced = {denoiser: changes.denoiser, "vae": changes.vae}
     others = {part: other for part, other in replaced.items() if other is not None}
     options: dict[str, Any] = {part: None for part in UNUSED if part in index}
@@ -242,16 +266,19 @@ def _open(
     from diffusers.utils.import_utils import is_accelerate_available
 
     kind = getattr(diffusers, index["_class_name"])
+    own = {part: entry for part, entry in index.items() if part not in {*others, *UNUSED}}
+    if source.local:
+        folder = read_file(Path(source.name)) if source.file else Path(source.name)
+        check_files(source, own, folder)
     parts = {part: load_other(part, other, index.get(part), dtype) for part, other in others.items()}
     if source.file:
-        return _open_file(source, kind, dtype, {**options, **parts})
-    folder = source.name
+        return open_file(source, folder, own, kind, dtype, {**options, **parts})
     if not source.local:
-        folder = _download(source, kind, {**options, **parts})
-    own = {part: entry for part, entry in index.items() if part not in {*others, *UNUSED}}
-    parts |= load_own(source, Path(folder), own, dtype)
+        folder = Path(_download(source, kind, {**options, **parts}))
+        check_files(source, own, folder)
+    parts |= load_own(source, folder, own, dtype)
     return kind.from_pretrained(
-        folder,
+        str(folder),
         dtype=dtype,
         local_files_only=True,
         low_cpu_mem_usage=is_accelerate_available(),  # or diffusers gives lines of advice
@@ -270,22 +297,6 @@ def _download(source: Source, kind: Any, options: dict[str, Any]) -> str:
             return str(kind.download(source.name, use_safetensors=True, variant="fp16", **options))
         except (OSError, ValueError):
             raise error from None
-
-
-def _open_file(source: Source, kind: Any, dtype: torch.dtype, options: dict[str, Any]) -> Any:
-    from diffusers.utils import logging
-
-    folder, verbosity = str(read_file(Path(source.name))), logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return kind.from_single_file(source.name, config=folder, dtype=dtype, local_files_only=True, **options)
-    except NotImplementedError as error:  # torch cannot cast weights that are missing
-        raise CheckpointError(
-            f"{source} lacks weights that its configuration in {folder!r} has a place for; "
-            "put the configuration of a checkpoint of the same kind there"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def check_offloading(name: str, device: str | None) -> None:
@@ -335,6 +346,14 @@ def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) ->
         except (ImportError, RuntimeError, ValueError) as error:
             raise OptionError(f"memory option {name!r} cannot be used here: {reason(error)}") from error
     return pipe
+
+
+def copy_pipeline(pipe: Any, denoiser: str) -> Any:
+    """A pipeline with the same weights in memory of its own, compiled where the other is."""
+    copied, compiled = copy.deepcopy(pipe), getattr(pipe, denoiser)._compiled_call_impl is not None
+    if compiled:
+        getattr(copied, denoiser).compile()
+    return copied
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from flowgym_gym.checks import check_choice
 from flowgym_gym.dynamics import OUTPUTS
-from flowgym_gym.errors import OptionError
+from flowgym_gym.errors import OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel
 from flowgym_gym.schedulers import CosineScheduler, DiffusionScheduler, OptimalTransportScheduler, Scheduler
-from flowgym_gym.types import FlowTensor, append_dims
+from flowgym_gym.types import FlowTensor, append_dims, real_tensor
 
 PICTURE_SIZE = 64
 # Buffers, so that they move with the model.
@@ -73,11 +73,9 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         check_choice("output_type", output_type, OUTPUTS)
         check_choice("schedule", schedule, SCHEDULES)
         try:
-            constants = [
-                torch.as_tensor(values, dtype=torch.float64, device=self.device) for values in (means, stds, weights)
-            ]
+            constants = [real_tensor(values, self.device) for values in (means, stds, weights)]
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise OptionError(f"means, stds or weights are no numbers: {error}") from error
+            raise OptionError(f"means, stds or weights are no numbers: {reason(error)}") from error
         for name, values in zip(CONSTANTS, constants, strict=True):
             self.register_buffer(name, values, persistent=False)
         k = self.means.shape[0] if self.means.ndim == 2 and torch.isfinite(self.means).all() else 0
@@ -88,7 +86,7 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
             )
         for name, values in (("stds", self.stds), ("weights", self.weights)):
             if not bool((values > 0).all() and torch.isfinite(values).all()):
-                raise OptionError(f"{name} is {values.tolist()}, expected finite numbers above 0")
+                raise OptionError(f"{name} is {shown(values.tolist())}, expected finite numbers above 0")
         self.weights = self.weights / self.weights.sum()
         self.output_type = output_type  # type: ignore[assignment]
         self._scheduler = _schedule(schedule)

@@ -12,13 +12,14 @@ import torch
 from flowgym_gym.checks import check_choice
 from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.models.checkpoints import find_checkpoint, load_pipeline, read_index
+from flowgym_gym.models.checkpoints import find_checkpoint, forget_pipelines, read_index
+from flowgym_gym.models.sharing import Shared, places
 from flowgym_gym.registry import RegistryEntry, base_model_registry, reward_registry
 from flowgym_gym.rewards import Reward
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_shared: dict[tuple[object, ...], Any] = {}
+_shared = Shared()
 
 
 # The model whose ids open checkpoints of every family.
@@ -138,10 +139,12 @@ def load_base_model(
     if options is None or "dtype" in options:
         kwargs["dtype"] = dtype
     elif dtype != "float32":
-        raise OptionError(f"dtype is {dtype!r}, but {id!r} has no dtype option and runs in float32")
+        raise OptionError(f"dtype is {shown(dtype)}, but {id!r} has no dtype option and runs in float32")
     model = _load(entry, kwargs)
     if not isinstance(model, BaseModel):
         raise OptionError(f"{id!r} is a {type(model).__name__}, expected a subclass of flowgym_gym.BaseModel")
+    if "_modules" not in vars(model):
+        raise OptionError(f"the __init__ of {type(model).__name__} does not call super().__init__(device); let it")
     return model.eval().requires_grad_(False)
 
 
@@ -156,12 +159,14 @@ def load_reward(id: str, **kwargs: Any) -> Reward[Any]:
 def clear_model_cache() -> None:
     """Forget every shared model, so that its memory is freed once no environment uses it."""
     _shared.clear()
-    load_pipeline.cache_clear()
+    forget_pipelines()
 
 
 def check_device(device: torch.device | str | None) -> torch.device:
     """The device, or an OptionError if this machine does not have it."""
     try:
+        if isinstance(device, bytes):
+            raise TypeError("bytes are no name")
         checked = torch.device("cpu" if device is None else device)
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
@@ -178,13 +183,15 @@ def _device_name(value: object) -> str:
 
 
 def _load(entry: RegistryEntry, kwargs: dict[str, Any]) -> Any:
+    arguments = {**entry.default_kwargs, **kwargs}
     try:
-        key = (entry.cls, json.dumps({**entry.default_kwargs, **kwargs}, sort_keys=True, default=_device_name))
-    except TypeError:  # Arguments that are not plain values have no name to be found under again.
+        text = json.dumps(arguments, sort_keys=True, default=_device_name)
+    except (TypeError, ValueError, RecursionError):  # What is no plain value has no name to be found under again.
         return entry.instantiate(**kwargs)
-    if key in _shared:
-        return _shared[key]
-    made = entry.instantiate(**kwargs)
-    if not getattr(made, "stateful", False):
-        _shared[key] = made
-    return made
+    named = tuple(places(arguments))
+    return _shared.get(
+        (entry.cls, text, named),
+        named,
+        make=lambda: entry.instantiate(**kwargs),
+        good=lambda made: not getattr(made, "stateful", False) and not getattr(made, "moved", False),
+    )

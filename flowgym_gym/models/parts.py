@@ -36,7 +36,7 @@ def load_own(source: Source, folder: Path, index: Mapping[str, Any], dtype: torc
     """
     parts = {}
     for name, entry in index.items():
-        kind = _network(entry)
+        kind = network(entry)
         if kind is None:
             continue
         # Checkpoints of one part, such as those of pixel-space models, may keep their files at the root.
@@ -97,7 +97,7 @@ def check_autoencoder(vae: Any) -> None:
         )
 
 
-def _network(entry: Any) -> Any:
+def network(entry: Any) -> Any:
     """The class of a part of an index if it is a network, and None for tokenizers and the like."""
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)):
         return None

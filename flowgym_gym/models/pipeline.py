@@ -26,11 +26,12 @@ from torch import Tensor
 from flowgym_gym.checks import check_choice, check_number, check_whole
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Schedule
-from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, reason, shown
+from flowgym_gym.errors import CheckpointError, FlowGymError, ModelError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     Changes,
     check_memory,
+    copy_pipeline,
     find_changes,
     find_checkpoint,
     load_pipeline,
@@ -114,22 +115,11 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
                 f"{type(self).__name__} has no checkpoint of its own in this package; give checkpoint=, a local folder "
                 f"in diffusers' format or a Hub id such as {next(iter(self.checkpoints))!r}"
             )
-        if hasattr(checkpoint, "components"):
-            self._check_kind(type(checkpoint).__name__, "this pipeline")
-            if device is not None or changes != Changes(memory=changes.memory):
-                raise OptionError(
-                    "checkpoint is an open pipeline, which is taken as it is; move it, and load its LoRA weights and "
-                    "other parts, before it is given, and leave device, denoiser, vae and lora out"
-                )
-            self.pipe = checkpoint
-            if dtype != "float32" and getattr(torch, dtype) != getattr(checkpoint, self.denoiser_name).dtype:
-                raise OptionError(f"dtype is {dtype!r}, but checkpoint is an open pipeline, whose number format stays")
-        else:
-            source = find_checkpoint(checkpoint)
-            self._check_kind(read_index(source)["_class_name"], str(source))
-            self.pipe = load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+        self.pipe = self._opened(checkpoint, device, dtype, changes)
+        # Then other models have the same pipeline.
+        self._cached = self.pipe is not checkpoint
         require_parts(self.pipe, ("scheduler", self.denoiser_name, *self.parts))
-        self.denoiser = getattr(self.pipe, self.denoiser_name)
+        self._take(self.pipe)
         self._check_parts()
         # diffusers looks for this among all parameters, at every call.
         self.denoiser_dtype: torch.dtype = self.denoiser.dtype
@@ -147,9 +137,32 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
             prepare(checkpoint, changes.memory)
             self.device = torch.device(self.pipe._execution_device)
 
+    def _opened(self, checkpoint: Any, device: torch.device | str | None, dtype: str, changes: Changes) -> Any:
+        """The pipeline of a checkpoint, or the open one that was given."""
+        if not hasattr(checkpoint, "components"):
+            source = find_checkpoint(checkpoint)
+            self._check_kind(read_index(source)["_class_name"], str(source))
+            return load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+        self._check_kind(type(checkpoint).__name__, "this pipeline")
+        if device is not None or changes != Changes(memory=changes.memory):
+            raise OptionError(
+                "checkpoint is an open pipeline, which is taken as it is; move it, and load its LoRA weights and "
+                "other parts, before it is given, and leave device, denoiser, vae and lora out"
+            )
+        if dtype != "float32" and getattr(torch, dtype) != getattr(checkpoint, self.denoiser_name).dtype:
+            raise OptionError(f"dtype is {dtype!r}, but checkpoint is an open pipeline, whose number format stays")
+        return checkpoint
+
     def _check_parts(self) -> None:
         """Raise a CheckpointError unless the pipeline's parts fit together and are of a kind that is read rightly."""
         check_network(self.denoiser, self.addition)
+
+    def _leave(self) -> None:
+        if self._cached:
+            self._take(copy_pipeline(self.pipe, self.denoiser_name))
+
+    def _take(self, pipe: Any) -> None:
+        self.pipe, self.denoiser = pipe, getattr(pipe, self.denoiser_name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PipelineBaseModel:
         # Parts that are no submodules, such as text encoders, go with the model.
@@ -223,6 +236,10 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
     def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
         """Drop a learned variance and bound the expected sample, if the checkpoint does."""
         output = output[:, : x.shape[1]]
+        if output.shape != x.shape:  # which would be broadcast below
+            raise ModelError(
+                f"{type(self.denoiser).__name__} returned shape {tuple(output.shape)}, expected {tuple(x.shape)}"
+            )
         if self._clip is None:
             return FlowTensor(output)
         coefficients = (getattr(self._scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot"))
@@ -261,7 +278,8 @@ class LatentBaseModel(PipelineBaseModel):
     """
 
     default_prompt: ClassVar[str] = DEFAULT_PROMPT
-    # Besides, what settings tell by the model's own values: guidance, and the size by the shape of the states.
+    # Besides, what settings tell by the model's own values: guidance, and the size by the shape of
+    # the states.
     incidental: ClassVar[tuple[str, ...]] = (
         *PipelineBaseModel.incidental, "prompts", "decode_batch_size", "height", "width",
         "guidance_scale", "true_cfg_scale", "negative_prompt",
@@ -308,7 +326,6 @@ class LatentBaseModel(PipelineBaseModel):
         self.guidance_scale = float(guidance_scale)
         self.negative_prompt = negative_prompt
         self.decode_batch_size = decode_batch_size
-        self.vae = self.pipe.vae
         self._upcast()
         for prompt in [*self.prompts, negative_prompt]:
             self.check_prompt(prompt)
@@ -328,6 +345,10 @@ class LatentBaseModel(PipelineBaseModel):
     def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
         """The widths of embeddings that the network takes beside those that the encoders make; see `check_widths`."""
         return ()
+
+    def _take(self, pipe: Any) -> None:
+        super()._take(pipe)
+        self.vae = pipe.vae
 
     def _upcast(self) -> None:
         if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False):
@@ -431,16 +452,14 @@ class LatentBaseModel(PipelineBaseModel):
     @plain_defaults()
     def postprocess(self, x: FlowTensor) -> FlowTensor:
         """Decode latents to images in [0, 1], ``decode_batch_size`` at a time."""
-        config = self.vae.config
-        latents = x.data / config.scaling_factor
-        mean, std = config.get("latents_mean", None), config.get("latents_std", None)
-        if mean is not None and std is not None:
-            latents = latents * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
-        elif config.get("shift_factor", None) is not None:
-            latents = latents + config.shift_factor
+        latents = self._unscaled(x.data)
         parts = latents.to(self.vae.dtype).split(self.decode_batch_size)
         images = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
         return FlowTensor((images.to(x.dtype) / 2 + 0.5).clamp(0, 1))
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder takes them; which of its statistics count is a family's, as in diffusers."""
+        return latents / float(self.vae.config.scaling_factor)
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """The vectors that stand for prompts in observations, shape ``(n, features)``."""
@@ -500,14 +519,12 @@ class LatentBaseModel(PipelineBaseModel):
             )
         if tokenizer.pad_token_id is None:
             raise CheckpointError(f"the checkpoint's {part} has no pad_token, with which prompts are filled up")
-        known, tokens = (
-            getattr(encoder.get_input_embeddings(), "num_embeddings", None),
-            [*tokens, tokenizer.pad_token_id],
-        )
-        if known is not None and max(tokens) >= known:
-            word = tokenizer.convert_ids_to_tokens(max(tokens))
+        known = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+        largest = max(*tokens, tokenizer.pad_token_id)
+        if known is not None and largest >= known:
+            word = tokenizer.convert_ids_to_tokens(largest)
             raise OptionError(
-                f"prompt {shown(prompt)} has the token {word!r}, which is number {max(tokens)} of the {part}, but its "
+                f"prompt {shown(prompt)} has the token {word!r}, which is number {largest} of the {part}, but its "
                 f"encoder has embeddings for {known}; load its textual inversion into the pipeline as well "
                 "(load_textual_inversion), or leave the word out"
             )
@@ -578,6 +595,9 @@ class FlowMatchBaseModel(LatentBaseModel):
     def _read_schedule(self) -> tuple[Scheduler[FlowTensor], OutputType]:
         tokens = (self.state_shape[1] // self.patch) * (self.state_shape[2] // self.patch)
         return FlowMatchScheduler(self.pipe.scheduler, tokens, self.max_shift, self.even_times), "velocity"
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        return super()._unscaled(latents) + (self.vae.config.get("shift_factor", None) or 0.0)
 
     def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
         return FlowTensor(-output)

@@ -100,7 +100,7 @@ def _name_part(config: Path) -> str:
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         kind = values.get("_class_name") or (values.get("architectures") or [None])[0] or values.get("tokenizer_class")
-    except (ValueError, AttributeError, TypeError, KeyError, OSError):
+    except (ValueError, AttributeError, TypeError, KeyError, OSError, RecursionError):
         kind = None
     kind = str(kind or "of an unknown kind")
     if "Autoencoder" in kind or "VQModel" in kind:

@@ -75,6 +75,13 @@ class StableDiffusionXLBaseModel(LatentBaseModel):
             return {**conditions, **zeros}
         return conditions
 
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        latents = super()._unscaled(latents)
+        mean, std = (self.vae.config.get(name, None) for name in ("latents_mean", "latents_std"))
+        if mean is None or std is None:
+            return latents
+        return latents * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
+
     def denoise(self, x: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
         """The U-Net's prediction; see :class:`~flowgym_gym.models.pipeline.PipelineBaseModel`."""
         added = {name: conditions[name] for name in ("text_embeds", "time_ids")}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_number, check_whole
-from flowgym_gym.errors import OptionError, RewardError
+from flowgym_gym.errors import OptionError, RewardError, reason, shown
 from flowgym_gym.rewards.compose import ComposedReward, Spec, make_part
 from flowgym_gym.types import D
 
@@ -67,6 +67,12 @@ class Asynchronous(ComposedReward[D]):
         check_number("timeout", timeout, minimum=0)
         check_whole("retries", retries, minimum=0)
         check_number("backoff", backoff, minimum=0)
+        longest = max(timeout, backoff * 2.0 ** min(max(retries - 1, 0), 1000))
+        if longest > threading.TIMEOUT_MAX:
+            raise OptionError(
+                f"timeout is {timeout}, backoff {backoff} and retries {shown(retries)}: that would wait for "
+                f"{longest:.3g} seconds, expected at most {threading.TIMEOUT_MAX:.3g}"
+            )
         super().__init__({"reward": make_part(reward)})
         self.inner = self.parts["reward"]
         if self.inner.stateful:
@@ -106,7 +112,7 @@ class Asynchronous(ComposedReward[D]):
         last = causes[-1]
         raise RewardError(
             f"{type(self.inner).__name__} gave no scores in {self.retries + 1} attempts of at most {self.timeout:g} s; "
-            f"the last: {type(last).__name__}: {last}. Check that the scorer runs, or give it a longer timeout "
+            f"the last: {type(last).__name__}: {reason(last)}. Check that the scorer runs, or give it a longer timeout "
             "or more retries"
         ) from last
 

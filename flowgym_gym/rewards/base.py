@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgym_gym.errors import RewardError
-from flowgym_gym.types import D, FlowTensor
+from flowgym_gym.errors import RewardError, shown
+from flowgym_gym.types import D, FlowTensor, oddity
 
 
 class Reward(ABC, Generic[D]):
@@ -25,8 +25,8 @@ class Reward(ABC, Generic[D]):
         differentiable: Whether gradients reach the samples.
         stateful: Whether rewards depend on earlier ones. Environments share an instance of a reward unless it is
             stateful, and a training run's checkpoints hold what ``get_state`` returns.
-        incidental: Names of constructor arguments that change no reward but by rounding: a state of an environment
-            belongs to others that differ in these.
+        incidental: Names of constructor arguments that change no reward but by rounding: a state of
+            an environment belongs to others that differ in these.
     """
 
     value_range: tuple[float, float] = (-float("inf"), float("inf"))
@@ -61,10 +61,10 @@ class Reward(ABC, Generic[D]):
         """Score a batch and check the result.
 
         Returns:
-            Rewards, float, and validity, bool, both of shape ``(n,)``.
+            Rewards, float (whole numbers become float64), and validity, bool, both of shape ``(n,)``.
 
         Raises:
-            RewardError: If ``forward`` returns something else, or NaN for a sample.
+            RewardError: If ``forward`` returns something else, NaN for a sample, or a validity other than 0 and 1.
         """
         name = type(self).__name__
         result = self.forward(x, **kwargs)
@@ -74,13 +74,25 @@ class Reward(ABC, Generic[D]):
             if not isinstance(values, Tensor) or values.shape != (len(x),):
                 got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
                 raise RewardError(f"{name}.forward returned {label} of {got}, expected a tensor of shape ({len(x)},)")
+            odd = oddity(values)
+            if odd:
+                raise RewardError(f"{name}.forward returned {label} as {odd}, expected real numbers")
         rewards, valids = result
+        if not rewards.is_floating_point():
+            rewards = rewards.to(torch.float64)
         bad = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
         if bad:
             raise RewardError(
                 f"{name}.forward returned {rewards[bad[0]].item()} for sample {bad[0]} of {len(x)}", sample=bad[0]
             )
-        return rewards, valids.to(torch.bool)
+        unclear = ((valids != 0) & (valids != 1)).nonzero().flatten().tolist()
+        if unclear:
+            raise RewardError(
+                f"{name}.forward returned valids of {valids[unclear[0]].item()} for sample {unclear[0]} of {len(x)}, "
+                "expected 0 or 1, or bool",
+                sample=unclear[0],
+            )
+        return rewards, valids.detach().to(torch.bool)
 
 
 def all_valid(rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,6 +146,10 @@ def check_prompts(name: str, n: int, kwargs: Mapping[str, Any]) -> list[str]:
             f"{name} needs the prompt of each sample, but the base model gives none; use a model with prompts, such as "
             "'images/stable_diffusion', or pass prompt="
         )
-    if len(prompts) != n or not all(isinstance(prompt, str) for prompt in prompts):
-        raise RewardError(f"{name} got prompt={prompts!r}, expected a list of {n} strings")
+    if (
+        not isinstance(prompts, list | tuple)
+        or len(prompts) != n
+        or not all(isinstance(prompt, str) for prompt in prompts)
+    ):
+        raise RewardError(f"{name} got prompt={shown(prompts)}, expected a list of {n} strings")
     return list(prompts)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_mapping, check_number, check_whole
-from flowgym_gym.errors import OptionError, StateError
+from flowgym_gym.checks import check_choice, check_mapping, check_once, check_weight, check_whole
+from flowgym_gym.errors import OptionError, StateError, shown
 from flowgym_gym.rewards.base import Reward, check_prompts
 from flowgym_gym.types import D
 
@@ -29,10 +29,10 @@ def make_part(spec: Spec, kwargs: Mapping[str, Any] | None = None) -> Reward[Any
 
     Args:
         spec: Registered id, ``{"id": ..., **arguments}``, or a reward.
-        kwargs: Further arguments.
+        kwargs: Arguments of the reward whose id ``spec`` is.
 
     Raises:
-        OptionError: If it is none of these.
+        OptionError: If it is none of these, or the arguments name another id.
         UnknownIdError: If nothing is registered under the id.
     """
     # Registered rewards are loaded above this package, where environments load them, and shared with those.
@@ -41,10 +41,14 @@ def make_part(spec: Spec, kwargs: Mapping[str, Any] | None = None) -> Reward[Any
     if isinstance(spec, Reward):
         return spec
     if isinstance(spec, str):
+        check_once("the reward's id", spec, "its arguments", kwargs or {}, "id")
         return load_reward(spec, **(kwargs or {}))
     if isinstance(spec, Mapping) and isinstance(spec.get("id"), str):
-        return load_reward(**{**spec, **(kwargs or {})})
-    raise OptionError(f"a part of the reward is {spec!r}, expected a reward's id, or {{'id': ..., 'argument': ...}}")
+        check_mapping("a part of the reward", spec)
+        return load_reward(**spec)
+    raise OptionError(
+        f"a part of the reward is {shown(spec)}, expected a reward's id, or {{'id': ..., 'argument': ...}}"
+    )
 
 
 class ComposedReward(Reward[D]):
@@ -103,12 +107,15 @@ class WeightedSum(ComposedReward[D]):
         check_mapping("weights", weights)
         check_mapping("reward_kwargs", reward_kwargs)
         if not weights:
-            raise OptionError(f"weights is {weights!r}, expected rewards' ids with their weights")
+            raise OptionError(f"weights is {shown(weights)}, expected rewards' ids with their weights")
         for id, weight in weights.items():
-            check_number(f"weights[{id!r}]", weight)
+            check_weight(f"weights[{shown(id)}]", weight)
+            check_mapping(f"reward_kwargs[{shown(id)}]", (reward_kwargs or {}).get(id))
         unknown = sorted(set(reward_kwargs or {}) - set(weights))
         if unknown:
-            raise OptionError(f"reward_kwargs has arguments of {unknown}, but weights only names {sorted(weights)}")
+            raise OptionError(
+                f"reward_kwargs has arguments of {shown(unknown)}, but weights only names {sorted(weights)}"
+            )
         super().__init__({id: make_part(id, (reward_kwargs or {}).get(id)) for id in weights})
         self.weights = {id: float(weight) for id, weight in weights.items()}
         ends = [sorted(_times(w, end) for end in self.parts[id].value_range) for id, w in self.weights.items()]
@@ -140,7 +147,7 @@ class Clip(ComposedReward[D]):
     def __init__(self, reward: Spec, low: float | None = None, high: float | None = None) -> None:
         for name, value in (("low", low), ("high", high)):
             if value is not None:
-                check_number(name, value)
+                check_weight(name, value)
         if (low is None and high is None) or (low is not None and high is not None and low > high):
             raise OptionError(f"low is {low} and high {high}, expected a bound at least, and low no higher than high")
         super().__init__({"reward": make_part(reward)})
@@ -188,8 +195,9 @@ class Standardize(ComposedReward[D]):
     def __init__(self, reward: Spec, buffer_size: int = 32, min_count: int = 16, per_prompt: bool = True) -> None:
         check_whole("buffer_size", buffer_size, minimum=2)
         check_whole("min_count", min_count, minimum=2, maximum=buffer_size)
+        check_choice("per_prompt", per_prompt, (True, False))
         super().__init__({"reward": make_part(reward)})
-        self.buffer_size, self.min_count, self.per_prompt = int(buffer_size), int(min_count), bool(per_prompt)
+        self.buffer_size, self.min_count, self.per_prompt = int(buffer_size), int(min_count), per_prompt
         self.differentiable = False
         self.frozen = False
         self._everything: deque[float] = deque(maxlen=self.buffer_size)
@@ -245,7 +253,7 @@ class Standardize(ComposedReward[D]):
             }
             super().set_state(state)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise StateError(f"the statistics of {type(self).__name__} are damaged: {error}") from error
+            raise StateError(f"the statistics of {type(self).__name__} are damaged: {shown(error)}") from error
         self._everything = deque(everything.tolist(), maxlen=self.buffer_size)
         self._by_prompt = remembered
 

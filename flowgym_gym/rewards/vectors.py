@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_number
-from flowgym_gym.errors import OptionError
+from flowgym_gym.errors import OptionError, shown
 from flowgym_gym.rewards.base import Reward
-from flowgym_gym.types import FlowTensor
+from flowgym_gym.types import FlowTensor, real_tensor
 
 
 class BinaryReward(Reward[FlowTensor]):
@@ -47,11 +47,13 @@ class GaussianReward(Reward[FlowTensor]):
     def __init__(self, mean: Sequence[float] = (-2.5,), std: float = 0.8) -> None:
         check_number("std", std, minimum=0)
         try:
-            self.mean = torch.as_tensor(mean, dtype=torch.float64, device="cpu")
+            self.mean = real_tensor(mean)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             self.mean = torch.empty(0, device="cpu")
         if std == 0 or self.mean.ndim != 1 or not len(self.mean) or not torch.isfinite(self.mean).all():
-            raise OptionError(f"mean is {mean!r} and std {std!r}, expected at least one number, and a number above 0")
+            raise OptionError(
+                f"mean is {shown(mean)} and std {std}, expected at least one number, and a number above 0"
+            )
         self.std = float(std)
 
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:

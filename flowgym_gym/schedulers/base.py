@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Generic, overload
 import torch
 from torch import Tensor
 
-from flowgym_gym.errors import OptionError
+from flowgym_gym.errors import ModelError, OptionError
 from flowgym_gym.time_grid import Grid, Steps, check_steps
 from flowgym_gym.types import D, append_dims
 
@@ -147,6 +147,7 @@ class Scheduler(ABC, Generic[D]):
 
         Raises:
             OptionError: If ``steps`` or ``spacing`` cannot be used.
+            ModelError: If a coefficient of a subclass is no tensor like the times.
         """
         listed = check_steps(steps, spacing, spacings=("linspace",))
         if listed is None:
@@ -156,15 +157,19 @@ class Scheduler(ABC, Generic[D]):
             if listed[-1] == 1:
                 raise OptionError(f"discretization_steps is {listed}, but no step starts at time 1; leave it out")
             times = torch.tensor([*listed, 1.0], dtype=torch.float64, device="cpu")
-        return Grid(
-            times=times,
-            timesteps=None,
-            alpha=self._alpha(times),
-            beta=self._beta(times),
-            alpha_dot=self._alpha_dot(times),
-            beta_dot=self._beta_dot(times),
-            sigma=self._sigma(times),
-        )
+        # In this order, as later ones follow from earlier ones.
+        names = ("alpha", "alpha_dot", "beta", "beta_dot", "sigma")
+        return Grid(times=times, timesteps=None, **{name: self._coefficient(name, times) for name in names})
+
+    def _coefficient(self, name: str, times: Tensor) -> Tensor:
+        values = getattr(self, f"_{name}")(times)
+        if not isinstance(values, Tensor) or values.shape != times.shape or not values.is_floating_point():
+            shape = f" of shape {tuple(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else ""
+            raise ModelError(
+                f"{type(self).__name__}._{name} returned a {type(values).__name__}{shape}, expected real numbers of "
+                f"shape {tuple(times.shape)}"
+            )
+        return values
 
     @staticmethod
     def _broadcast(coefficient: Callable[[Tensor], Tensor], x: D | Tensor, t: Tensor | None) -> D | Tensor:

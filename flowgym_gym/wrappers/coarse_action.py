@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from flowgym_gym.errors import ActionError, OptionError
+from flowgym_gym.errors import ActionError, OptionError, shown
 
 
 class CoarseAction(gymnasium.ActionWrapper[Any, np.ndarray, np.ndarray], gymnasium.utils.RecordConstructorArgs):
@@ -50,7 +50,7 @@ def coarse_space(space: gymnasium.Space[Any], resolution: int) -> gymnasium.spac
         raise OptionError(f"CoarseAction needs actions of shape (C, H, W), got {space}")
     height, width = space.shape[-2:]
     if isinstance(resolution, bool) or not isinstance(resolution, int) or not 1 <= resolution <= min(height, width):
-        raise OptionError(f"resolution is {resolution!r}, expected a whole number from 1 to {min(height, width)}")
+        raise OptionError(f"resolution is {shown(resolution)}, expected a whole number from 1 to {min(height, width)}")
     shape = (*space.shape[:-2], resolution, resolution)
     return gymnasium.spaces.Box(float(space.low.min()), float(space.high.max()), shape, np.float32)
 
@@ -65,12 +65,13 @@ def upsample(action: np.ndarray, coarse_space: gymnasium.Space[Any], space: gymn
     assert coarse is not None
     assert fine is not None
     if not hasattr(action, "detach"):  # a tensor stays one
-        try:
-            action = np.asarray(action)
-        except ValueError as error:
-            raise ActionError(f"action is a ragged {type(action).__name__}, expected shape {coarse}") from error
+        from flowgym_gym.envs.rollout import as_array
+
+        action = as_array(action, coarse)
+    elif getattr(action, "is_nested", False) or "strided" not in str(getattr(action, "layout", "")):
+        raise ActionError(f"action is a tensor of layout {action.layout}, expected float32 numbers of shape {coarse}")  # type: ignore[attr-defined]
     if action.shape != coarse:
-        raise ActionError(f"action has shape {action.shape}, expected {coarse}")
+        raise ActionError(f"action has shape {tuple(action.shape)}, expected {coarse}")
     rows = np.arange(fine[-2]) * coarse[-2] // fine[-2]
     columns = np.arange(fine[-1]) * coarse[-1] // fine[-1]
     return action[..., rows[:, None], columns]

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium
 
-from flowgym_gym.checks import check_number
+from flowgym_gym.checks import check_weight
 from flowgym_gym.wrappers.check import check_denoising
 
 
@@ -28,7 +28,7 @@ class RewardScale(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordC
     def __init__(self, env: gymnasium.Env[Any, Any], scale: float) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(self, scale=scale)
         gymnasium.Wrapper.__init__(self, env)
-        check_number("scale", scale)
+        check_weight("scale", scale)
         check_denoising(env)
         self._difference = scale - env.get_wrapper_attr("reward_scale")
         self.reward_scale = float(scale)

@@ -227,6 +227,13 @@ def test_guidance_of_strength_zero_is_the_base_model_and_more_of_it_earns_and_co
 def test_guidance_needs_a_gradient():
     with pytest.raises(OptionError, match="BinaryReward is not differentiable"):
         RewardGuidance(flowgym_gym.make("1d/gaussian_mixture", "1d/binary", 4), 1.0)
+    own = type("Own", (Linear,), {"differentiable": False})()
+    environment = gaussian(4)
+    environment.reward = own
+    with pytest.raises(OptionError, match=r"Own is not differentiable; .*set differentiable = True in the class"):
+        RewardGuidance(environment, 1.0)
+    own.differentiable = True
+    assert bool((environment.sample(2, RewardGuidance(environment, 1.0)).control_costs.sum(dim=0) > 0).all())
     env = gaussian(4, reward="1d/cut_for_frontier")
     with pytest.raises(RewardError, match="carries no gradient"):
         env.sample(2, RewardGuidance(env, 1.0))
@@ -415,7 +422,7 @@ def test_prompts_without_enough_samples_and_rewards_without_gradient_leave_out_a
     assert set(result.report["points"]) == {"base", *(f"best-of-{n}" for n in range(2, fewest // 8 + 1))}
     first, second = result.report["notes"]
     assert re.match(f"best of .*6 is left out: the pool has {fewest} samples of one of the prompts, .* 8 n", first)
-    assert second == "no guidance: CompressionReward is not differentiable"
+    assert second.startswith("no guidance: CompressionReward is not differentiable; where its gradients do reach")
     assert first in table(result.report)
     means = {
         prompt: np.mean([max(p) for p in itertools.combinations(rewards, 2)])

@@ -1,10 +1,18 @@
+import json
 import math
+import os
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
+import torch
 
 from flowgym_gym.agents import load_preset, settings
 from flowgym_gym.agents.settings import ALGORITHMS, check, describe, full_id, options, override, parse_assignments
+from flowgym_gym.agents.training import prepare
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError
 from tests.conftest import ALL_IDS, FLOWGYM_IDS, RED
 
@@ -181,3 +189,90 @@ def test_settings_of_evaluations_are_shown_where_there_are_any():
     preset = load_preset(RED)
     assert "evaluat" not in describe({**preset, "evaluate_every": None})
     assert "evaluation_episodes: 64" in describe({**preset, "evaluate_every": 100})
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Path("a") / "b.txt", os.path.join("a", "b.txt")),
+        (np.int64(3), 3),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("cpu"), "cpu"),
+        ((1, np.int64(2)), [1, 2]),
+        ([Path("a")], ["a"]),
+        ({"a": (np.float64(0.25), None)}, {"a": [0.25, None]}),
+    ],
+)
+def test_overrides_take_paths_and_numpys_numbers_as_plain_values(value, plain):
+    env = override(load_preset(RED), {"env.base_model_kwargs": value}, RED, "ppo")["env"]
+    assert env["base_model_kwargs"] == plain
+    assert type(env["base_model_kwargs"]) is type(plain)
+    assert json.loads(json.dumps(env)) == env
+
+
+@pytest.mark.parametrize("name", ["env.checkpoint", "num_envs"])
+def test_a_checkpoint_or_a_number_of_numpy_or_pathlib_is_the_same_setting(name):
+    value, plain = (Path("models"), "models") if name == "env.checkpoint" else (np.int64(8), 8)
+    given, same = (override(load_preset(RED), {name: v}, RED, "ppo") for v in (value, plain))
+    assert json.dumps(given) == json.dumps(same)
+
+
+circular: list = []
+circular.append(circular)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1, 2}, b"x", torch.device("cpu"), torch.zeros(2), np.zeros(2), np.complex64(1), {1: 2}, circular,
+     np.datetime64("2020"), lambda: 0, Fraction(1), Decimal(1), [object()], type],
+)  # fmt: skip
+def test_what_a_run_cannot_keep_is_refused_by_name(value):
+    with pytest.raises(OptionError, match=r"^env.prompts is or holds .*no plain value"):
+        override(load_preset(RED), {"env.prompts": value}, RED, "ppo")
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "second"),
+    [
+        ({"env.prompts": "a", "prompts": "b"}, "env.prompts is 'a'", "prompts is 'b'"),
+        ({"learning_rate": 0.1, "algo.learning_rate": 0.2}, "learning_rate is 0.1", "algo.learning_rate is 0.2"),
+        ({"env.reward_scale": 1.0, "wrappers.reward_scale": 2.0}, "env.reward_scale is 1.0", "wrappers.reward_scale"),
+        ({"env.discretization_steps": 5, "wrappers.time_grid": 6}, "env.discretization_steps is 5", "time_grid is 6"),
+    ],
+)
+def test_two_values_of_one_setting_are_a_contradiction(changes, first, second):
+    with pytest.raises(OptionError) as raised:
+        override(load_preset(RED), changes, RED, "ppo")
+    assert first in str(raised.value)
+    assert second in str(raised.value)
+
+
+def test_what_is_said_twice_alike_is_said_once():
+    changes = {"env.prompts": ("a", "b"), "prompts": ["a", "b"], "env.reward_scale": 2.0, "wrappers.reward_scale": None}
+    assert override(load_preset(RED), changes, RED, "ppo")["env"]["prompts"] == ["a", "b"]
+    assert parse_assignments(["a=1", "a=1"]) == {"a": 1}
+
+
+def test_one_name_assigned_twice_is_a_contradiction():
+    with pytest.raises(OptionError, match=r"'prompts' twice, as 'a' and as 'b'"):
+        parse_assignments(["prompts=a", " prompts = b"])
+
+
+@pytest.mark.parametrize("name", ["timesteps", "num_envs"])
+def test_an_argument_and_an_override_of_another_value_are_a_contradiction(name, tmp_path):
+    with pytest.raises(OptionError, match=rf"{name} is 8, but the changes .* have 16"):
+        prepare(RED, out=tmp_path / "run", **{name: 8}, overrides={name: 16})
+    twice, once = (prepare(RED, out=tmp_path / "run", **{name: 8}, overrides=o) for o in ({name: 8}, {}))
+    assert twice == once
+
+
+@pytest.mark.parametrize("overrides", [5, [], "a=1", {5: 1}])
+def test_overrides_are_a_dictionary_by_name(overrides):
+    with pytest.raises(OptionError, match="overrides is"):
+        override(load_preset(RED), overrides, RED, "ppo")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{" * 5000, "[&a [*a]]", "{[1]: 2}", "1e999", "\0", "NaN"])
+def test_any_text_can_be_assigned(text):
+    assert "x" in parse_assignments([f"x={text}"])

@@ -306,7 +306,7 @@ def test_returned_arrays_belong_to_the_caller(env):
         ({"noise_level": 2}, OptionError, "noise_level is 2"),
         ({"sampler": "dpm"}, OptionError, "sampler is 'dpm'"),
         ({"spacing": "even"}, OptionError, "spacing is 'even'"),
-        ({"guidance_scale": 0.0}, OptionError, "guidance_scale is 0.0"),
+        ({"guidance_scale": -0.1}, OptionError, "guidance_scale is -0.1"),
         ({"guidance_scale": float("nan")}, OptionError, "guidance_scale is nan"),
         ({"prompts": []}, OptionError, "prompts is"),
         ({"prompts": ["a cat", " "]}, OptionError, "prompts is"),

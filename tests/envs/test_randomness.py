@@ -15,12 +15,14 @@ from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler, base_m
 from flowgym_gym.envs.randomness import takes_generator
 from flowgym_gym.models.ddpm import DDPMBaseModel
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
+from flowgym_gym.models.sharing import Shared
 from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
 from tests.conftest import RED
 from tests.models import tiny
 
 MIXTURE = "flowgym/GaussianMixture-Gaussian2D-v0"
-# Initial states of two episodes, one seeded and one that follows, written down when the global generators drew them.
+# Initial states of two episodes, one seeded and one that follows, written down when the global
+# generators drew them.
 MIXTURE_NOISE = {
     0: ([-0.09819923341274261, 2.1938161849975586], [0.5219677090644836, 0.6511330008506775]),
     1: ([0.671164870262146, 0.4288024306297302], [0.2603346109390259, -1.2811909914016724]),
@@ -253,12 +255,11 @@ def around(request):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_nothing_global_changes_what_a_seed_means(name, ordinary, around):
-    from flowgym_gym.models.loading import clear_model_cache
-
-    clear_model_cache()
+def test_nothing_global_changes_what_a_seed_means(name, ordinary, around, monkeypatch):
+    # Models are made anew, under what is set now, and those of other tests stay.
+    monkeypatch.setattr("flowgym_gym.models.loading._shared", Shared())
+    monkeypatch.setattr("flowgym_gym.models.checkpoints._pipelines", Shared())
     assert data_equivalence(episode(MAKERS[name]), ordinary[name], exact=True)
-    clear_model_cache()
 
 
 def test_nothing_global_changes_what_the_torch_environment_samples(around):

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as vector_wrappers
 from moviepy import VideoFileClip
 
-from tests.conftest import RED
+from tests.conftest import ALL_IDS, RED
 
 MIXTURE = "flowgym/GaussianMixture-Gaussian-v0"
 IDS = [RED, MIXTURE]
@@ -272,3 +272,25 @@ def test_vector_record_video_films_all_sub_environments(tmp_path):
         side_by_side = np.concatenate(theirs, axis=1)
         assert mine.shape == side_by_side.shape
         assert abs(mine - side_by_side).mean() < 10
+
+
+def test_ids_register_no_limit_that_would_truncate_what_terminates():
+    """A limit of one step more, for what wants one, is never reached."""
+    assert {gymnasium.spec(id).max_episode_steps for id in ALL_IDS} == {None}
+    for limit, truncated in ((None, False), (5, False), (4, True)):
+        env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=4, max_episode_steps=limit)
+        env.reset(seed=0)
+        ends = [env.step(env.action_space.sample())[2:4] for _ in range(4)]
+        assert ends == [(False, False)] * 3 + [(True, truncated)]
+
+
+def test_gymnasiums_time_aware_observation_takes_a_limit_that_is_never_reached():
+    env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=4, max_episode_steps=5)
+    aware = gymnasium.wrappers.TimeAwareObservation(env, dict_time_key="step", flatten=False, normalize_time=False)
+    observation, _ = aware.reset(seed=0)
+    assert (observation["step"], observation["time"]) == (0, 0)
+    for step in range(1, 5):
+        observation, _, terminated, truncated, _ = aware.step(aware.action_space.sample())
+        assert observation["step"] == step
+        assert observation["time"] == step / 4
+        assert (terminated, truncated) == (step == 4, False)

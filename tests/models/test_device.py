@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler
-from flowgym_gym.models import from_pipeline
+from flowgym_gym.models import from_pipeline, from_pretrained
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
 from tests.models import tiny
 
@@ -74,6 +74,26 @@ def test_a_mixture_stays_exact_in_every_number_format(change):
     assert {tensor.dtype for tensor in (model.means, model.stds, model.weights)} == {torch.float64}
 
 
+def prediction(model):
+    x, kwargs = model.preprocess(FlowTensor(torch.ones(1, *model.state_shape)), prompt=["a red heart"])
+    return torch.cat([model(x, torch.tensor([0.5]), **kwargs).data.flatten(), model.postprocess(x).data.flatten()])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"memory": "attention_slicing"}])
+def test_a_move_leaves_models_of_the_same_checkpoint_alone(options):
+    expected = prediction(from_pretrained("tiny", **options))
+    moved, other = (from_pretrained("tiny", prompts=prompt, **options) for prompt in ("a red heart", "a cat"))
+    assert moved.pipe is other.pipe
+    assert moved.to("cpu").float().pipe is other.pipe
+    moved.to(torch.bfloat16).to(torch.float32)
+    assert not torch.equal(prediction(moved), expected)
+    again = from_pretrained("tiny", prompts="a red heart", **options)
+    assert all(torch.equal(prediction(model), expected) for model in (other, again))
+    assert moved.denoiser is moved.pipe.unet
+    assert moved.vae is moved.pipe.vae
+
+
 @torch.no_grad()
 def test_a_pipeline_predicts_in_the_number_format_that_it_was_moved_to():
     model = from_pipeline(tiny.build("stable_diffusion_xl"))
@@ -84,3 +104,10 @@ def test_a_pipeline_predicts_in_the_number_format_that_it_was_moved_to():
     assert before["encoder_hidden_states"].dtype == torch.float32
     assert model(x, torch.tensor([0.5]), **kwargs).data.dtype == torch.float32
     assert from_pipeline(tiny.build("stable_diffusion_xl")).to(torch.float16).vae.dtype == torch.float32
+
+
+def test_a_compiled_network_stays_compiled_when_it_is_moved():
+    model = from_pretrained("tiny", compile=True)
+    network = model.denoiser
+    assert model.to(torch.bfloat16).denoiser is not network
+    assert model.denoiser._compiled_call_impl is not None

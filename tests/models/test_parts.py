@@ -220,6 +220,31 @@ def test_pictures_of_another_autoencoder_are_those_of_the_pipeline(tmp_path):
     torch.testing.assert_close(model.postprocess(FlowTensor(last)).data, pipe(output_type="pt", **common).images)
 
 
+STATISTICS = {"shift_factor": 0.5, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 1.5]}
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"])
+@torch.no_grad()
+def test_of_an_autoencoders_statistics_those_count_that_the_pipeline_uses(name):
+    pipe, latents = tiny.build(name), []
+    pipe.vae.register_to_config(**STATISTICS)
+    model = from_pipeline(pipe, **tiny.OPTIONS.get(name, {}))
+    decode = pipe.vae.decode
+    pipe.vae.decode = lambda z, **options: latents.append(z) or decode(z, **options)
+    height, width = model.image_size
+    common = {"prompt": "a cat", "num_inference_steps": 2, "height": height, "width": width}
+    if name == "pixart":
+        common["use_resolution_binning"] = False
+    last, _ = (
+        pipe(**common, generator=torch.Generator().manual_seed(0), output_type=kind).images for kind in ("latent", "pt")
+    )
+    if name == "flux":
+        last = pipe._unpack_latents(last, height, width, pipe.vae_scale_factor)
+    model.postprocess(FlowTensor(last))
+    theirs, ours = latents
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 def consistency_decoder():
     return diffusers.ConsistencyDecoderVAE(
         encoder_block_out_channels=(4, 4),

@@ -12,9 +12,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from flowgym_gym import FlowTensor
-from flowgym_gym.errors import CheckpointError
+from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.models import from_pipeline, from_pretrained
-from flowgym_gym.models.checkpoints import check_parts
+from flowgym_gym.models.checkpoints import check_files
 from flowgym_gym.models.recognition import find_variant
 from flowgym_gym.sources import Source
 from tests.models import tiny
@@ -86,16 +86,31 @@ def test_variants_by_the_names_that_diffusers_gives_files(names, variant, tmp_pa
     assert find_variant(tmp_path) == variant
 
 
-def test_a_hub_id_with_a_variant_alone_opens_from_the_local_cache(half, tmp_path, monkeypatch):
-    repository = tmp_path / "models--somebody--half"
-    shutil.copytree(half / "fp16", repository / "snapshots" / "0123abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc")
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that puts a folder into an empty cache of the Hub, and returns its place there."""
     for module in ("huggingface_hub.constants", "huggingface_hub.file_download", "diffusers.utils.constants"):
         monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path), raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def put(name, folder):
+        repository = tmp_path / f"models--somebody--{name}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0123abc")
+        return Path(shutil.copytree(folder, repository / "snapshots" / "0123abc"))
+
+    return put
+
+
+def test_a_hub_id_with_a_variant_alone_opens_from_the_local_cache(half, hub):
+    hub("half", half / "fp16")
     model = from_pretrained("somebody/half")
     assert torch.equal(outputs(model), outputs(from_pretrained(str(half / "plain"))))
+
+
+def test_a_hub_id_without_its_tokenizer_has_no_empty_one(hub):
+    shutil.rmtree(hub("mute", tiny.folder("stable_diffusion")) / "tokenizer")
+    with pytest.raises(CheckpointError, match=r"Hub id 'somebody/mute' has no tokenizer.json or vocab.json in 'token"):
+        from_pretrained("somebody/mute")
 
 
 @pytest.fixture
@@ -116,11 +131,61 @@ def test_a_whole_checkpoint_in_one_file_opens_with_the_configuration_beside_it(w
     model = from_pretrained(str(whole))
     assert torch.equal(outputs(model), outputs(from_pretrained(tiny.folder("stable_diffusion"))))
     assert from_pretrained(str(whole), dtype="bfloat16").denoiser.dtype == torch.bfloat16
-    weights = load_file(whole)
-    del weights["model.diffusion_model.out.2.weight"]
-    save_file(weights, whole)
-    with pytest.raises(CheckpointError, match="lacks weights that its configuration in"):
-        from_pretrained(str(whole), dtype="float16")
+
+
+# What a single file may lack or have beyond its configuration, and what of it the message names.
+UNFIT = {
+    "without a weight of the U-Net": ({"model.diffusion_model.out.2.weight": None}, "weights of a network are missing"),
+    "without a weight of the autoencoder": (
+        {"first_stage_model.decoder.conv_out.weight": None},
+        "weights of a network are missing",
+    ),
+    "without a weight of the text encoder": (
+        {"cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight": None},
+        r"'text_encoder' lacks 1 weight \(.*layers\.1\.mlp\.fc1\.weight",
+    ),
+    "with a block of the U-Net": ({"model.diffusion_model.middle_block.5.x": 3}, "numbers for 'unet', of which"),
+    "with scales of float8": ({"model.diffusion_model.out.2.scale_weight": 1}, "numbers for 'unet', of which"),
+    "with a block of the autoencoder": ({"first_stage_model.decoder.up.7.block.0.x": 3}, "numbers for 'vae', of which"),
+    "with a layer of the text encoder": (
+        {"cond_stage_model.transformer.text_model.encoder.layers.2.mlp.fc1.weight": 3},
+        "numbers for 'text_encoder', of which",
+    ),
+}
+
+
+def configuration(whole):
+    """The folder beside a single file with everything but weights."""
+    ignored = shutil.ignore_patterns("*.safetensors")
+    return Path(shutil.copytree(tiny.folder("stable_diffusion"), whole.with_suffix(""), ignore=ignored))
+
+
+@pytest.mark.parametrize(("change", "message"), UNFIT.values(), ids=UNFIT)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_single_file_fills_its_configuration_and_nothing_is_left_over(change, message, dtype, whole):
+    configuration(whole)
+    weights = load_file(whole) | {name: torch.ones(size or 1) for name, size in change.items()}
+    save_file({name: value for name, value in weights.items() if change.get(name, 1) is not None}, whole)
+    with pytest.raises(CheckpointError, match=f"does not fit its configuration in .*{message}"):
+        from_pretrained(str(whole), dtype=dtype)
+
+
+def test_what_a_single_file_has_beside_its_parts_is_no_fault(whole):
+    configuration(whole)
+    more = {
+        "model_ema.decay": torch.ones(()),
+        "betas": torch.ones(1000),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(32)[None],
+    }
+    save_file(load_file(whole) | more, whole)
+    assert torch.equal(outputs(from_pretrained(str(whole))), outputs(from_pretrained(tiny.folder("stable_diffusion"))))
+
+
+def test_a_single_file_is_not_opened_where_nobody_would_see_what_it_lacks(whole, monkeypatch):
+    configuration(whole)
+    monkeypatch.setattr("diffusers.utils.import_utils.is_accelerate_available", lambda: False)
+    with pytest.raises(OptionError, match="needs the package accelerate: pip install"):
+        from_pretrained(str(whole))
 
 
 def test_a_whole_checkpoint_without_its_configuration_says_how_to_convert_it(whole):
@@ -131,10 +196,7 @@ def test_a_whole_checkpoint_without_its_configuration_says_how_to_convert_it(who
 
 
 def test_a_single_file_takes_no_pickled_weights_for_parts_that_it_lacks(whole):
-    folder = shutil.copytree(
-        tiny.folder("stable_diffusion"), whole.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors")
-    )
-    (Path(folder) / "text_encoder" / "pytorch_model.bin").touch()
+    (configuration(whole) / "text_encoder" / "pytorch_model.bin").touch()
     with pytest.raises(CheckpointError, match="only pickled weights, which are not loaded"):
         from_pretrained(str(whole))
 
@@ -294,7 +356,7 @@ def test_a_tokenizer_without_the_files_of_its_class_is_no_empty_one(kind, own, o
         from_pretrained(str(folder))
     for name in (own, "tokenizer.json"):
         (folder / "tokenizer" / name).touch()
-        check_parts(Source(str(folder), local=True), index)
+        check_files(Source(str(folder), local=True), index, folder)
         (folder / "tokenizer" / name).unlink()
 
 
@@ -302,3 +364,26 @@ def test_names_of_schedulers_are_those_of_diffusers():
     from flowgym_gym.models.fitting import OTHER_SAMPLERS
 
     assert all(hasattr(diffusers, name) for name in OTHER_SAMPLERS)
+
+
+def unreadable(path):
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", "\ufeff{}", "[" * 100_000, "{" + '"a":' * 9, unreadable])
+def test_an_index_that_cannot_be_read_is_named(damage, tmp_path, monkeypatch):
+    index = tmp_path / "model_index.json"
+    index.write_text("" if damage is unreadable else damage, encoding="utf-8")
+    if damage is unreadable:
+        monkeypatch.setattr(Path, "read_text", lambda path, **options: unreadable(path))
+    with pytest.raises(CheckpointError, match=r"model_index\.json' cannot be read as a pipeline's index"):
+        from_pretrained(str(tmp_path))
+
+
+def test_a_network_that_is_replaced_need_not_be_there(tmp_path):
+    plain = tiny.folder("stable_diffusion")
+    folder = shutil.copytree(plain, tmp_path / "copy")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert torch.equal(outputs(from_pretrained(str(folder), denoiser=plain)), outputs(from_pretrained(plain)))
+    with pytest.raises(CheckpointError, match="has no safetensors weights in 'unet'"):
+        from_pretrained(str(folder))

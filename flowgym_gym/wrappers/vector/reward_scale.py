@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from flowgym_gym.checks import check_number
+from flowgym_gym.checks import check_weight
 from flowgym_gym.wrappers.check import check_denoising
 from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
 
@@ -22,7 +22,7 @@ class RewardScale(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, np.ndarr
 
     def __init__(self, env: VectorEnv[Any, Any, np.ndarray], scale: float) -> None:
         super().__init__(env)
-        check_number("scale", scale)
+        check_weight("scale", scale)
         check_denoising(env)
         self._difference = scale - _reward_scale(env)
         self.reward_scale = float(scale)

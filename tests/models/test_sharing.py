@@ -1,0 +1,67 @@
+"""Models are shared by all environments that name the same files with the same contents, and by no others."""
+
+import os
+import shutil
+
+import gymnasium
+import pytest
+import torch
+
+from flowgym_gym.models.loading import load_base_model, load_reward
+from tests.conftest import RED
+from tests.models import tiny
+
+
+def loaded(**options):
+    return load_base_model("images/stable_diffusion", **options)
+
+
+def test_a_model_is_made_once_for_the_same_arguments(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    assert loaded(prompts="a dog").pipe is loaded().pipe
+    for options in ({}, {"prompts": str(tmp_path / "prompts.txt")}, {"checkpoint": tiny.folder("stable_diffusion")}):
+        assert loaded(**options) is loaded(**options)
+
+
+@pytest.mark.parametrize("ending", ["", "#prompt"])
+def test_prompts_that_were_edited_are_read_again(tmp_path, ending):
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt\na cat\n")
+    assert loaded(prompts=f"{file}{ending}").prompts == ["a cat"]
+    file.write_text("prompt\na dog\n")
+    assert loaded(prompts=f"{file}{ending}").prompts == ["a dog"]
+    env = gymnasium.make(RED, prompts=f"{file}{ending}", discretization_steps=2)
+    assert env.reset(seed=0)[1]["prompt"] == "a dog"
+
+
+def test_weights_that_were_saved_anew_are_loaded_again(tmp_path):
+    pipe = tiny.build("stable_diffusion")
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    options = {"checkpoint": str(tmp_path / "checkpoint")}
+    before = loaded(**options)
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(0.25)
+    pipe.unet.save_pretrained(tmp_path / "checkpoint" / "unet")
+    after = loaded(**options)
+    assert not torch.equal(before.unet.conv_out.bias, after.unet.conv_out.bias)
+    assert torch.equal(after.unet.conv_out.bias, pipe.unet.conv_out.bias)
+    assert loaded(**options, vae=str(tmp_path / "checkpoint")) is not after
+
+
+def test_a_relative_path_means_what_lies_in_the_present_folder(tmp_path, monkeypatch):
+    for name, prompt in (("one", "a cat"), ("two", "a dog")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "prompts.txt").write_text(prompt)
+        os.utime(tmp_path / name / "prompts.txt", (1, 1))
+        monkeypatch.chdir(tmp_path / name)
+        assert loaded(prompts="prompts.txt").prompts == [prompt]
+
+
+def test_a_reward_reads_weights_again_that_were_replaced(small_weights, tmp_path):
+    own = small_weights["images/clip_score"]["weights"]
+    shutil.copytree(own, tmp_path / "clip")
+    options = {"weights": str(tmp_path / "clip")}
+    first = load_reward("images/clip_score", **options)
+    assert load_reward("images/clip_score", **options) is first
+    os.utime(tmp_path / "clip" / "model.safetensors", (1, 1))
+    assert load_reward("images/clip_score", **options) is not first
