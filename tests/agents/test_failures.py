@@ -16,6 +16,7 @@ from tests.conftest import PROMPTS, RED
 
 # Checkpoints so rare that everything would be lost without one upon the failure.
 RARE = {"checkpoint_every": 1000, "env.prompts": PROMPTS}
+STANDARDIZED = {"env.reward": "images/standardize", "env.reward_kwargs": {"reward": "images/red"}}
 
 
 @pytest.fixture
@@ -56,6 +57,8 @@ def same_checkpoint(first, second):
         ("ppo", {"evaluate_every": 8, "evaluation_episodes": 2}, 9),
         ("sac", {}, 7),
         ("tqc", {}, 7),
+        # The interval that fails has already scored samples, which its reward remembers.
+        ("ppo", STANDARDIZED, 8),
         # The buffer is full, and the interval that fails has begun to write over what it held.
         ("sac", {"algo.buffer_size": 10, "env.discretization_steps": 4}, 7),
         ("sac", {"algo.buffer_size": 2}, 7),
