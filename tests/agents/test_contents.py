@@ -141,7 +141,7 @@ def test_lost_copies_of_prompts_are_no_matter(here, tmp_path):
     assert json.loads((tmp_path / "run" / "prompts.json").read_text()) == PROMPTS
     (tmp_path / "run" / "prompts.json").unlink()
     (here / "prompts.txt").write_text("\n".join(OTHER))
-    with pytest.raises(OptionError, match="has 3 prompts, and had 2; at least one differs"):
+    with pytest.raises(OptionError, match="are 3 prompts, and were 2; at least one differs"):
         resume(tmp_path / "run", timesteps=24)
 
 

@@ -106,8 +106,8 @@ def test_whatever_stops_an_interval_the_run_is_saved_and_the_error_is_the_same(e
 
 def command(out):
     return [
-        "train", RED, "--timesteps", "48", "--num-envs", "2", "--out", str(out), *assignments(),
-        "--set=checkpoint_every=1000",
+        "train", RED, "--timesteps", "48", "--num-envs", "2", "--out", str(out),
+        *assignments(changes={"checkpoint_every": 1000}),
     ]  # fmt: skip
 
 
