@@ -19,7 +19,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 
 from flowgym_gym import prompts as sources
-from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, reason, shown
+from flowgym_gym.errors import OptionError, shown
 from flowgym_gym.models.checkpoints import EMBEDDED
 from flowgym_gym.models.fingerprint import Fingerprint, differences, fingerprint
 from flowgym_gym.registry import base_model_registry, reward_registry
@@ -82,29 +82,37 @@ def check_contents(out: Path, config: Mapping[str, Any], prompts: Sequence[str] 
 
     Raises:
         OptionError: It names each file and the first prompt that differs.
-        CheckpointError: If what the configuration says of contents is damaged, or a file cannot be read.
+        CheckpointError: If a file cannot be read.
     """
     known: Contents = config.get("contents") or {}
-    try:
-        found = [
-            line
-            for label, was in known.get("files", {}).items()
-            for line in _changed_files(label, was["place"], was["holds"])
-        ]
-        was = known.get("prompts")
-        if was is not None:
-            found += _changed_prompts(out, was, prompts)
-    except FlowGymError:
-        raise
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise CheckpointError(
-            f"contents of the configuration in {out} are damaged: {type(error).__name__}: {reason(error)}"
-        ) from error
+    found = [
+        line
+        for label, was in known.get("files", {}).items()
+        for line in _changed_files(label, was["place"], was["holds"])
+    ]
+    if "prompts" in known:
+        found += _changed_prompts(out, known["prompts"], prompts)
     if found:
         raise OptionError(
             f"the run in {out} was trained with something else: {'; '.join(found)}; put back what was there, or, "
             "where it is at another place now, resume the run once with --set NAME=PLACE"
         )
+
+
+def check_form(contents: Any) -> None:
+    """Raise a TypeError, KeyError, AttributeError or ValueError unless a configuration's contents can be read."""
+    if contents is None:
+        return
+    texts = [text for pair in contents.get("files", {}).items() for text in _texts(*pair)]
+    if "prompts" in contents:
+        prompts = contents["prompts"]
+        texts += [prompts["place"], prompts["sha256"], f"{prompts['count']:d}"]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"contents is {shown(contents, 60)}, expected places and what they hold")
+
+
+def _texts(label: Any, file: Mapping[str, Any]) -> list[Any]:
+    return [label, file["place"], *(text for pair in file["holds"].items() for text in pair)]
 
 
 def note(config: Mapping[str, Any]) -> list[str]:
@@ -212,7 +220,7 @@ def _changed_prompts(out: Path, was: Mapping[str, Any], prompts: Sequence[str] |
         return []
     before = _kept_prompts(out, was["sha256"])
     if before is None:
-        what = f"has {len(prompts)} prompts, and had {was['count']}; at least one differs"
+        what = f"are {len(prompts)} prompts, and were {was['count']}; at least one differs"
     else:
         i = next(
             (i for i, (a, b) in enumerate(zip(before, prompts, strict=False)) if a != b),

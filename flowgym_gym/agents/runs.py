@@ -46,7 +46,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from flowgym_gym.agents.contents import check_contents, drawn_prompts
+from flowgym_gym.agents.contents import check_contents, check_form, drawn_prompts
 from flowgym_gym.agents.memory import readable
 from flowgym_gym.agents.settings import (
     check,
@@ -136,6 +136,7 @@ def read_config(out: Path) -> Config:
             raise OptionError(f"replay_buffer is {buffer!r}, expected a whole number, at least 1")
         if not all(isinstance(place, str) for pair in moved.items() for place in pair):
             raise OptionError(f"moved is {shown(moved)}, expected places by their old names")
+        check_form(config.get("contents"))
     except UNREADABLE as error:
         raise CheckpointError(f"{path} is damaged: {_why(error)}; {NO_CONFIG}") from error
     try:
@@ -750,10 +751,11 @@ def restore_counters(model: BaseAlgorithm, numbers: Mapping[str, Any]) -> None:
 
 def _relocated(settings: np.ndarray, moved: Mapping[str, str]) -> np.ndarray:
     """What a state says of its environment, with the places of now."""
-    text = str(settings)
-    for old, new in moved.items():
-        text = text.replace(json.dumps(old), json.dumps(new))
-    return np.array(text)
+    if not moved:
+        return settings
+    names = {json.dumps(old): json.dumps(new) for old, new in moved.items()}
+    # In one pass: two places may have changed with each other.
+    return np.array(re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], str(settings)))
 
 
 def _reward(env: VectorEnv[Any, Any, Any]) -> Reward[Any]:

@@ -326,7 +326,9 @@ def _run(
             boundary = Boundary(model, env, _interval_of(config, env))
             boundary.keep(statistics.state())
             try:
-                stopped = _learn(model, env, config, records, statistics, interruption, progress, boundary)
+                # The bar is closed before anything is said of an error.
+                with closing(Progress(settings["timesteps"], model.num_timesteps, progress)) as shown:
+                    stopped = _learn(model, env, config, records, statistics, interruption, shown, boundary)
             except DivergedError:
                 # Going on from the last interval would only diverge again.
                 raise
@@ -539,7 +541,7 @@ def _learn(
     records: Records,
     statistics: Statistics,
     interruption: Interruption,
-    progress: bool,
+    shown: Progress,
     boundary: Boundary,
 ) -> str | None:
     """Train interval by interval until the target is reached, a signal has come, or the control cost is too high.
@@ -550,7 +552,6 @@ def _learn(
     settings, algo = config["settings"], config["algo"]
     target = settings["timesteps"]
     size = _interval_of(config, env)
-    shown = Progress(target, model.num_timesteps, progress)
     while model.num_timesteps < target and interruption.signal is None and records.excess is None:
         done, started = model.num_timesteps, time.monotonic()
         rate = _learning_rate(settings, model, done / target)
@@ -585,7 +586,6 @@ def _learn(
         records.add(row, since=done)
         boundary.keep(statistics.state())
     records.save()
-    shown.close()
     return records.excess if model.num_timesteps < target else None
 
 

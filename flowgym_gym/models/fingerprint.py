@@ -45,11 +45,12 @@ def fingerprint(place: str) -> Fingerprint:
     Raises:
         CheckpointError: If a file cannot be read.
     """
-    path = Path(place).expanduser()
-    if path.is_file():
-        return {"": digest(path)}
-    if path.is_dir():
-        return {name: digest(path / name) for name in sorted(_files(path))}
+    # Unlike a Path's methods, these take any text: one too long for a name, or of a user that there is not.
+    path = os.path.expanduser(place)
+    if os.path.isfile(path):
+        return {"": digest(Path(path))}
+    if os.path.isdir(path):
+        return {name: digest(Path(path, name)) for name in sorted(_files(Path(path)))}
     commit = cached_commit(place)
     return {} if commit is None else {COMMIT: commit}
 

@@ -44,9 +44,9 @@ def tiny(out, algo="ppo", timesteps=16, overrides=(), **kwargs):
     return train(RED, algo, out=out, timesteps=timesteps, num_envs=2, overrides=changes, progress=False, **kwargs)
 
 
-def assignments(algo="ppo"):
+def assignments(algo="ppo", changes=()):
     """The same settings for the command line."""
-    return [f"--set={key}={json.dumps(value)}" for key, value in TINY[algo].items()]
+    return [f"--set={key}={json.dumps(value)}" for key, value in {**TINY[algo], **dict(changes)}.items()]
 
 
 def resume(out, algo="ppo", **kwargs):

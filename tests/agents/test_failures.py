@@ -16,6 +16,7 @@ from tests.conftest import PROMPTS, RED
 
 # Checkpoints so rare that everything would be lost without one upon the failure.
 RARE = {"checkpoint_every": 1000, "env.prompts": PROMPTS}
+STANDARDIZED = {"env.reward": "images/standardize", "env.reward_kwargs": {"reward": "images/red"}}
 
 
 @pytest.fixture
@@ -56,6 +57,8 @@ def same_checkpoint(first, second):
         ("ppo", {"evaluate_every": 8, "evaluation_episodes": 2}, 9),
         ("sac", {}, 7),
         ("tqc", {}, 7),
+        # The interval that fails has already scored samples, which its reward remembers.
+        ("ppo", STANDARDIZED, 8),
         # The buffer is full, and the interval that fails has begun to write over what it held.
         ("sac", {"algo.buffer_size": 10, "env.discretization_steps": 4}, 7),
         ("sac", {"algo.buffer_size": 2}, 7),
@@ -103,8 +106,8 @@ def test_whatever_stops_an_interval_the_run_is_saved_and_the_error_is_the_same(e
 
 def command(out):
     return [
-        "train", RED, "--timesteps", "48", "--num-envs", "2", "--out", str(out), *assignments(),
-        "--set=checkpoint_every=1000",
+        "train", RED, "--timesteps", "48", "--num-envs", "2", "--out", str(out),
+        *assignments(changes={"checkpoint_every": 1000}),
     ]  # fmt: skip
 
 
@@ -116,6 +119,16 @@ def test_the_command_line_shows_the_error_and_the_command_to_go_on_with(tmp_path
     again = f"flowgym-gym train {RED} --algo ppo --out {tmp_path / 'run'} --resume"
     assert said.out.splitlines()[-1] == f"to go on: {again}"
     assert main([*again.split()[1:], "--no-evaluate"]) == 0
+
+
+def test_an_error_is_told_on_a_line_of_its_own_below_the_bar(tmp_path, fail_at, monkeypatch, capsys):
+    monkeypatch.setattr("flowgym_gym.agents.bars.is_terminal", lambda stream: True)
+    fail_at(7, ValueError("the server is away"))
+    assert main(command(tmp_path / "run")) == 2
+    said = capsys.readouterr().err.split("\n")
+    assert f"RewardError in training; saved in {tmp_path / 'run'} up to 16 timesteps" in [
+        line.partition(":")[0] for line in said
+    ]
 
 
 def test_a_second_interrupt_stops_at_once_and_loses_only_the_interval(tmp_path, monkeypatch, capsys):
