@@ -53,12 +53,12 @@ def same_checkpoint(first, second):
     ("algo", "changes", "call"),
     [
         # Calls 1 and 2 are pictures of the base model; two episodes end together every four timesteps.
-        ("ppo", {}, 7),
+        ("ppo", {}, 8),
         ("ppo", {"evaluate_every": 8, "evaluation_episodes": 2}, 9),
         ("sac", {}, 7),
         ("tqc", {}, 7),
         # The interval that fails has already scored samples, which its reward remembers.
-        ("ppo", STANDARDIZED, 8),
+        ("ppo", STANDARDIZED, 9),
         # The buffer is full, and the interval that fails has begun to write over what it held.
         ("sac", {"algo.buffer_size": 10, "env.discretization_steps": 4}, 7),
         ("sac", {"algo.buffer_size": 2}, 7),
