@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # Processes side by side have a core each.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium
 import hypothesis
