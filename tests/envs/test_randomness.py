@@ -166,6 +166,23 @@ def test_a_model_that_takes_no_generator_draws_from_global_ones_that_are_seeded_
         assert plain.reset(seed=seed)[0]["latent"].item() == episodes[0][0]
 
 
+def test_what_a_model_of_ones_own_draws_does_not_depend_on_global_defaults(monkeypatch):
+    env = own_env(monkeypatch, Drawing).unwrapped
+
+    def draw():
+        latent = env.reset(seed=4)[0]["latent"].item()
+        return [latent, *(value.item() for value in env.rollout._kwargs[0].values())]
+
+    expected = draw()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert draw() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert draw() == expected
+
+
 def test_what_a_model_draws_after_the_noise_of_its_base_class_is_not_that_noise_again(monkeypatch):
     env = own_env(monkeypatch, DrawingLater).unwrapped
     observation, _ = env.reset(seed=0)
