@@ -290,7 +290,7 @@ def run(prepared: Run, progress: bool = True, on_failure: Callable[[], None] = l
     except FlowGymError:
         raise
     except (OSError, RuntimeError) as error:
-        if not _is_disk_error(error):
+        if not _is_disk_error(error, out):
             raise
         raise CheckpointError(_advice(out, error)) from error
     finally:
@@ -808,11 +808,16 @@ def _save_film(path: Path, config: Config, agent: BaseAlgorithm) -> None:
         film(path, frames, ("base model", "agent"))
 
 
-def _is_disk_error(error: BaseException | None) -> bool:
-    """Whether an error is, or comes from, one of the operating system; torch hides a full disk behind its own."""
+def _is_disk_error(error: BaseException | None, out: Path) -> bool:
+    """Whether an error is, or comes from, one of writing to a folder; torch hides a full disk behind its own.
+
+    Models and rewards can raise errors of the operating system, too: of a server that is gone, or of a file elsewhere.
+    """
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    return error is not None
+    if error is None or error.errno is None or isinstance(error, ConnectionError | TimeoutError):
+        return False
+    return error.filename is None or Path(os.fsdecode(error.filename)).absolute().is_relative_to(out.absolute())
 
 
 def _advice(out: Path, error: BaseException) -> str:

@@ -10,6 +10,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from flowgym_gym.agents.runs import Metrics, checkpoints, read_metrics
 from flowgym_gym.cli import main
 from flowgym_gym.errors import RewardError
+from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
 from flowgym_gym.rewards.images import RedReward
 from tests.agents.conftest import assignments, resume, same_weights, tiny, untimed
 from tests.conftest import PROMPTS, RED
@@ -194,3 +195,20 @@ def test_a_reward_that_fails_in_the_pictures_after_a_training_is_still_a_reward_
     with pytest.raises(RewardError, match=r"is saved up to 16 timesteps, but its pictures .*: RedReward raised"):
         tiny(tmp_path / "run", timesteps=16)
     assert checkpoints(tmp_path / "run")[0].name == "000000016"
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError(111, "Connection refused"), FileNotFoundError(2, "No such file", "/elsewhere")]
+)
+def test_what_a_model_cannot_reach_is_not_taken_for_a_full_disk(error, tmp_path, monkeypatch):
+    calls = iter(range(1000))
+
+    def forward(self, x, t, forward=StableDiffusionBaseModel.forward, **kwargs):
+        if next(calls) == 6:
+            raise error
+        return forward(self, x, t, **kwargs)
+
+    monkeypatch.setattr(StableDiffusionBaseModel, "forward", forward)
+    with pytest.raises(type(error)):
+        tiny(tmp_path / "run")
+    assert checkpoints(tmp_path / "run")
