@@ -15,6 +15,9 @@ import flowgym_gym
 from flowgym_gym import base_model_registry, reward_registry
 from flowgym_gym.models.loading import load_base_model
 
+# A plugin that registers an id when it is imported, which looking for doctests would do.
+collect_ignore = ["toy.py"]
+
 # How long a case takes says nothing on a busy machine.
 hypothesis.settings.register_profile("explore", deadline=None)
 # The same code passes or fails each time; --hypothesis-profile=explore draws other examples.

@@ -73,7 +73,7 @@ def test_the_long_commands_are_accepted(command, tmp_path, monkeypatch):
     class AcceptedError(Exception):
         pass
 
-    def accept(*args):
+    def accept(*args, **kwargs):
         raise AcceptedError
 
     monkeypatch.chdir(tmp_path)
