@@ -128,7 +128,7 @@ class Streams:
                 generator.set_state(kept[i])
                 for _ in range(drawn[i]):
                     torch.empty(self.shape, dtype=torch.float32, device="cpu").normal_(generator=generator)
-        self.generators, self._kept, self._drawn = mark
+        self.generators, self._kept, self._drawn = generators, list(kept), list(drawn)
 
     def _keep(self, i: int) -> None:
         self._kept[i], self._drawn[i] = self.generators[i].get_state(), 0
