@@ -195,19 +195,30 @@ def test_states_of_other_open_pipelines_are_refused():
 
     folder = tiny.folder("stable_diffusion")
 
-    def opened(change=False):
+    def opened(change=None):
         pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-        if change:
+        if change is not None:
             with torch.no_grad():
-                pipe.vae.post_quant_conv.weight += 1
+                change(pipe)
         return pipe
+
+    def everywhere(pipe):
+        pipe.vae.post_quant_conv.weight += 1
+
+    def in_the_middle(pipe):
+        pipe.unet.mid_block.resnets[0].conv1.weight[1, 1] += 1
+
+    def order(pipe):
+        weight = pipe.unet.mid_block.resnets[0].conv1.weight
+        weight[1:-1] = weight[1:-1].flip(0)
 
     def by_hand(**options):
         return rollout(from_pipeline(opened(**options)), RedReward())
 
     state = by_hand().get_state()
     assert fits(state, by_hand()) is True
-    assert "base_model/weights = " in fits(state, by_hand(change=True))
+    for change in (everywhere, in_the_middle, order):
+        assert "base_model/weights = " in fits(state, by_hand(change=change))
     assert len(str(state["settings"])) < 2000
 
 
