@@ -98,9 +98,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.device | torch.dtype):
         return str(value)
     if isinstance(value, Mapping):
-        # A reward's id alone is the same as a mapping with nothing else.
-        entries = {str(key): plain(entry) for key, entry in value.items()}
-        return entries["id"] if set(entries) == {"id"} else entries
+        return _parts({str(key): plain(entry) for key, entry in value.items()})
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     kind = value if inspect.isroutine(value) or isinstance(value, type) else type(value)
@@ -108,6 +106,23 @@ def plain(value: Any) -> Any:
     parts = getattr(value, "components", {"": value})
     modules = [part for part in parts.values() if isinstance(part, nn.Module)] if isinstance(parts, dict) else []
     return {"class": name, "weights": weights_of(modules)} if modules else name
+
+
+def _parts(entries: dict[str, Any]) -> Any:
+    """A mapping where rewards that it names have only the arguments that are not their defaults.
+
+    A reward's id alone is the same as a mapping with nothing else, and no rewards with arguments
+    the same as None.
+    """
+    if isinstance(entries.get("id"), str) and entries["id"] in reward_registry:
+        entry = reward_registry.get(entries["id"])
+        defaults = {**_defaults(entry.cls), **{name: plain(value) for name, value in entry.default_kwargs.items()}}
+        entries = {name: value for name, value in entries.items() if name not in defaults or value != defaults[name]}
+        return entries["id"] if set(entries) == {"id"} else entries
+    if all(name in reward_registry and isinstance(value, dict | None) for name, value in entries.items()):
+        parts = {name: _parts({"id": name, **(value or {})}) for name, value in entries.items()}
+        return {name: part for name, part in parts.items() if part != name} or None
+    return entries
 
 
 def weights_of(modules: Iterable[nn.Module]) -> str:

@@ -127,7 +127,8 @@ class Streams:
             if self._kept[i] is not kept[i] or self._drawn[i] != drawn[i]:
                 generator.set_state(kept[i])
                 for _ in range(drawn[i]):
-                    torch.empty(self.shape, dtype=torch.float32, device="cpu").normal_(generator=generator)
+                    noise = torch.empty(self.shape, dtype=torch.float32, device="cpu")
+                    noise.normal_(generator=generator)
         self.generators, self._kept, self._drawn = generators, list(kept), list(drawn)
 
     def _keep(self, i: int) -> None:

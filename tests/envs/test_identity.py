@@ -295,6 +295,13 @@ def test_composed_rewards_are_compared_by_their_parts():
     named, alone = ({"reward": "1d/clip", "reward_kwargs": {"reward": r, "low": 0}} for r in
                     ({"id": "1d/gaussian"}, "1d/gaussian"))  # fmt: skip
     assert fits(env(**named).get_state(), env(**alone)) is True
+    written_out = {"reward": "1d/clip", "reward_kwargs": {"reward": {"id": "1d/gaussian", "std": 0.8}, "low": 0}}
+    assert fits(env(**named).get_state(), env(**written_out)) is True
+    for same in ({}, {"1d/gaussian": {}}, {"1d/gaussian": {"std": 0.8}}):
+        other = {**first, "reward_kwargs": {**first["reward_kwargs"], "reward_kwargs": same}}
+        assert fits(env(**first).get_state(), env(**other)) is True
+    other["reward_kwargs"]["reward_kwargs"] = {"1d/gaussian": {"std": 0.9}}
+    assert "0.9" in fits(env(**first).get_state(), env(**other))
 
 
 def test_the_parts_of_an_environment_are_what_it_was_made_with():
