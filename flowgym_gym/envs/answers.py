@@ -66,9 +66,13 @@ def check_started(model: object, result: object, n: int, state_shape: tuple[int,
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise ModelError(f"{name} returned {described(result)}, expected the states and a dict of arguments")
     check_states(name, result[0], (n, *state_shape))
-    if not bool(torch.isfinite(result[0].data).all()):
+    # As they will be kept; small floating-point formats have no isfinite.
+    if not bool(torch.isfinite(result[0].data.to(torch.float32)).all()):
         raise ModelError(f"{name} returned states that hold NaN or infinity")
     _check_arguments(name, result[1], n)
+    own = sorted({"x", "t"} & set(result[1]))
+    if own:
+        raise ModelError(f"{name} returned an argument {own[0]!r}, which forward and rewards have already; rename it")
 
 
 def _check_arguments(name: str, kwargs: Mapping[Any, Any], n: int) -> None:
@@ -127,9 +131,11 @@ def check_pictures(model: object, pictures: object, n: int) -> Tensor:
             f"{type(model).__name__}.picture returned {described(pictures)}, expected a float tensor of shape "
             f"({n}, 3, H, W)"
         )
-    low, high = (float(end) for end in pictures.detach().float().aminmax())  # type: ignore[attr-defined]
+    numbers: Tensor = pictures.detach()  # type: ignore[attr-defined]
+    numbers = numbers.float() if numbers.element_size() == 1 else numbers
+    low, high = (float(end) for end in numbers.float().aminmax())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise ModelError(
             f"{type(model).__name__}.picture returned pixels from {low:.4g} to {high:.4g}, expected [0, 1]"
         )
-    return pictures.detach().clamp(0, 1)  # type: ignore[attr-defined, no-any-return]
+    return numbers.clamp(0, 1)

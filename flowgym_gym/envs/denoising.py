@@ -153,7 +153,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         if self.rollout.finished[0]:
             raise ResetNeededError("the episode is over; call reset before the next step")
         actions = self.rollout.check_actions(action, batched=False)
-        with self._all_or_nothing():
+        with self.rollout.all_or_nothing():
             outcome = self.rollout.step(actions, [0])
         return self._observe(), float(outcome.rewards[0]), bool(outcome.finished[0]), False, outcome.info(0)
 
@@ -164,7 +164,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
             return None
         self._check_open()
         self._check_started()
-        with self._all_or_nothing():
+        with self.rollout.all_or_nothing():
             return self.rollout.frames()[0]
 
     def close(self) -> None:

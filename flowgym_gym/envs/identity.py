@@ -6,7 +6,7 @@ class calls ``incidental``: the device, how much is decoded at a time, whether t
 compiled. Prompts are left out, too: a state holds those of its episodes, and later ones draw from
 the environment's own.
 
-What is no plain value, such as an open pipeline, is described by its class and by some of its
+What is no plain value, such as an open pipeline, is described by its class and a digest of its
 weights.
 """
 
@@ -30,6 +30,8 @@ from flowgym_gym.registry import Registry, base_model_registry, reward_registry
 if TYPE_CHECKING:
     from flowgym_gym.envs.environment import Environment
 
+# Whole numbers as wide as a number of so many bytes.
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 NUMBERS = ("noise_level", "noise_schedule", "action_scale", "reward_scale", "control_cost_weight")
 # What states said of their environment before arguments were recorded.
 BRIEF = {
@@ -96,9 +98,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.device | torch.dtype):
         return str(value)
     if isinstance(value, Mapping):
-        # A reward's id alone is the same as a mapping with nothing else.
-        entries = {str(key): plain(entry) for key, entry in value.items()}
-        return entries["id"] if set(entries) == {"id"} else entries
+        return _parts({str(key): plain(entry) for key, entry in value.items()})
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     kind = value if inspect.isroutine(value) or isinstance(value, type) else type(value)
@@ -108,12 +108,29 @@ def plain(value: Any) -> Any:
     return {"class": name, "weights": weights_of(modules)} if modules else name
 
 
+def _parts(entries: dict[str, Any]) -> Any:
+    """A mapping where rewards that it names have only the arguments that are not their defaults.
+
+    A reward's id alone is the same as a mapping with nothing else, and no rewards with arguments
+    the same as None.
+    """
+    if isinstance(entries.get("id"), str) and entries["id"] in reward_registry:
+        entry = reward_registry.get(entries["id"])
+        defaults = {**_defaults(entry.cls), **{name: plain(value) for name, value in entry.default_kwargs.items()}}
+        entries = {name: value for name, value in entries.items() if name not in defaults or value != defaults[name]}
+        return entries["id"] if set(entries) == {"id"} else entries
+    if all(name in reward_registry and isinstance(value, dict | None) for name, value in entries.items()):
+        parts = {name: _parts({"id": name, **(value or {})}) for name, value in entries.items()}
+        return {name: part for name, part in parts.items() if part != name} or None
+    return entries
+
+
 def weights_of(modules: Iterable[nn.Module]) -> str:
-    """A digest of names, shapes, first and last values of all parameters; one for all devices."""
+    """A digest of names, shapes and values of all parameters; one for all devices."""
     digest = hashlib.sha256()
     for module in modules:
         for name, parameter in module.named_parameters():
-            digest.update(f"{name.replace('_orig_mod.', '')} {tuple(parameter.shape)} {_ends(parameter)};".encode())
+            digest.update(f"{name.replace('_orig_mod.', '')} {tuple(parameter.shape)} {_sums(parameter)};".encode())
     return digest.hexdigest()[:16]
 
 
@@ -163,13 +180,20 @@ def _defaults(cls: type) -> dict[str, Any]:
     return {p.name: p.default if p.default is p.empty else plain(p.default) for p in named}
 
 
-def _ends(parameter: Tensor) -> list[float]:
+def _sums(parameter: Tensor) -> list[int]:
+    """Sums of a parameter's bits, which are whole numbers and so the same in any order of adding up.
+
+    The second one weighs a row by its place, so that rows that change places are told apart.
+    """
     if parameter.is_meta or parameter.numel() == 0:
         return []
     try:
-        first, last = ([at] * parameter.ndim for at in (0, -1))
-        return [float(parameter.detach()[tuple(at)]) for at in (first, last)]
-    except (RuntimeError, TypeError, NotImplementedError):  # kinds of numbers that cannot be read one by one
+        data = parameter.detach()
+        bits = data.view(BITS[data.element_size()]).reshape(len(data) if data.ndim else 1, -1)
+        rows = bits.sum(dim=1, dtype=torch.int64)
+        places = torch.arange(1, len(rows) + 1, dtype=torch.int64, device=rows.device)
+        return [int(total) for total in torch.stack([rows.sum(), (rows * places).sum()]).tolist()]
+    except (KeyError, RuntimeError, TypeError, NotImplementedError):  # of quantised numbers
         return []
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,6 +72,67 @@ class EpisodeSeed:
         else:
             generator.manual_seed(self.value)
         return generator
+
+
+class Streams:
+    """A CPU generator for each sub-environment: seeds of its episodes, and the noise of its steps.
+
+    What was drawn can be undone. A copy of a generator's state takes as long as a draw, so one is
+    kept where an episode begins, and the noise of its steps is drawn again to get back to one.
+
+    Args:
+        n: Number of sub-environments.
+        shape: Of one step's noise in one of them.
+    """
+
+    def __init__(self, n: int, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.replace([torch.Generator() for _ in range(n)])
+
+    def replace(self, generators: list[torch.Generator]) -> None:
+        """Take other generators."""
+        self.generators = generators
+        self._kept = [generator.get_state() for generator in generators]
+        self._drawn = [0] * len(generators)
+
+    def seed(self, i: int, seed: int) -> None:
+        """Seed the generator of sub-environment ``i``."""
+        self._drawn[i] = -1  # unlike any mark, should this be interrupted
+        seed_generator(self.generators[i], seed)
+        self._keep(i)
+
+    def episode(self, i: int) -> EpisodeSeed:
+        """The seed of the next episode of sub-environment ``i``."""
+        self._drawn[i] = -1
+        seed = EpisodeSeed.draw(self.generators[i])
+        self._keep(i)
+        return seed
+
+    def noise(self, where: Sequence[int]) -> torch.Tensor:
+        """Standard normal noise of a step in some sub-environments, float32, on the CPU."""
+        noise = torch.empty((len(where), *self.shape), dtype=torch.float32, device="cpu")
+        for row, i in zip(noise.unbind(), where, strict=True):
+            self._drawn[i] += 1
+            row.normal_(generator=self.generators[i])
+        return noise
+
+    def mark(self) -> tuple[list[torch.Generator], list[torch.Tensor], list[int]]:
+        """What :meth:`back_to` needs."""
+        return self.generators, list(self._kept), list(self._drawn)
+
+    def back_to(self, mark: tuple[list[torch.Generator], list[torch.Tensor], list[int]]) -> None:
+        """Undo what was drawn since :meth:`mark`."""
+        generators, kept, drawn = mark
+        for i, generator in enumerate(generators):
+            if self._kept[i] is not kept[i] or self._drawn[i] != drawn[i]:
+                generator.set_state(kept[i])
+                for _ in range(drawn[i]):
+                    noise = torch.empty(self.shape, dtype=torch.float32, device="cpu")
+                    noise.normal_(generator=generator)
+        self.generators, self._kept, self._drawn = generators, list(kept), list(drawn)
+
+    def _keep(self, i: int) -> None:
+        self._kept[i], self._drawn[i] = self.generators[i].get_state(), 0
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from flowgym_gym.checks import LARGEST, check_mapping, check_whole
 from flowgym_gym.envs.answers import check_embeddings, check_pictures, check_prompts
 from flowgym_gym.envs.environment import Environment, make, merge_kwargs
 from flowgym_gym.envs.identity import check_settings
-from flowgym_gym.envs.randomness import EpisodeSeed, seed_generator
+from flowgym_gym.envs.randomness import EpisodeSeed, Streams
 from flowgym_gym.envs.state import State, check_arguments, check_array, form, pack, row, unpack
 from flowgym_gym.errors import (
     ActionError,
@@ -52,7 +52,7 @@ def settle_after_fork() -> None:
         torch.set_num_threads(1)
 
 
-# Each has a generator of 5 kB.
+# Each has a generator of 5 kB, and a copy of its state.
 MAX_ENVS = 2**20
 DEFAULTS: dict[str, Any] = {
     "base_model": "images/stable_diffusion",
@@ -120,8 +120,9 @@ class Rollout:
         check_whole("num_envs", num_envs, maximum=MAX_ENVS)
         self.environment = environment
         self.num_envs = int(num_envs)
-        self.generators = [torch.Generator() for _ in range(self.num_envs)]
+        self.streams = Streams(self.num_envs, environment.state_shape)
         shape = (self.num_envs, *environment.state_shape)
+        # What follows is replaced, never changed in place, so that a call can be undone.
         self.latents = torch.zeros(shape, dtype=torch.float32, device=environment.device)
         self.index = np.zeros(self.num_envs, dtype=np.int64)
         self.started = np.zeros(self.num_envs, dtype=np.bool_)
@@ -145,7 +146,7 @@ class Rollout:
 
     @property
     def latents(self) -> torch.Tensor:
-        """States of all sub-environments, shape ``(n, *)``, float32, on the model's device; replaced, never changed."""
+        """States of all sub-environments, shape ``(n, *)``, float32, on the model's device."""
         return self._latents
 
     @latents.setter
@@ -176,9 +177,10 @@ class Rollout:
 
     def seed(self, indices: Sequence[int], seeds: Sequence[int | None]) -> None:
         """Seed the generators of some sub-environments; None leaves one as it is."""
+        self.seeded = self.seeded.copy()
         for i, seed in zip(indices, seeds, strict=True):
             if seed is not None:
-                seed_generator(self.generators[i], int(seed))
+                self.streams.seed(i, int(seed))
                 self.seeded[i] = True
 
     @contextmanager
@@ -187,28 +189,25 @@ class Rollout:
 
         After a RewardError the step that it is about stays taken.
         """
-        replaced = ("_latents", "_host", "_kwargs", "_merged", "_output", "_embeddings", "generators")
-        before = {name: getattr(self, name) for name in replaced}
-        arrays = {name: getattr(self, name).copy() for name in ("index", "started", "seeded")}
-        states = [generator.get_state() for generator in self.generators]
         self._remembered = None
+        before, mark = self.__dict__.copy(), self.streams.mark()
         try:
             yield
         except RewardError:
             raise
         except BaseException:
-            self.__dict__.update({**before, **arrays})
-            for generator, bits in zip(self.generators, states, strict=True):
-                generator.set_state(bits)
-            if self._remembered is not None:
-                self.environment.reward.set_state(self._remembered)
+            remembered = self._remembered
+            self.__dict__.update(before)
+            self.streams.back_to(mark)
+            if remembered is not None:
+                self.environment.reward.set_state(remembered)
             raise
 
     def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; every episode must be reset before its next step."""
         self.environment.set_time_grid(steps, spacing)
-        self.index[:] = 0
-        self.started[:] = False
+        self.index = np.zeros_like(self.index)
+        self.started = np.zeros_like(self.started)
         self._output = None
 
     def check_options(self, options: object) -> None:
@@ -255,7 +254,7 @@ class Rollout:
         asked = {name: value for name, value in (options or {}).items() if value is not None}
         states, all_kwargs = [], []
         for i in indices:
-            x, kwargs = self.environment.start_from(EpisodeSeed.draw(self.generators[i]), 1, asked)
+            x, kwargs = self.environment.start_from(self.streams.episode(i), 1, asked)
             states.append(x.data)
             all_kwargs.append(kwargs)
         where = list(indices)
@@ -267,6 +266,7 @@ class Rollout:
                 embeddings[i] = self._embed(prompt)[0]
 
         self.latents = _replaced(self.latents, where, torch.cat(states))
+        self.index, self.started = self.index.copy(), self.started.copy()
         self.index[where] = 0
         self.started[where] = True
         self._merged = self._output = None
@@ -305,16 +305,15 @@ class Rollout:
         settle_after_fork()
         environment, where = self.environment, list(indices)
         everyone = len(where) == self.num_envs
-        over = [i for i in where if self.index[i] >= environment.discretization_steps]
+        at, last = self.index[where], environment.discretization_steps - 1
+        over = [i for i, time in zip(where, at.tolist(), strict=True) if time > last]
         if over:
             raise ResetNeededError(f"the episode{self._named(over)} is over; call reset")
-        shape = environment.state_shape
-        draws = [torch.randn(shape, generator=self.generators[i], dtype=torch.float32, device="cpu") for i in where]
         x = self.latents if everyone else self.latents[where]
-        noise = torch.stack(draws).to(x.device)
+        noise = self.streams.noise(where).to(x.device)
         taken = actions if everyone else actions[where]
         action = (torch.from_numpy(taken) if isinstance(taken, np.ndarray) else taken).to(x.device)
-        index = torch.from_numpy(self.index[where]).to(x.device)
+        index = torch.from_numpy(at).to(x.device)
         kwargs = self._batch_kwargs(where)
         output = self._predict(x, index, kwargs, where)
         following, costs = environment.advance(x, output, action, noise, index)
@@ -326,12 +325,13 @@ class Rollout:
         if everyone:
             self._host = host[:, :-1].reshape(following.shape)
         self._output = None
-        self.index[where] += 1
+        self.index = self.index.copy()
+        self.index[where] = at + 1
 
         outcome = Outcome.zeros(self.num_envs)
         outcome.costs[where] = host[:, -1]
         outcome.rewards[where] = -environment.control_cost_weight * outcome.costs[where]
-        ended = [i for i in where if self.index[i] == environment.discretization_steps]
+        ended = [i for i, time in zip(where, at.tolist(), strict=True) if time == last]
         if ended:
             outcome.finished[ended] = True
             rewards, valids = self._score(ended)
@@ -384,7 +384,7 @@ class Rollout:
             "index": self.index.copy(),
             "started": self.started.copy(),
             "seeded": self.seeded.copy(),
-            "generators": np.stack([generator.get_state().numpy() for generator in self.generators]),
+            "generators": np.stack([generator.get_state().numpy() for generator in self.streams.generators]),
             "times": self.environment.grid.times.numpy().copy(),
             "settings": np.array(json.dumps(self.environment.settings(), sort_keys=True)),
         }
@@ -417,7 +417,7 @@ class Rollout:
         self.latents = torch.from_numpy(arrays["latents"].copy()).to(self.latents.device)
         for name in ("index", "started", "seeded"):
             setattr(self, name, arrays[name].copy())
-        self.generators = generators
+        self.streams.replace(generators)
         if self._embeddings is not None:
             self._embeddings = arrays["embeddings"].copy()
         self._kwargs = kwargs

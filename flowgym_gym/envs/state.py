@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.errors import StateError, reason, shown
-from flowgym_gym.types import FlowTensor
+from flowgym_gym.types import FlowTensor, oddity
 
 State = dict[str, np.ndarray]
 
@@ -154,6 +154,9 @@ def _pack(name: str, value: Any, arrays: State) -> Any:
         return "list"
     if isinstance(value, Tensor) or type(value) is FlowTensor:
         tensor = (value if isinstance(value, Tensor) else value.data).detach()
+        odd = oddity(tensor)
+        if odd:
+            raise StateError(f"{name} is {odd}, which cannot be kept as an array")
         # numpy has no bfloat16; float32 holds every one of its values.
         arrays[name] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).cpu().numpy().copy()
         kind = "tensor" if isinstance(value, Tensor) else "flow"

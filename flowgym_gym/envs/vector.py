@@ -165,7 +165,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             )
         checked = self.rollout.check_actions(actions, unused=resetting)
         try:
-            with self._all_or_nothing():
+            with self.rollout.all_or_nothing():
                 outcome, infos = self._advance(checked, resetting)
         except RewardError:
             self._needs_reset = resetting | self.rollout.finished
@@ -203,7 +203,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         self._check_open()
         if not self.rollout.started.all():
             raise ResetNeededError(f"{self._first(~self.rollout.started)} has no episode; call reset first")
-        with self._all_or_nothing():
+        with self.rollout.all_or_nothing():
             return tuple(self.rollout.frames())
 
     def _reset_some(

@@ -142,12 +142,13 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
     def conditional_means(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``E[x_1 | x]`` and ``E[eps | x]`` for states ``(n, d)`` at times ``(n,)``, each ``(n, d)``, float64."""
         x, t = x.to(torch.float64), t.to(torch.float64)
+        means, stds = self.means, self.stds
         alpha, beta = (getattr(self.scheduler, name)(t)[:, None] for name in ("alpha", "beta"))
-        residual = x[:, None] - alpha[..., None] * self.means
-        variance = (alpha * self.stds) ** 2 + beta**2
-        logits = self.weights.log() - 0.5 * self.dimensions * variance.log()
+        residual = x[:, None] - alpha[..., None] * means
+        variance = (alpha * stds) ** 2 + beta**2
+        logits = self.weights.log() - 0.5 * means.shape[1] * variance.log()
         responsibilities = torch.softmax(logits - 0.5 * residual.square().sum(-1) / variance, dim=1)[..., None]
-        endpoints = self.means + (alpha * self.stds**2 / variance)[..., None] * residual
+        endpoints = means + (alpha * stds**2 / variance)[..., None] * residual
         noises = (beta / variance)[..., None] * residual
         return (responsibilities * endpoints).sum(1), (responsibilities * noises).sum(1)
 

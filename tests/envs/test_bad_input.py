@@ -303,6 +303,34 @@ def test_arguments_of_a_model_have_one_entry_per_state(kwargs):
         VelocityEnvironment(model, Mean(), 2).sample(2)
 
 
+def test_arguments_of_a_model_are_not_called_what_forward_calls_its_own():
+    model = type("Tame", (Tame,), {"preprocess": lambda self, x, **_: (x, {"t": [1] * len(x)})})()
+    with pytest.raises(ModelError, match=r"Tame.preprocess returned an argument 't'.*rename"):
+        whole_episodes(model)
+
+
+def test_the_smallest_number_formats_are_read_and_too_large_numbers_are_not():
+    """float8 has neither isfinite nor clamp; float64 beyond float32 would become infinite."""
+    small, large = torch.float8_e4m3fn, lambda x: x.double() * 1e200
+    methods = {
+        "preprocess": lambda self, x, **kwargs: (FlowTensor(x.data.to(small)), kwargs),
+        "picture": lambda self, x: torch.full((2, 3, 4, 4), 0.5).to(small),
+    }
+    whole_episodes(type("Small", (Tame,), methods)())
+    vast = type("Vast", (Tame,), {"preprocess": lambda self, x, **kwargs: (FlowTensor(large(x.data)), kwargs)})()
+    with pytest.raises(ModelError, match=r"Vast.preprocess returned states that hold NaN or infinity"):
+        whole_episodes(vast)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(1, device="meta"), torch.zeros(1).to_sparse()])
+def test_arguments_that_no_array_holds_are_named_by_get_state(value):
+    model = type("Tame", (Tame,), {"preprocess": lambda self, x, **_: (x, {"extra": value})})()
+    rollout = Rollout(VelocityEnvironment(model, Mean(), 2), 1)
+    rollout.reset([0])
+    with pytest.raises(StateError, match="kwargs/extra is a tensor"):
+        rollout.get_state()
+
+
 def test_one_channel_is_never_spread_over_three():
     """Neither the states that a model starts from, nor what it draws."""
     grey = type("Grey", (Tame,), {"preprocess": lambda self, x, **kwargs: (FlowTensor(x.data[:, :1]), kwargs)})()

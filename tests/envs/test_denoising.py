@@ -189,7 +189,7 @@ def test_zero_action_reproduces_diffusers_ddim(
     observation, _ = env.reset(seed=11)
     x = torch.from_numpy(observation["latent"])[None]
     noise_source = torch.Generator()
-    noise_source.set_state(env.unwrapped.rollout.generators[0].get_state())
+    noise_source.set_state(env.unwrapped.rollout.streams.generators[0].get_state())
     for k in ddim.timesteps:
         with torch.no_grad():
             output = pipe.unet(x, k, embeddings).sample

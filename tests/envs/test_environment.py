@@ -156,7 +156,7 @@ def test_torch_rollout_equals_the_gymnasium_episode():
     observation, _ = single.reset(seed=4)
     start = torch.from_numpy(observation["latent"])[None]
     noise_source = torch.Generator()
-    noise_source.set_state(single.unwrapped.rollout.generators[0].get_state())
+    noise_source.set_state(single.unwrapped.rollout.streams.generators[0].get_state())
 
     env = flowgym_gym.make("images/stable_diffusion", "images/red", 5, action_scale=None)
     x, kwargs = env.base_model.preprocess(FlowTensor(start), prompt=["a photo of a cat"])

@@ -195,19 +195,30 @@ def test_states_of_other_open_pipelines_are_refused():
 
     folder = tiny.folder("stable_diffusion")
 
-    def opened(change=False):
+    def opened(change=None):
         pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-        if change:
+        if change is not None:
             with torch.no_grad():
-                pipe.vae.post_quant_conv.weight += 1
+                change(pipe)
         return pipe
+
+    def everywhere(pipe):
+        pipe.vae.post_quant_conv.weight += 1
+
+    def in_the_middle(pipe):
+        pipe.unet.mid_block.resnets[0].conv1.weight[1, 1] += 1
+
+    def order(pipe):
+        weight = pipe.unet.mid_block.resnets[0].conv1.weight
+        weight[1:-1] = weight[1:-1].flip(0)
 
     def by_hand(**options):
         return rollout(from_pipeline(opened(**options)), RedReward())
 
     state = by_hand().get_state()
     assert fits(state, by_hand()) is True
-    assert "base_model/weights = " in fits(state, by_hand(change=True))
+    for change in (everywhere, in_the_middle, order):
+        assert "base_model/weights = " in fits(state, by_hand(change=change))
     assert len(str(state["settings"])) < 2000
 
 
@@ -284,6 +295,13 @@ def test_composed_rewards_are_compared_by_their_parts():
     named, alone = ({"reward": "1d/clip", "reward_kwargs": {"reward": r, "low": 0}} for r in
                     ({"id": "1d/gaussian"}, "1d/gaussian"))  # fmt: skip
     assert fits(env(**named).get_state(), env(**alone)) is True
+    written_out = {"reward": "1d/clip", "reward_kwargs": {"reward": {"id": "1d/gaussian", "std": 0.8}, "low": 0}}
+    assert fits(env(**named).get_state(), env(**written_out)) is True
+    for same in ({}, {"1d/gaussian": {}}, {"1d/gaussian": {"std": 0.8}}):
+        other = {**first, "reward_kwargs": {**first["reward_kwargs"], "reward_kwargs": same}}
+        assert fits(env(**first).get_state(), env(**other)) is True
+    other["reward_kwargs"]["reward_kwargs"] = {"1d/gaussian": {"std": 0.9}}
+    assert "0.9" in fits(env(**first).get_state(), env(**other))
 
 
 def test_the_parts_of_an_environment_are_what_it_was_made_with():

@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import data_equivalence
 
 import flowgym_gym
 from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler, base_model_registry
-from flowgym_gym.envs.randomness import takes_generator
+from flowgym_gym.envs.randomness import Streams, takes_generator
 from flowgym_gym.models.ddpm import DDPMBaseModel
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
 from flowgym_gym.models.sharing import Shared
@@ -312,3 +312,38 @@ def test_the_defaults_of_other_threads_outlive_resets():
         assert all(latents == expected for each in found for latents in each)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_what_was_drawn_can_be_undone():
+    """Bit by bit: noise of steps, seeds of episodes, other seeds and other generators."""
+    streams = Streams(3, (2, 3))
+    for i in range(3):
+        streams.seed(i, 7 + i)
+    streams.episode(1)
+    streams.noise([0, 1])
+    streams.noise([1])
+    mark = streams.mark()
+    generators, states = streams.generators, [generator.get_state() for generator in streams.generators]
+    streams.noise([0, 1, 2])
+    streams.seed(2, 2**40)
+    streams.episode(0)
+    streams.noise([0])
+    streams.back_to(mark)
+    assert all(map(torch.equal, states, [generator.get_state() for generator in generators]))
+    streams.noise([1])
+    streams.replace([torch.Generator().manual_seed(i) for i in range(3)])
+    streams.noise([1])
+    streams.back_to(mark)
+    assert streams.generators is generators
+    assert all(map(torch.equal, states, [generator.get_state() for generator in generators]))
+
+
+def test_noise_of_a_step_is_what_each_generator_alone_draws():
+    """Also of shapes that torch fills several numbers at a time, and rows that are not aligned."""
+    for shape in ((1,), (3, 5), (4, 8, 8), (17,)):
+        streams, others = Streams(3, shape), [torch.Generator().manual_seed(5 + i) for i in range(3)]
+        for i in range(3):
+            streams.seed(i, 5 + i)
+        noise = streams.noise([2, 0])
+        for row, i in zip(noise, (2, 0), strict=True):
+            assert torch.equal(row, torch.randn(shape, generator=others[i], dtype=torch.float32, device="cpu"))
