@@ -47,8 +47,7 @@ def main(iterations=50):
             ratio = (Normal(actor(x), log_std.exp()).log_prob(actions).sum(-1) - before).exp()
             gain = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
             loss = ((critic(x).squeeze(-1) - target).square() - gain).mean()
-            optimizer.zero_grad()
-            loss.backward()
+            optimizer.zero_grad(), loss.backward()
             optimizer.step()
     mean = torch.cat([play(envs, actor, 10_000 + i)[2].sum(0) for i in range(32)]).mean().item()
     base, best = uncontrolled_value(envs.unwrapped), optimal_value(envs.unwrapped).value

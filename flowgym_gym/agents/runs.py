@@ -532,7 +532,6 @@ def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
         raise ValueError("model.zip holds NaN or infinity")
 
 
-@plain_defaults()
 def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorithm:
     """The trained agent of a run folder with its environment (and an empty replay buffer).
 
@@ -552,6 +551,7 @@ def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorith
     return open_agent(Path(run), which)[0]
 
 
+@plain_defaults()
 def open_agent(out: Path, which: str, only_policy: bool = False) -> tuple[BaseAlgorithm, Path]:
     """The agent of a run, and the checkpoint it comes from; see :func:`load_agent`.
 

@@ -52,7 +52,7 @@ def test_other_settings_are_trained_and_replace_the_old(trained, monkeypatch):
     other = folder / "other"
     other.mkdir()
     (other / "results.json").write_text(json.dumps(results))
-    changed = call(other, settings=[*LITTLE, "timesteps=160"])
+    changed = call(other, settings=[LITTLE[0], "timesteps=160", *LITTLE[2:]])
     assert seeds == [0, optimality.SEED_STEP]
     assert [t["timesteps"] for t in changed["trainings"]] == [160, 160]
 
