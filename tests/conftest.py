@@ -100,9 +100,9 @@ def _tiny_checkpoints(request, monkeypatch):
                 monkeypatch.setitem(gymnasium.registry[id].kwargs, name, value)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def model():
-    """The embedded Stable Diffusion, as environments load it."""
+    """The embedded Stable Diffusion, the very one that environments share."""
     return load_base_model("images/stable_diffusion")
 
 
