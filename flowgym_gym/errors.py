@@ -85,7 +85,7 @@ def did_you_mean(word: object, choices: Iterable[str]) -> str:
     """The choice that ``word`` is a misspelling of, as the end of an error message, or an empty string.
 
     Names are compared part by part (``images/red``, ``learning_rate``), so that a long part that agrees
-    does not make up for another that means something else; leading parts may be left out.
+    does not make up for another that means something else; leading or trailing parts may be left out.
 
     >>> did_you_mean("images/rde", ["images/red", "images/redness"])
     "; did you mean 'images/red'?"
@@ -103,11 +103,16 @@ def _is_near(word: str, choice: str) -> bool:
     ours, theirs = (re.findall(r"[^\W_]+", name.lower()) for name in (word, choice))
     if not ours or len(ours) > len(theirs):
         return _likeness("_".join(ours), "_".join(theirs)) >= 0.8
-    # Which version there is, a hint may tell.
-    pairs = [(a, b) for a, b in zip(reversed(ours), reversed(theirs), strict=False) if not re.fullmatch(r"v\d+", b)]
-    if pairs and all(_likeness(a, b) >= 0.7 or sorted(a) == sorted(b) for a, b in pairs):
+    if _are_near(ours, theirs[: len(ours)]) or _are_near(ours, theirs[-len(ours) :]):
         return True
     return len(ours) < len(theirs) and _likeness("".join(ours), "".join(theirs)) >= 0.8
+
+
+def _are_near(ours: list[str], theirs: list[str]) -> bool:
+    """Whether names of as many parts are near in each."""
+    # Which version there is, a hint may tell.
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if not re.fullmatch(r"v\d+", b)]
+    return bool(pairs) and all(_likeness(a, b) >= 0.7 or sorted(a) == sorted(b) for a, b in pairs)
 
 
 def _likeness(word: str, choice: str) -> float:

@@ -153,6 +153,8 @@ NAMES = {
         ("noise_levl", "options", "noise_level"),
         ("noiselevel", "options", "noise_level"),
         ("prompt", "options", "prompts"),
+        ("guidance", "options", "guidance_scale"),
+        ("discretisation", "options", "discretization_steps"),
         ("color", "options", "colour"),
         ("DISABLED", "modes", "Disabled"),
         ("NEXT_STEP", "modes", "NextStep"),
