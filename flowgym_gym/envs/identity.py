@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -202,9 +203,12 @@ def _value(settings: Mapping[str, Any], name: str) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two settings agree: equal, or two names of one file or folder."""
+    """Whether two settings agree: equal but for rounding, or two names of one file or folder."""
     if one == other:
         return True
+    if isinstance(one, float) and isinstance(other, float):
+        # A scale that follows from the grid differs between machines by some units in the last place.
+        return math.isclose(one, other, rel_tol=1e-6)
     try:
         return isinstance(one, str) and isinstance(other, str) and os.path.samefile(one, other)
     except (OSError, ValueError):
