@@ -20,7 +20,9 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 import flowgym_gym
 from flowgym_gym.agents import SB3VecEnv
-from flowgym_gym.agents.settings import load_preset, make_algorithm, make_vector_env
+from flowgym_gym.agents.runs.environments import make_vector_env
+from flowgym_gym.agents.runs.presets import load_preset
+from flowgym_gym.agents.sb3.algorithms import make_algorithm
 from flowgym_gym.models.loading import load_base_model
 
 ID = "flowgym_gym:flowgym/StableDiffusion-Red-v0"

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import flowgym_gym
 from flowgym_gym.agents import evaluate, export, load_agent, load_policy
-from flowgym_gym.agents.contents import resolved
-from flowgym_gym.agents.runs import _relocated, read_config
+from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.contents import resolved
+from flowgym_gym.agents.runs.state import relocated as _relocated
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.models.fingerprint import WHOLE, digest, fingerprint
 from flowgym_gym.models.loading import clear_model_cache

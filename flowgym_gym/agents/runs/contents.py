@@ -164,7 +164,7 @@ def different(was: Contents, now: Contents) -> str:
 
 def write_prompts(out: Path, contents: Contents, prompts: Sequence[str] | None) -> None:
     """Keep the prompts of a run that come from a file or dataset."""
-    from flowgym_gym.agents.runs import write_json
+    from flowgym_gym.agents.runs.files import write_json
 
     if "prompts" in contents and _kept_prompts(out, contents["prompts"]["sha256"]) is None:
         write_json(out / PROMPTS, list(prompts or ()))

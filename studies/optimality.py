@@ -1,4 +1,4 @@
-"""Agents that learn, against the known optimum: ``python -m benchmarks.optimality``.
+"""Agents that learn, against the known optimum: ``python -m studies.optimality``.
 
 Trains the presets of the Gaussian mixtures on several seeds and says how much of the way they come from the return of
 the base model to the optimum of dynamic programming, beside the free energy, which no policy passes. Returns are
@@ -24,19 +24,14 @@ from gymnasium.vector import AutoresetMode
 
 from benchmarks.measure import machine
 from flowgym_gym.agents import load_agent, train
-from flowgym_gym.agents.evaluation import deterministic
-from flowgym_gym.agents.evaluation import interval as mean_interval
-from flowgym_gym.agents.runs import CONFIG, write_json
-from flowgym_gym.agents.settings import (
-    ALGORITHMS,
-    complete,
-    full_id,
-    load_preset,
-    make_vector_env,
-    override,
-    parse_assignments,
-)
-from flowgym_gym.optimal_control import Policy, free_energy, optimal_value, policy_value, uncontrolled_value
+from flowgym_gym.agents.runs.environments import make_vector_env
+from flowgym_gym.agents.runs.evaluation import deterministic
+from flowgym_gym.agents.runs.files import CONFIG, write_json
+from flowgym_gym.agents.runs.presets import ALGORITHMS, complete, full_id, load_preset
+from flowgym_gym.agents.runs.settings import override, parse_assignments
+from flowgym_gym.optimal_control.bound import free_energy
+from flowgym_gym.optimal_control.optimum import Policy, optimal_value, policy_value, uncontrolled_value
+from flowgym_gym.statistics import interval as mean_interval
 
 RESULTS = Path(__file__).parent / "results" / "optimality.json"
 RUNS = Path("runs/optimality")
@@ -49,7 +44,7 @@ SEED_STEP = 10_000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what has no result yet, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimality", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.optimality", description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ids", nargs="+", default=IDS, help="environments with states of one or two dimensions")
     parser.add_argument("--algos", nargs="+", choices=sorted(ALGORITHMS), default=["ppo", "sac"])

@@ -1,4 +1,4 @@
-r"""What no policy passes on an environment: ``python -m benchmarks.bound StableDiffusion-Red-v0``.
+r"""What no policy passes on an environment: ``python -m studies.bound StableDiffusion-Red-v0``.
 
 A policy has to take initial noises as they come, so its expected return is at most the free energy
 
@@ -25,9 +25,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
-from flowgym_gym.agents.evaluation import held_out_seeds, interval
-from flowgym_gym.agents.settings import full_id, load_preset, make_vector_env, override, parse_assignments
+from flowgym_gym.agents.runs.environments import make_vector_env
+from flowgym_gym.agents.runs.episodes import held_out_seeds
+from flowgym_gym.agents.runs.presets import full_id, load_preset
+from flowgym_gym.agents.runs.settings import override, parse_assignments
 from flowgym_gym.errors import OptionError
+from flowgym_gym.statistics import interval
 
 
 def returns(env_id: str, settings: dict[str, object], noises: int, continuations: int) -> np.ndarray:
@@ -95,7 +98,7 @@ def bound(returns: np.ndarray, weight: float) -> tuple[dict[str, float], bool]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the base model's return and the bound."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bound", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.bound", description=__doc__.partition("\n")[0])
     parser.add_argument("env", help="environment id; its settings are those of the preset for PPO")
     parser.add_argument("--noises", type=int, default=64, help="at least 2 (default: %(default)s)")
     parser.add_argument("--continuations", type=int, default=64, help="of each, at least 8 (default: %(default)s)")

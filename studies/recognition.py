@@ -1,6 +1,6 @@
 """Is the subject still there? Scores a run's pictures with the embedded checkpoint's own classifier.
 
-``python -m benchmarks.recognition runs/red`` plays 256 episodes of the trained agent and of the base model on the same
+``python -m studies.recognition runs/red`` plays 256 episodes of the trained agent and of the base model on the same
 held-out seeds and prints how many pictures the classifier takes for the prompt's subject. It works for runs on the
 embedded checkpoint with a single prompt that names one of its concepts.
 """
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from flowgym_gym.agents import load_agent
-from flowgym_gym.agents.evaluation import deterministic, evaluation_env, held_out_seeds, play
-from flowgym_gym.agents.runs import read_config
+from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.episodes import held_out_seeds, play
+from flowgym_gym.agents.runs.evaluation import deterministic, evaluation_env
 from recipes.embedded_checkpoint import classifier
 
 BATCH = 32

@@ -1,6 +1,6 @@
 """Policies for stable-baselines3 that keep a latent's spatial layout from the observation to the action.
 
-Their networks are those of :mod:`flowgym_gym.agents.networks`.
+Their networks are those of :mod:`flowgym_gym.agents.sb3.networks`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
-from flowgym_gym.agents.networks import ActionHead, LatentEncoder, ValueHead, image_shape
+from flowgym_gym.agents.sb3.networks import ActionHead, LatentEncoder, ValueHead, image_shape
 from flowgym_gym.errors import OptionError
 
 # Where a step wants no exploration at all a standard deviation would shrink until PPO's ratios overflow.

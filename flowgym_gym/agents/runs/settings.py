@@ -1,31 +1,6 @@
-"""Settings of a training run: presets (plain data, one file per environment and algorithm) and changes to them.
+"""Changes to the settings of a training run, and what values they may have.
 
-A preset has these parts; each may be left out:
-
-``env``
-    Keyword arguments of the environment.
-``wrappers``
-    ``coarse_action`` (resolution), ``reward_scale`` (weight), ``time_grid`` (steps); null switches one off.
-``num_envs``, ``timesteps``
-    Sub-environments, and environment steps of all of them together.
-``checkpoint_every``
-    Timesteps between two checkpoints.
-``evaluate_every``, ``evaluation_episodes``
-    Timesteps between two evaluations (null: none), each of so many episodes with deterministic actions on the same
-    held-out seeds; the agent with the highest return is kept.
-``kl_budget``
-    Nats of mean control cost in an evaluation beyond which training stops, and no agent counts as the best; null for no
-    limit. With a budget ``evaluate_every: null`` means ``checkpoint_every``.
-``final_learning_rate``
-    The learning rate goes linearly from ``algo.learning_rate`` to this; null keeps it constant.
-``algo``
-    Hyper-parameters of stable-baselines3's algorithm. ``buffer_size: auto`` is a replay buffer for the whole run, or as
-    much of it as fits in a quarter of the memory that is available; a number is at most the whole run, too.
-``policy``
-    Options of the policy: ``width``, ``blocks``, ``log_std_init``, ``value_scale``, and for PPO
-    ``state_dependent_std``.
-
-TQC takes the presets of SAC, from which it differs in its critics alone, where it has none of its own.
+:mod:`flowgym_gym.agents.runs.presets` says what settings there are.
 """
 
 from __future__ import annotations
@@ -36,64 +11,29 @@ import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import resources
 from typing import Any
 
 import gymnasium
 import numpy as np
 import yaml
-from gymnasium.vector import AutoresetMode, VectorEnv
-from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 
-from flowgym_gym.agents.memory import AUTO, check_replay_size, replay_size
-from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
-from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.agents.runs.environments import WRAPPERS
+from flowgym_gym.agents.runs.memory import AUTO
+from flowgym_gym.agents.runs.presets import SECTIONS, TOP_LEVEL, Settings, full_id
+from flowgym_gym.agents.sb3.algorithms import classes
 from flowgym_gym.checks import check_mapping
 from flowgym_gym.envs import environment
 from flowgym_gym.envs.rollout import DEFAULTS
-from flowgym_gym.errors import (
-    FlowGymError,
-    MissingExtraError,
-    OptionError,
-    UnknownIdError,
-    UnknownOptionError,
-    did_you_mean,
-    reason,
-    shown,
-)
-from flowgym_gym.registration import DENOISING
+from flowgym_gym.errors import OptionError, UnknownOptionError, did_you_mean, shown
 from flowgym_gym.registry import base_model_registry
-from flowgym_gym.wrappers import vector as vector_wrappers
 
-Settings = dict[str, Any]
-
-ALGORITHMS = ("ppo", "sac", "tqc")
-# Whose presets an algorithm takes, the first first.
-PRESETS = {"ppo": ("ppo",), "sac": ("sac",), "tqc": ("tqc", "sac")}
-WRAPPERS = {
-    "coarse_action": vector_wrappers.CoarseAction,
-    "reward_scale": vector_wrappers.RewardScale,
-    "time_grid": vector_wrappers.TimeGrid,
-}
 # Arguments of the environment in whose place a wrapper's come.
 REPLACED = {"reward_scale": ("reward_scale",), "time_grid": ("discretization_steps", "spacing")}
-SECTIONS = ("env", "wrappers", "algo", "policy")
 MAX_DEPTH = 50
 # Arguments of `gymnasium.make_vec` that whoever makes the environment gives.
 OF_THE_CALLER = ("id", "num_envs", "autoreset_mode", "render_mode", "vectorization_mode", "vector_kwargs", "wrappers")
-TOP_LEVEL: Settings = {
-    "num_envs": 16,
-    "timesteps": 20_000,
-    "checkpoint_every": 10_000,
-    "evaluate_every": None,
-    "evaluation_episodes": 64,
-    "kl_budget": None,
-    "final_learning_rate": None,
-}
 # Arguments of the algorithms that training itself decides, or that the latent policies do not support.
 NOT_SETTABLE = {
     "self", "policy", "env", "policy_kwargs", "seed", "verbose", "tensorboard_log", "_init_setup_model", "use_sde",
@@ -114,101 +54,6 @@ NOT_NEGATIVE = {"ent_coef", "vf_coef", "final_learning_rate"}
 SPECIAL = {"evaluate_every": None, "kl_budget": None, "final_learning_rate": None, "buffer_size": AUTO}
 # What Python and YAML call JSON's true, false and null.
 WORDS = {"True": True, "False": False, "None": None, "~": None}
-# Runs have seeds below this, and their sub-environments seeds of 33 bits and more; held-out ones
-# lie between.
-SEEDS = 2**30
-
-
-def full_id(env_id: str) -> str:
-    """``"flowgym/StableDiffusion-Red-v0"`` from that or from ``"StableDiffusion-Red-v0"``.
-
-    Raises:
-        UnknownIdError: If no environment is registered under this id.
-    """
-    known = [
-        id for id, spec in gymnasium.registry.items() if id.startswith("flowgym/") or spec.entry_point == DENOISING
-    ]
-    if isinstance(env_id, str):
-        for id in (env_id, f"flowgym/{env_id}"):
-            if id in known:
-                return id
-    hint = did_you_mean(env_id, known)
-    raise UnknownIdError(
-        f"no environment is registered as {shown(env_id)}{hint} (registered: {', '.join(sorted(known))})"
-    )
-
-
-def check_algorithm(algo: str) -> str:
-    """The name of the algorithm, or an OptionError if there is none of this name."""
-    if not isinstance(algo, str) or algo not in ALGORITHMS:
-        raise OptionError(f"algo is {shown(algo)}, expected one of {ALGORITHMS}{did_you_mean(algo, ALGORITHMS)}")
-    return algo
-
-
-def classes(algo: str) -> tuple[type[BaseAlgorithm], type]:
-    """The classes of an algorithm and its policy.
-
-    Raises:
-        MissingExtraError: If they need sb3-contrib, which no extra installs, and it is not there.
-    """
-    if algo == "ppo":
-        return PPO, LatentActorCriticPolicy
-    if algo == "sac":
-        return SAC, LatentSACPolicy
-    try:
-        from sb3_contrib import TQC
-    except ImportError as error:
-        raise MissingExtraError(
-            "algo 'tqc' needs sb3-contrib, which is not installed; run: pip install sb3-contrib"
-        ) from error
-    return TQC, LatentTQCPolicy
-
-
-def load_preset(env_id: str, algo: str = "ppo") -> Settings:
-    """The preset of an environment and an algorithm.
-
-    It is the first of ``StableDiffusion-Red-v0.ppo.yaml``, ``StableDiffusion.ppo.yaml`` (the whole family) and
-    ``default.ppo.yaml`` that exists in ``agents/presets``. For TQC, SAC's stands in for each that does not.
-
-    Args:
-        env_id: With or without ``flowgym/``.
-        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``.
-
-    Returns:
-        Settings with every part of the module's description.
-
-    Raises:
-        UnknownIdError: If the environment does not exist.
-        OptionError: If the algorithm does not exist.
-
-    >>> load_preset("StableDiffusion-Red-v0", "ppo")["wrappers"]
-    {'coarse_action': 1}
-    """
-    name = full_id(env_id).rpartition("/")[2]
-    check_algorithm(algo)
-    folder = resources.files("flowgym_gym.agents") / "presets"
-    stems = (name, name.partition("-")[0], "default")
-    candidates = [folder / f"{stem}.{preset}.yaml" for stem in stems for preset in PRESETS[algo]]
-    file = next(file for file in candidates if file.is_file())
-    return complete(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, file.name)
-
-
-def complete(preset: Mapping[str, Any], name: str = "preset") -> Settings:
-    """A preset with its missing parts filled in.
-
-    Raises:
-        UnknownOptionError: If it has a part that does not exist.
-    """
-    parts = [*SECTIONS, *TOP_LEVEL]
-    for key in preset:
-        if key not in parts:
-            raise UnknownOptionError(
-                f"{name} has a part {shown(key)}{did_you_mean(key, parts)} (parts: {', '.join(parts)})"
-            )
-    settings: Settings = {**{section: {} for section in SECTIONS}, **TOP_LEVEL, **copy.deepcopy(dict(preset))}
-    for section in SECTIONS:
-        settings[section] = dict(settings[section] or {})
-    return settings
 
 
 def options(env_id: str, algo: str, base_model: str | None = None) -> dict[str, set[str] | None]:
@@ -395,67 +240,6 @@ def describe(settings: Settings, indent: str = "  ") -> str:
         values = ", ".join(f"{name}={value}" for name, value in settings[section].items()) or "-"
         lines.append(f"{section}: {values}")
     return "\n".join(indent + line for line in lines)
-
-
-def make_vector_env(
-    env_id: str,
-    settings: Settings,
-    num_envs: int,
-    autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
-    render_mode: str | None = None,
-) -> VectorEnv[Any, Any, Any]:
-    """The vector environment that settings describe, wrapped; actions that are vectors have nothing to coarsen.
-
-    Raises:
-        FlowGymError: If the environment or a wrapper does not take its arguments.
-    """
-    env = gymnasium.make_vec(
-        full_id(env_id), num_envs=num_envs, autoreset_mode=autoreset_mode, render_mode=render_mode, **settings["env"]
-    )
-    for name, argument in settings["wrappers"].items():
-        if name not in WRAPPERS:
-            raise UnknownOptionError(f"there is no wrapper {shown(name)}{did_you_mean(name, WRAPPERS)}")
-        vectors = len(env.single_action_space.shape or ()) == 1
-        if argument is not None and not (name == "coarse_action" and vectors):
-            env = WRAPPERS[name](env, argument)
-    return env
-
-
-def make_algorithm(
-    algo: str, env: SB3VecEnv, settings: Settings, seed: int | None, buffer_size: int | None = None
-) -> BaseAlgorithm:
-    """The untrained agent that settings describe; with a seed, every global random generator is seeded too.
-
-    Args:
-        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``.
-        env: Where it acts.
-        settings: Complete ones, from :func:`load_preset` or :func:`override`.
-        seed: Of all random numbers; None leaves the generators as they are.
-        buffer_size: Transitions of the replay buffer; as the settings have it if None.
-
-    Raises:
-        OptionError: If stable-baselines3 does not accept the hyper-parameters, or the replay buffer does not fit in the
-            memory.
-    """
-    algorithm, policy = classes(algo)
-    hyper = dict(settings["algo"])
-    if algo != "ppo":
-        size = hyper.get("buffer_size", AUTO) if buffer_size is None else buffer_size
-        timesteps = settings["timesteps"]
-        size = replay_size(env, timesteps) if size == AUTO else max(env.num_envs, min(size, timesteps))
-        check_replay_size(env, size)
-        hyper["buffer_size"] = size
-    try:
-        with warnings.catch_warnings():
-            # Of short rollouts; `train` says it in a line.
-            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-            return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **hyper)
-    except FlowGymError:
-        raise
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise OptionError(
-            f"stable-baselines3's {algo.upper()} does not accept these settings: {reason(error)}"
-        ) from error
 
 
 def _env_options(env_id: str, base_model: str | None) -> set[str] | None:

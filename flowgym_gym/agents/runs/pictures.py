@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flowgym_gym.agents.drawing import Figure, plain_style, plain_text
-from flowgym_gym.agents.evaluation import Episodes
-from flowgym_gym.agents.runs import Row
+from flowgym_gym.agents.runs.drawing import Figure, plain_style, plain_text
+from flowgym_gym.agents.runs.episodes import Episodes
+from flowgym_gym.agents.runs.metrics import Row
 
 # Sizes of the film in pixels: a picture's height, space between pictures, and the line above them.
 FILM_SIZE, GAP, HEADER = 256, 4, 18

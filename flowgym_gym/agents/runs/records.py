@@ -9,9 +9,11 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from flowgym_gym.agents.evaluation import Evaluations, over_budget
-from flowgym_gym.agents.runs import METRICS, Config, Metrics, Row, save_checkpoint
-from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.agents.runs.checkpoints import save_checkpoint
+from flowgym_gym.agents.runs.config import Config
+from flowgym_gym.agents.runs.evaluation import Evaluations, over_budget
+from flowgym_gym.agents.runs.metrics import METRICS, Metrics, Row
+from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.console import say
 from flowgym_gym.errors import reason
 

@@ -7,9 +7,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from benchmarks import recognition
 from flowgym_gym.agents import evaluate
-from flowgym_gym.agents.evaluation import held_out_seeds
+from flowgym_gym.agents.runs.episodes import held_out_seeds
+from studies import recognition
 from tests.agents.conftest import draw_little, tiny
 from tests.conftest import RED
 

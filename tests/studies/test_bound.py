@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks import bound
 from flowgym_gym.agents import load_preset
-from flowgym_gym.agents.settings import make_vector_env
+from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.errors import OptionError
-from flowgym_gym.optimal_control import free_energy, uncontrolled_value
+from flowgym_gym.optimal_control.bound import free_energy
+from flowgym_gym.optimal_control.optimum import uncontrolled_value
+from studies import bound
 
 ID, GAUSSIAN = "flowgym/GaussianMixture-Binary-v0", "flowgym/GaussianMixture-Gaussian-v0"
 

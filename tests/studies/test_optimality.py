@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import optimality
 from flowgym_gym.agents import load_agent, load_preset
-from flowgym_gym.agents.evaluation import deterministic, evaluation_env, held_out_seeds, play
-from flowgym_gym.agents.runs import read_config
+from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.episodes import held_out_seeds, play
+from flowgym_gym.agents.runs.evaluation import deterministic, evaluation_env
 from flowgym_gym.errors import OptionError
+from studies import optimality
 from tests.agents.conftest import draw_little
 
 ID = "flowgym/GaussianMixture-Binary-v0"

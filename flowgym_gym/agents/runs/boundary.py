@@ -16,14 +16,10 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
 
-from flowgym_gym.agents.runs import (
-    State,
-    buffer_views,
-    capture_state,
-    restore_counters,
-    save_checkpoint,
-)
-from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.agents.runs.buffers import buffer_views
+from flowgym_gym.agents.runs.checkpoints import save_checkpoint
+from flowgym_gym.agents.runs.state import State, capture_state, restore_counters
+from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 
 
 class Boundary:
