@@ -31,7 +31,7 @@ from flowgym_gym.agents.runs.presets import ALGORITHMS, complete, full_id, load_
 from flowgym_gym.agents.runs.settings import override, parse_assignments
 from flowgym_gym.optimal_control.bound import free_energy
 from flowgym_gym.optimal_control.optimum import Policy, optimal_value, policy_value, uncontrolled_value
-from flowgym_gym.statistics import interval as mean_interval
+from flowgym_gym.statistics import mean_and_interval
 
 RESULTS = Path(__file__).parent / "results" / "optimality.json"
 RUNS = Path("runs/optimality")
@@ -156,15 +156,15 @@ def table(trainings: list[dict[str, Any]]) -> str:
         lines.append(
             f"| `{id}` | {algo.upper()} | {rows[0]['timesteps']:,} | "
             f"{statistics.mean(row['seconds'] for row in rows):.0f} | {reference['uncontrolled']:.3f} | "
-            f"{interval(values, 3)} | {reference['optimum']:.3f} | {reference['bound']:.3f} | "
-            f"{interval(shares, 1)} | {min(shares):.1f} |"
+            f"{mean_and_interval(values, 3)} | {reference['optimum']:.3f} | {reference['bound']:.3f} | "
+            f"{mean_and_interval(shares, 1)} | {min(shares):.1f} |"
         )
     return "\n".join(lines)
 
 
-def interval(values: list[float], digits: int) -> str:
+def mean_and_interval(values: list[float], digits: int) -> str:
     """Mean with its 95 % confidence interval over seeds (Student's t)."""
-    found = mean_interval(np.array(values))
+    found = mean_and_interval(np.array(values))
     mean = f"{found['mean']:.{digits}f}"
     return f"{mean} ± {found['high'] - found['mean']:.{digits}f}" if "high" in found else mean
 

@@ -18,7 +18,7 @@ from flowgym_gym.agents.runs.preparation import prepare
 from flowgym_gym.agents.runs.records import Records
 from flowgym_gym.cli import main
 from flowgym_gym.errors import OptionError
-from flowgym_gym.statistics import interval
+from flowgym_gym.statistics import mean_and_interval
 from flowgym_gym.wrappers import CoarseAction
 from tests.agents.conftest import TINY, resume, same_weights, tiny, untimed
 from tests.agents.test_rewards_in_runs import STANDARDIZED
@@ -84,7 +84,7 @@ def test_evaluations_are_episodes_of_the_deterministic_agent_on_seeds_of_their_o
         for name, value in zip(found, (info["terminal_reward"], cost, paid), strict=True):
             found[name].append(value)
     for name, values in found.items():
-        expected = interval(np.array(values))
+        expected = mean_and_interval(np.array(values))
         for end, what in (("", "mean"), ("_low", "low"), ("_high", "high")):
             assert rows[2][name + end] == pytest.approx(expected[what], rel=1e-3, abs=1e-5)
 

@@ -50,7 +50,7 @@ from flowgym_gym.optimal_control.best_of_n import (
     pool_notes,
 )
 from flowgym_gym.optimal_control.guidance import RewardGuidance, no_gradient
-from flowgym_gym.statistics import CONFIDENCE, FORMULA, interval
+from flowgym_gym.statistics import CONFIDENCE, FORMULA, mean_and_interval
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,13 @@ def _measure_base_model(plan: Plan, report: Report, env: VectorEnv[Any, Any, Any
     best = best_of_n(rewards, max(possible, default=1), prompts, plan.seed)
     report["best_of_n"] = {end: values.tolist() for end, values in best.items()}
     nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
-    report["points"]["base"] = {"method": "base", "setting": 0, **asked, "reward": interval(rewards), "kl": nothing}
+    report["points"]["base"] = {
+        "method": "base",
+        "setting": 0,
+        **asked,
+        "reward": mean_and_interval(rewards),
+        "kl": nothing,
+    }
     for n in possible:
         report["points"][f"best-of-{n}"] = {
             "method": "best_of_n", "setting": n, **asked,
@@ -287,8 +293,8 @@ def _measure_guidance(plan: Plan, report: Report, environment: Environment[Any])
                 rewards.append(sample.rewards.double().cpu().numpy())
                 costs.append(sample.control_costs.double().sum(dim=0).cpu().numpy())
             measured = {
-                "terminal_reward": interval(np.concatenate(rewards)),
-                "control_cost": interval(np.concatenate(costs)),
+                "terminal_reward": mean_and_interval(np.concatenate(rewards)),
+                "control_cost": mean_and_interval(np.concatenate(costs)),
             }
             _add(plan, report, name, asked, measured)
 

@@ -44,7 +44,7 @@ from flowgym_gym.agents.runs.state import with_frozen_reward
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, OptionError
-from flowgym_gym.statistics import CONFIDENCE, FORMULA, interval
+from flowgym_gym.statistics import CONFIDENCE, FORMULA, mean_and_interval
 
 EVALUATION = "evaluation.json"
 EVALUATIONS = "evaluations.csv"
@@ -87,7 +87,7 @@ class Evaluations:
         episodes = self.play(model)
         row: Row = {"timesteps": model.num_timesteps, "episodes": len(self._seeds)}
         for name, attribute in QUANTITIES.items():
-            values = interval(getattr(episodes, attribute))
+            values = mean_and_interval(getattr(episodes, attribute))
             row |= {name: values["mean"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
         self.metrics.append(row)
         if not over_budget(self.budget, row) and episodes.returns.mean() > best_return(self.out):
@@ -171,9 +171,11 @@ def evaluate(
         "checkpoint": checkpoint and ("best" if checkpoint.parent.name == BEST else "newest"),
         "confidence": CONFIDENCE,
         "interval": FORMULA,
-        "agent": {name: interval(getattr(played, a)) for name, a in QUANTITIES.items()},
-        "base": {name: interval(getattr(base, a)) for name, a in QUANTITIES.items()},
-        "difference": {name: interval(getattr(played, a) - getattr(base, a)) for name, a in QUANTITIES.items()},
+        "agent": {name: mean_and_interval(getattr(played, a)) for name, a in QUANTITIES.items()},
+        "base": {name: mean_and_interval(getattr(base, a)) for name, a in QUANTITIES.items()},
+        "difference": {
+            name: mean_and_interval(getattr(played, a) - getattr(base, a)) for name, a in QUANTITIES.items()
+        },
         "valid": {"agent": float(played.valids.mean()), "base": float(base.valids.mean())},
     }
     if len(set(base.prompts)) > 1:
@@ -194,10 +196,10 @@ def by_prompt(agent: Episodes, base: Episodes) -> dict[str, Any]:
         rows = prompts == prompt
         report[prompt] = {
             "episodes": count,
-            "agent": {name: interval(getattr(agent, a)[rows]) for name, a in QUANTITIES.items()},
-            "base": {name: interval(getattr(base, a)[rows]) for name, a in QUANTITIES.items()},
+            "agent": {name: mean_and_interval(getattr(agent, a)[rows]) for name, a in QUANTITIES.items()},
+            "base": {name: mean_and_interval(getattr(base, a)[rows]) for name, a in QUANTITIES.items()},
             "difference": {
-                name: interval((getattr(agent, a) - getattr(base, a))[rows]) for name, a in QUANTITIES.items()
+                name: mean_and_interval((getattr(agent, a) - getattr(base, a))[rows]) for name, a in QUANTITIES.items()
             },
         }
     return report
