@@ -156,13 +156,13 @@ def table(trainings: list[dict[str, Any]]) -> str:
         lines.append(
             f"| `{id}` | {algo.upper()} | {rows[0]['timesteps']:,} | "
             f"{statistics.mean(row['seconds'] for row in rows):.0f} | {reference['uncontrolled']:.3f} | "
-            f"{mean_and_interval(values, 3)} | {reference['optimum']:.3f} | {reference['bound']:.3f} | "
-            f"{mean_and_interval(shares, 1)} | {min(shares):.1f} |"
+            f"{mean_cell(values, 3)} | {reference['optimum']:.3f} | {reference['bound']:.3f} | "
+            f"{mean_cell(shares, 1)} | {min(shares):.1f} |"
         )
     return "\n".join(lines)
 
 
-def mean_and_interval(values: list[float], digits: int) -> str:
+def mean_cell(values: list[float], digits: int) -> str:
     """Mean with its 95 % confidence interval over seeds (Student's t)."""
     found = mean_and_interval(np.array(values))
     mean = f"{found['mean']:.{digits}f}"
