@@ -14,7 +14,7 @@ from flowgym_gym.agents.runs.checkpoints import best_checkpoint, best_return, ch
 from flowgym_gym.agents.runs.episodes import held_out_seeds, selection_seeds
 from flowgym_gym.agents.runs.evaluation import Evaluations, table
 from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
-from flowgym_gym.agents.runs.preparation import prepare
+from flowgym_gym.agents.runs.preparation import TrainRequest, prepare
 from flowgym_gym.agents.runs.records import Records
 from flowgym_gym.cli import main
 from flowgym_gym.errors import OptionError
@@ -101,7 +101,7 @@ def test_the_seeds_of_choosing_reporting_and_training_lie_apart():
     with pytest.raises(OptionError, match="seed is"):
         evaluate(object(), 256, seed=largest + 1)
     with pytest.raises(OptionError, match="seed is"):
-        prepare(RED, out="nowhere", num_envs=2, seed=2**30 - 1)
+        prepare(TrainRequest(RED, out="nowhere", num_envs=2, seed=2**30 - 1))
 
 
 def test_episodes_of_choosing_reporting_and_training_have_different_noise():

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
 from flowgym_gym.agents.runs.checkpoints import best_return, freeze_reward, save_best
-from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.config import Config, read_config
 from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.episodes import (
     BATCH,
@@ -66,14 +67,14 @@ class Evaluations:
 
     COLUMNS = ("timesteps", "episodes", *(f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high")))
 
-    def __init__(self, out: Path, config: dict[str, Any]) -> None:
+    def __init__(self, out: Path, config: Config) -> None:
         self.out = out
-        self.budget = config["settings"]["kl_budget"]
+        self.budget = config.settings.kl_budget
         self.metrics = Metrics(out / EVALUATIONS, self.COLUMNS, self.COLUMNS)
-        self._seeds = selection_seeds(config["settings"]["evaluation_episodes"])
+        self._seeds = selection_seeds(config.settings.evaluation_episodes)
         self._env = evaluation_env(config, min(len(self._seeds), BATCH))
 
-    def run(self, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping[str, Any]) -> Row:
+    def evaluate(self, model: BaseAlgorithm, env: SB3VecEnv, progress: SomeOptions) -> Row:
         """Evaluate an agent, and keep it if it is the best so far among those within the budget.
 
         Args:
@@ -116,8 +117,8 @@ def evaluate(
     seed: int = 0,
     *,
     which: str = "best",
-    vector_env: VectorEnv[Any, Any, Any] | None = None,
-) -> dict[str, Any]:
+    vector_env: AnyVectorEnv | None = None,
+) -> Options:
     """Compare an agent, acting deterministically, with the base model on the same held-out seeds.
 
     Args:
@@ -163,7 +164,7 @@ def evaluate(
     seeds = held_out_seeds(episodes, seed)
     played = play(vector_env, seeds, predict=deterministic(agent))
     base = play(vector_env, seeds)
-    report: dict[str, Any] = {
+    report: Options = {
         "episodes": episodes,
         "seed": seed,
         "seeds": [seeds[0], seeds[-1]],
@@ -188,7 +189,7 @@ def evaluate(
     return report
 
 
-def by_prompt(agent: Episodes, base: Episodes) -> dict[str, Any]:
+def by_prompt(agent: Episodes, base: Episodes) -> Options:
     """Results of the episodes of each prompt, most frequent first; see :func:`evaluate`."""
     prompts = np.array(base.prompts)
     report = {}
@@ -215,17 +216,17 @@ def deterministic(agent: Any) -> Predict:
     return predict
 
 
-def evaluation_env(config: dict[str, Any], num_envs: int, checkpoint: Path | None = None) -> VectorEnv[Any, Any, Any]:
+def evaluation_env(config: Config, num_envs: int, checkpoint: Path | None = None) -> AnyVectorEnv:
     """The environment of a run for whole episodes with given seeds.
 
     A reward that remembers what it has scored knows what it knew at the checkpoint, and stays at that.
     """
-    env = make_vector_env(config["env_id"], config["settings"], num_envs, AutoresetMode.DISABLED, "rgb_array")
+    env = make_vector_env(config.env_id, config.settings, num_envs, AutoresetMode.DISABLED, "rgb_array")
     freeze_reward(env, checkpoint)
     return env
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: Options) -> str:
     """An evaluation as a small table, means with their intervals."""
     rows = {name.replace("_", " "): {who: report[who][name] for who in COMPARED} for name in QUANTITIES}
     prompts = report.get("prompts", {})
