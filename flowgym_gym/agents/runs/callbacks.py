@@ -11,8 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from flowgym_gym.agents.kinds import Options
 from flowgym_gym.errors import OptionError, shown
 
-# A function of local and global variables that may return False, as stable-baselines3 takes it.
-Function: TypeAlias = Callable[[Options, Options], bool | None]
+# A function of local and global variables that returns whether to go on, as stable-baselines3 takes it.
+Function: TypeAlias = Callable[[Options, Options], bool]
 CallbacksArgument: TypeAlias = BaseCallback | Function | Sequence[BaseCallback | Function] | None
 
 
@@ -82,8 +82,10 @@ class Callbacks(BaseCallback):
 
     def _on_step(self) -> bool:
         for callback in self._active():
-            if not callback.on_step():
-                self.stopped = self.stopped or f"{_name(callback)} returned False"
+            # Whatever counts as false, None too, as stable-baselines3 has it.
+            answer = callback.on_step()
+            if not answer:
+                self.stopped = self.stopped or f"{_name(callback)} returned {answer}"
         # Within an interval there is no state that a run could go on from.
         return True
 
