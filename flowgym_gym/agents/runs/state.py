@@ -95,7 +95,7 @@ def capture_state(model: BaseAlgorithm, env: SB3VecEnv) -> State:
     }
     if torch.cuda.is_available():
         arrays |= {f"cuda_random.{i}": s.numpy() for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return numbers, arrays  # type: ignore[return-value]
+    return numbers, arrays
 
 
 def restore_state(

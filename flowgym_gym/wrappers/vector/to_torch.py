@@ -34,4 +34,4 @@ class ToTorch(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
     def step(self, actions: Any) -> tuple[dict[str, Tensor], Any, Any, Any, dict[str, Any]]:
         """Take a step with actions of tensors or arrays."""
         observations, *rest = self.env.step(actions)
-        return tensors(self.env.unwrapped.rollout, observations), *rest  # type: ignore[attr-defined, return-value]
+        return tensors(self.env.unwrapped.rollout, observations), *rest
