@@ -305,7 +305,7 @@ def test_composed_rewards_are_compared_by_their_parts():
 
 
 def test_the_parts_of_an_environment_are_what_it_was_made_with():
-    env = make(MIXTURE, reward_kwargs={"std": 0.5}).rollout.environment
+    env = make(MIXTURE, reward_kwargs={"std": 0.5}).environment
     assert env.reward is load_reward("1d/gaussian", std=0.5)
     assert env.base_model is load_base_model("1d/gaussian_mixture")
     assert env.settings()["reward/std"] == 0.5

@@ -152,7 +152,7 @@ def own_env(monkeypatch, cls, num_envs=None):
 @pytest.mark.parametrize("seed", [4, 2**40])
 def test_a_model_that_takes_no_generator_draws_from_global_ones_that_are_seeded_and_restored(monkeypatch, seed):
     env = own_env(monkeypatch, Drawing).unwrapped
-    assert not takes_generator(env.rollout.environment.base_model)
+    assert not takes_generator(env.environment.base_model)
     before = global_states()
     episodes = []
     for _ in range(2):
