@@ -52,6 +52,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from flowgym_gym.agents.memory import AUTO, check_replay_size, replay_size
 from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
 from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.catalogue import DENOISING
 from flowgym_gym.checks import check_mapping
 from flowgym_gym.envs import environment
 from flowgym_gym.envs.rollout import DEFAULTS
@@ -65,7 +66,6 @@ from flowgym_gym.errors import (
     reason,
     shown,
 )
-from flowgym_gym.registration import DENOISING
 from flowgym_gym.registry import base_model_registry
 from flowgym_gym.wrappers import vector as vector_wrappers
 
