@@ -54,7 +54,7 @@ from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy
 from flowgym_gym.agents.vec_env import SB3VecEnv
 from flowgym_gym.catalogue import DENOISING
 from flowgym_gym.checks import check_mapping
-from flowgym_gym.envs import environment
+from flowgym_gym.envs import environment, making
 from flowgym_gym.envs.rollout import DEFAULTS
 from flowgym_gym.errors import (
     FlowGymError,
@@ -459,7 +459,7 @@ def make_algorithm(
 
 
 def _env_options(env_id: str, base_model: str | None) -> set[str] | None:
-    names = set(inspect.signature(environment.make).parameters) | set(
+    names = set(inspect.signature(making.make).parameters) | set(
         inspect.signature(environment.Environment.__init__).parameters
     )
     own = gymnasium.spec(full_id(env_id)).kwargs.get("base_model", DEFAULTS["base_model"])

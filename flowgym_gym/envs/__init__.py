@@ -8,8 +8,8 @@ from flowgym_gym.envs.environment import (
     NoiseEnvironment,
     Sample,
     VelocityEnvironment,
-    make,
 )
+from flowgym_gym.envs.making import make
 from flowgym_gym.envs.rollout import environment_of
 from flowgym_gym.envs.vector import DenoisingVectorEnv
 

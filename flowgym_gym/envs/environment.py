@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -12,26 +11,16 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_choice, check_mapping, check_number, check_once, check_weight, check_whole
+from flowgym_gym.checks import check_choice, check_number, check_weight, check_whole
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Transitions, check_costs, default_action_scale
 from flowgym_gym.envs.answers import check_finished, check_output, check_started, described
 from flowgym_gym.envs.identity import describe, describe_arguments
 from flowgym_gym.envs.randomness import EpisodeSeed, randomness, undone_on_failure
 from flowgym_gym.envs.randomness import seeded as seeded
-from flowgym_gym.errors import (
-    ActionError,
-    ModelError,
-    OptionError,
-    RewardError,
-    UnknownOptionError,
-    did_you_mean,
-    reason,
-    shown,
-)
+from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, reason, shown
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.models.loading import family_of, load_base_model, load_reward
-from flowgym_gym.registry import base_model_registry, reward_registry
+from flowgym_gym.models.loading import load_base_model, load_reward
 from flowgym_gym.rewards import Reward
 from flowgym_gym.schedulers import Scheduler
 from flowgym_gym.time_grid import Grid, Steps
@@ -479,105 +468,6 @@ class ControlEnvironment(Environment[D]):
     """
 
     action_type = "control"
-
-
-ENVIRONMENTS: dict[str, type[Environment[Any]]] = {
-    cls.action_type: cls for cls in (VelocityEnvironment, NoiseEnvironment, ControlEnvironment)
-}
-
-
-def make(
-    base_model: str,
-    reward: str,
-    discretization_steps: Steps = 50,
-    reward_scale: float = 1.0,
-    device: torch.device | str | None = None,
-    base_model_kwargs: dict[str, Any] | None = None,
-    reward_kwargs: dict[str, Any] | None = None,
-    *,
-    action_type: str = "velocity",
-    dtype: str | None = None,
-    **options: Any,
-) -> Environment[Any]:
-    """Make the torch-native environment of a registered base model and a registered reward.
-
-    Args:
-        base_model: Id, such as ``"images/stable_diffusion"``.
-        reward: Id, such as ``"images/red"``; of the same domain.
-        discretization_steps: Number of transitions of an episode.
-        reward_scale: Weight of the terminal reward.
-        device: Where the model runs.
-        base_model_kwargs: Arguments of the base model.
-        reward_kwargs: Arguments of the reward.
-        action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for ``"control"`` the
-            transition's mean, in its own standard deviations.
-        dtype: Number format of the network, ``"float32"`` by default.
-        **options: Further arguments of :class:`Environment`, or of the base model.
-
-    Returns:
-        A :class:`VelocityEnvironment`, :class:`NoiseEnvironment` or :class:`ControlEnvironment`.
-
-    Raises:
-        UnknownIdError: If an id is not registered.
-        UnknownOptionError: If an option does not exist.
-        OptionError: If the domains differ, an option is out of range, or one is given twice: directly and in
-            ``base_model_kwargs``.
-
-    >>> import flowgym_gym
-    >>> env = flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=4)
-    >>> env.sample(2).rewards.shape
-    torch.Size([2])
-    """
-    base_model_registry.get(base_model), reward_registry.get(reward)
-    domains = [id.partition("/")[0] for id in (base_model, reward)]
-    if domains[0] != domains[1]:
-        raise OptionError(
-            f"base model {base_model!r} makes {domains[0]!r}, but reward {reward!r} scores {domains[1]!r}; "
-            "both ids must start with the same domain"
-        )
-    check_choice("action_type", action_type, ENVIRONMENTS)
-    check_mapping("base_model_kwargs", base_model_kwargs)
-    check_mapping("reward_kwargs", reward_kwargs)
-    model_kwargs, reward_kwargs = dict(base_model_kwargs or {}), dict(reward_kwargs or {})
-    check_once("reward", reward, "reward_kwargs", reward_kwargs, "id")
-    check_once("base_model", base_model, "base_model_kwargs", model_kwargs, "id")
-    for name, value in (("device", device), ("dtype", dtype), *options.items()):
-        if value is not None or name in options:
-            check_once(name, value, "base_model_kwargs", model_kwargs)
-    env_names = {
-        p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")
-    }
-    base_model = family_of(base_model, {**options, **model_kwargs}.get("checkpoint"))
-    model_names = base_model_registry.get(base_model).options()
-    env_options = {}
-    for name, value in options.items():
-        if name in env_names:
-            env_options[name] = value
-        elif model_names is None or name in model_names:
-            model_kwargs[name] = value
-        else:
-            known = {*env_names, *model_names, *inspect.signature(make).parameters} - {"options"}
-            raise UnknownOptionError(
-                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
-            )
-    parts: dict[str, dict[str, Any]] = {
-        "base_model": {
-            "id": base_model,
-            "device": device,
-            "dtype": "float32" if dtype is None else dtype,
-            **model_kwargs,
-        },
-        "reward": {"id": reward, **reward_kwargs},
-    }
-    environment = ENVIRONMENTS[action_type](
-        load_base_model(**parts["base_model"]),
-        load_reward(**parts["reward"]),
-        discretization_steps,
-        reward_scale,
-        **env_options,
-    )
-    environment._parts = parts
-    return environment
 
 
 def merge_kwargs(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

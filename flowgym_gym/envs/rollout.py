@@ -20,8 +20,9 @@ import torch
 
 from flowgym_gym.checks import LARGEST, check_mapping, check_whole
 from flowgym_gym.envs.answers import check_embeddings, check_pictures, check_prompts
-from flowgym_gym.envs.environment import Environment, make, merge_kwargs
+from flowgym_gym.envs.environment import Environment, merge_kwargs
 from flowgym_gym.envs.identity import check_settings
+from flowgym_gym.envs.making import make
 from flowgym_gym.envs.randomness import EpisodeSeed, Streams
 from flowgym_gym.envs.state import State, check_arguments, check_array, form, pack, row, unpack
 from flowgym_gym.errors import (
