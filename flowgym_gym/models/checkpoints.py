@@ -21,8 +21,8 @@ from flowgym_gym.errors import CheckpointError, OptionError, did_you_mean, reaso
 from flowgym_gym.models.lora import merge_lora
 from flowgym_gym.models.parts import load_other, load_own
 from flowgym_gym.models.recognition import INDEX, MODULAR, name_folder, name_weights, read_file
-from flowgym_gym.models.sharing import Shared
 from flowgym_gym.models.single_file import open_file
+from flowgym_gym.sharing import Shared
 from flowgym_gym.sources import Source, find_source
 
 EMBEDDED = Path(__file__).parent / "embedded"

@@ -13,9 +13,9 @@ from flowgym_gym.checks import check_choice
 from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel
 from flowgym_gym.models.checkpoints import find_checkpoint, forget_pipelines, read_index
-from flowgym_gym.models.sharing import Shared, places
 from flowgym_gym.registry import RegistryEntry, base_model_registry, reward_registry
 from flowgym_gym.rewards import Reward
+from flowgym_gym.sharing import Shared, places
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -15,8 +15,8 @@ from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler, base_m
 from flowgym_gym.envs.randomness import Streams, takes_generator
 from flowgym_gym.models.ddpm import DDPMBaseModel
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
-from flowgym_gym.models.sharing import Shared
 from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
+from flowgym_gym.sharing import Shared
 from tests.conftest import RED
 from tests.models import tiny
 
