@@ -54,7 +54,7 @@ from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy
 from flowgym_gym.agents.vec_env import SB3VecEnv
 from flowgym_gym.catalogue import DENOISING
 from flowgym_gym.checks import check_mapping
-from flowgym_gym.envs import environment, making
+from flowgym_gym.envs import making
 from flowgym_gym.envs.rollout import DEFAULTS
 from flowgym_gym.errors import (
     FlowGymError,
@@ -459,12 +459,8 @@ def make_algorithm(
 
 
 def _env_options(env_id: str, base_model: str | None) -> set[str] | None:
-    names = set(inspect.signature(making.make).parameters) | set(
-        inspect.signature(environment.Environment.__init__).parameters
-    )
     own = gymnasium.spec(full_id(env_id)).kwargs.get("base_model", DEFAULTS["base_model"])
-    model_options = base_model_registry.get(base_model or own).options()
-    return None if model_options is None else (names | model_options) - {"self", "options"}
+    return making.option_names(base_model_registry.get(base_model or own))
 
 
 def _locate(key: str, known: dict[str, set[str] | None]) -> tuple[str, str]:

@@ -20,13 +20,17 @@ from flowgym_gym.envs.randomness import EpisodeSeed, randomness, undone_on_failu
 from flowgym_gym.envs.randomness import seeded as seeded
 from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, reason, shown
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.models.loading import load_base_model, load_reward
+from flowgym_gym.models.loading import load_base_model
 from flowgym_gym.rewards import Reward
+from flowgym_gym.rewards.loading import load_reward
 from flowgym_gym.schedulers import Scheduler
 from flowgym_gym.time_grid import Grid, Steps
 from flowgym_gym.types import D, FlowTensor, oddity
 
-Policy = Callable[..., Any]
+# Called as ``policy(x, t, **kwargs)``; gives the corrections.
+Controller = Callable[..., Any]
+# Id and arguments of a base model and of a reward, by "base_model" and "reward".
+Parts = Mapping[str, Mapping[str, Any]]
 
 # Nats that a uniformly random agent spends in an episode on average at the default action scale: a tenth of the default
 # reward scale of the Gymnasium environments, 100.
@@ -90,15 +94,18 @@ class Environment(Generic[D]):
         spacing: Which time steps are visited; by default as the checkpoint's own scheduler says.
         noise_schedule: For the ``"euler"`` sampler, a constant diffusion coefficient ``sigma``; None for the
             scheduler's own noise schedule, which is memoryless unless it was changed.
+        parts: How base model and reward were made, where both come from the registries: ``"id"`` and
+            arguments of each, under ``"base_model"`` and ``"reward"``. Copies and pickles then name them
+            instead of holding weights.
+
+    Attributes:
+        parts: The same; None for a base model and a reward that were made by hand.
 
     Raises:
         OptionError: If an argument is out of range.
     """
 
     action_type: ClassVar[str]
-    # How `make` loads the base model and the reward; copies share them, and a pickle holds this instead of weights.
-    _parts: dict[str, dict[str, Any]] | None = None
-    _arguments: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -113,6 +120,7 @@ class Environment(Generic[D]):
         noise_level: float = 1.0,
         spacing: str | None = None,
         noise_schedule: float | None = None,
+        parts: Parts | None = None,
     ) -> None:
         for name, part, kind in (("base_model", base_model, BaseModel), ("reward", reward, Reward)):
             if not isinstance(part, kind):
@@ -130,6 +138,8 @@ class Environment(Generic[D]):
                 )
         self.base_model = base_model
         self.reward = reward
+        self.parts = parts
+        self._arguments: dict[str, Any] | None = None
         self.reward_scale = float(reward_scale)
         self.control_cost_weight = float(control_cost_weight)
         self.sampler = sampler
@@ -154,7 +164,7 @@ class Environment(Generic[D]):
     @property
     def arguments(self) -> dict[str, Any]:
         """The settings that tell with which arguments base model and reward were made."""
-        if self._parts is None:
+        if self.parts is None:
             return describe_arguments(self)
         if self._arguments is None:
             self._arguments = describe_arguments(self)
@@ -165,7 +175,7 @@ class Environment(Generic[D]):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        if self._parts is not None:
+        if self.parts is not None:
             del state["base_model"], state["reward"]
             state["_reward_state"] = self.reward.get_state()
         return state
@@ -173,9 +183,9 @@ class Environment(Generic[D]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         remembered = state.pop("_reward_state", {})
         self.__dict__.update(state)
-        if self._parts is not None:
-            self.base_model = load_base_model(**self._parts["base_model"])
-            self.reward = load_reward(**self._parts["reward"])
+        if self.parts is not None:
+            self.base_model = load_base_model(**self.parts["base_model"])
+            self.reward = load_reward(**self.parts["reward"])
             if remembered:
                 self.reward.set_state(remembered)
 
@@ -348,7 +358,7 @@ class Environment(Generic[D]):
         return sample, rewards, valids
 
     @torch.no_grad()
-    def sample(self, n: int, policy: Policy | None = None, **kwargs: Any) -> Sample[D]:
+    def sample(self, n: int, policy: Controller | None = None, **kwargs: Any) -> Sample[D]:
         """Roll out ``n`` whole trajectories.
 
         Args:
@@ -368,7 +378,7 @@ class Environment(Generic[D]):
             return self._scored(self._roll_out(n, policy, kwargs), self.score)
 
     @torch.no_grad()
-    def stream(self, n: int, batches: int, policy: Policy | None = None, **kwargs: Any) -> Iterator[Sample[D]]:
+    def stream(self, n: int, batches: int, policy: Controller | None = None, **kwargs: Any) -> Iterator[Sample[D]]:
         """Roll out batch after batch; a batch is scored while the next one is rolled out.
 
         That takes a reward that scores in threads, ``reward="images/asynchronous"``
@@ -408,7 +418,7 @@ class Environment(Generic[D]):
         finished, rewards, valids = score(sample.latents, **sample.kwargs)
         return replace(sample, sample=finished, rewards=rewards, valids=valids)
 
-    def _roll_out(self, n: int, policy: Policy | None, kwargs: dict[str, Any]) -> Sample[D]:
+    def _roll_out(self, n: int, policy: Controller | None, kwargs: dict[str, Any]) -> Sample[D]:
         """Trajectories that have no rewards yet."""
         check_whole("n", n)
         x, kwargs = self.start(n, **kwargs)
@@ -434,7 +444,7 @@ class Environment(Generic[D]):
         invalid = torch.zeros(n, dtype=torch.bool, device="cpu")
         return Sample(x, x, trajectory, control_costs, unknown, invalid, kwargs)
 
-    def _act(self, policy: Policy, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _act(self, policy: Controller, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
         action = policy(x, self.times[index], **kwargs)
         try:
             tensor: Tensor = action.data if isinstance(action, FlowTensor) else torch.as_tensor(action, device=x.device)

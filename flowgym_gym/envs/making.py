@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,13 +16,19 @@ from flowgym_gym.envs.environment import (
     VelocityEnvironment,
 )
 from flowgym_gym.errors import OptionError, UnknownOptionError, did_you_mean, shown
-from flowgym_gym.models.loading import family_of, load_base_model, load_reward
-from flowgym_gym.registry import base_model_registry, reward_registry
+from flowgym_gym.models.loading import find_base_model, load_found
+from flowgym_gym.registry import RegistryEntry, base_model_registry, reward_registry
+from flowgym_gym.rewards.loading import load_reward
 from flowgym_gym.time_grid import Steps
 
 BY_ACTION_TYPE: dict[str, type[Environment[Any]]] = {
     cls.action_type: cls for cls in (VelocityEnvironment, NoiseEnvironment, ControlEnvironment)
 }
+
+# The options of every environment, which `make` hands on.
+ENVIRONMENT_OPTIONS = frozenset(inspect.signature(Environment.__init__).parameters) - {
+    "self", "base_model", "reward", "parts",
+}  # fmt: skip
 
 
 def make(
@@ -82,37 +89,32 @@ def make(
     for name, value in (("device", device), ("dtype", dtype), *options.items()):
         if value is not None or name in options:
             check_once(name, value, "base_model_kwargs", model_kwargs)
-    env_names = {
-        p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")
-    }
-    base_model = family_of(base_model, {**options, **model_kwargs}.get("checkpoint"))
-    model_names = base_model_registry.get(base_model).options()
-    env_options = {}
-    for name, value in options.items():
-        if name in env_names:
-            env_options[name] = value
-        elif model_names is None or name in model_names:
-            model_kwargs[name] = value
-        else:
-            known = {*env_names, *model_names, *inspect.signature(make).parameters} - {"options"}
-            raise UnknownOptionError(
-                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
-            )
-    parts: dict[str, dict[str, Any]] = {
-        "base_model": {
-            "id": base_model,
-            "device": device,
-            "dtype": "float32" if dtype is None else dtype,
-            **model_kwargs,
-        },
-        "reward": {"id": reward, **reward_kwargs},
-    }
-    environment = BY_ACTION_TYPE[action_type](
-        load_base_model(**parts["base_model"]),
-        load_reward(**parts["reward"]),
+    found = find_base_model(base_model, {**options, **model_kwargs}.get("checkpoint"))
+    _check_known(options, option_names(found.entry))
+    env_options = {name: value for name, value in options.items() if name in ENVIRONMENT_OPTIONS}
+    model_kwargs |= {name: value for name, value in options.items() if name not in ENVIRONMENT_OPTIONS}
+    model_kwargs = {"device": device, "dtype": "float32" if dtype is None else dtype, **model_kwargs}
+    return BY_ACTION_TYPE[action_type](
+        load_found(found, **model_kwargs),
+        load_reward(reward, **reward_kwargs),
         discretization_steps,
         reward_scale,
         **env_options,
+        parts={"base_model": {"id": found.entry.id, **model_kwargs}, "reward": {"id": reward, **reward_kwargs}},
     )
-    environment._parts = parts
-    return environment
+
+
+def _check_known(options: Iterable[str], known: set[str] | None) -> None:
+    """Raise an UnknownOptionError if an option is none of those that are known; None for any."""
+    for name in options:
+        if known is not None and name not in known:
+            raise UnknownOptionError(
+                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
+            )
+
+
+def option_names(base_model: RegistryEntry) -> set[str] | None:
+    """What :func:`make` takes by name with a base model; None where that model takes any name."""
+    own = base_model.options()
+    named = {*inspect.signature(make).parameters, *ENVIRONMENT_OPTIONS} - {"options"}
+    return None if own is None else named | own

@@ -13,8 +13,9 @@ from flowgym_gym.envs.environment import VelocityEnvironment
 from flowgym_gym.envs.rollout import Rollout
 from flowgym_gym.errors import StateError
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
-from flowgym_gym.models.loading import from_pipeline, load_base_model, load_reward
+from flowgym_gym.models.loading import from_pipeline, load_base_model
 from flowgym_gym.rewards.images import RedReward
+from flowgym_gym.rewards.loading import load_reward
 from flowgym_gym.rewards.vectors import GaussianReward
 from tests.conftest import RED
 from tests.models import tiny

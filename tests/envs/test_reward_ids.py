@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import data_equivalence
 
 from flowgym_gym import FlowTensor, reward_registry
-from flowgym_gym.models.loading import load_reward
+from flowgym_gym.rewards.loading import load_reward
 from tests.conftest import PROMPTS, REWARD_IDS, reward_options
 
 

@@ -10,8 +10,8 @@ import torch
 
 from flowgym_gym import FlowTensor, Reward
 from flowgym_gym.errors import OptionError, RewardError, StateError, UnknownIdError, UnknownOptionError
-from flowgym_gym.models.loading import load_reward
 from flowgym_gym.rewards.compose import Clip, Standardize, WeightedSum
+from flowgym_gym.rewards.loading import load_reward
 from tests.conftest import PROMPTS, RED
 
 PROMPT_LIST = ["cat", "dog", "cat", "cat", "dog", "owl"]
