@@ -29,7 +29,7 @@ from benchmarks.measure import machine, synchronise
 from benchmarks.rows import DECODE_BATCH, PROMPT, Case, pipeline
 from flowgym_gym import VelocityEnvironment
 from flowgym_gym.models import from_pipeline
-from flowgym_gym.models.loading import load_reward
+from flowgym_gym.rewards.loading import load_reward
 
 EAGER = "diffusers' pipeline, eager"
 # How the network and the decoder are prepared, by name: memory format, and torch.compile's mode or None.
