@@ -96,9 +96,10 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         >>> env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0").unwrapped
         >>> _ = env.reset(seed=0)
         >>> state = env.get_state()
-        >>> first = env.step(env.action_space.sample() * 0)
+        >>> first, *_ = env.step(env.action_space.sample() * 0)
         >>> env.set_state(state)
-        >>> bool(first[0]["latent"] == env.step(env.action_space.sample() * 0)[0]["latent"])
+        >>> again, *_ = env.step(env.action_space.sample() * 0)
+        >>> bool(first["latent"] == again["latent"])
         True
         """
         return {**self.rollout.get_state(), "random": pack_random(self.np_random)}
