@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from flowgym_gym.wrappers.check import check_denoising
-from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode, Wrapper
 
 if TYPE_CHECKING:
     from flowgym_gym.time_grid import Steps
 
 
-class TimeGrid(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
+class TimeGrid(KnowsAutoresetMode, Wrapper):
     """Visit other times; see :class:`flowgym_gym.wrappers.TimeGrid`.
 
     Args:

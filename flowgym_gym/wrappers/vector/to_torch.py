@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from flowgym_gym.wrappers.check import check_denoising, check_own_observations
 from flowgym_gym.wrappers.to_torch import tensors
-from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode, Wrapper
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ToTorch(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
+class ToTorch(KnowsAutoresetMode, Wrapper):
     """Tensors on the model's device in place of arrays; see :class:`flowgym_gym.wrappers.ToTorch`.
 
     Args:
