@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import t as student
 
 CONFIDENCE = 0.95
 FORMULA = "mean +- t * s / sqrt(n), s with denominator n - 1, t of Student's distribution with n - 1 degrees of freedom"
@@ -20,6 +19,8 @@ def interval(values: np.ndarray) -> dict[str, float]:
     mean = float(values.mean())
     if len(values) < 2:
         return {"mean": mean}
+    from scipy.stats import t as student
+
     std = float(values.std(ddof=1))
     half = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * std / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half, "std": std}

@@ -51,7 +51,7 @@ def describe(environment: Environment[Any]) -> dict[str, Any]:
 
 def describe_arguments(environment: Environment[Any]) -> dict[str, Any]:
     """Arguments of base model and reward, neither defaults of their classes nor incidental."""
-    parts = environment._parts
+    parts = environment.parts
     found: dict[str, Any] = {}
     for role, made, registry in (
         ("base_model", environment.base_model, base_model_registry),
@@ -136,7 +136,7 @@ def weights_of(modules: Iterable[nn.Module]) -> str:
 
 
 def _describe_briefly(environment: Environment[Any]) -> dict[str, Any]:
-    parts = environment._parts or {"base_model": {"id": type(environment.base_model).__name__}, "reward": {}}
+    parts = environment.parts or {"base_model": {"id": type(environment.base_model).__name__}, "reward": {}}
     model = environment.base_model
     checkpoint = parts["base_model"].get("checkpoint") or getattr(model, "default_checkpoint", None)
     return {

@@ -41,7 +41,7 @@ def test_any_local_folder_is_an_environment(other_checkpoint):
     observation, _ = env.reset(seed=0)
     assert observation["latent"].shape == (4, 4, 8)
     assert env.action_space.shape == (4, 4, 8)
-    assert env.unwrapped.rollout.environment.grid.timesteps.tolist() == [667, 334, 1]
+    assert env.unwrapped.environment.grid.timesteps.tolist() == [667, 334, 1]
     for _ in range(3):
         *_, info = env.step(np.zeros((4, 4, 8), np.float32))
     assert 0 <= info["terminal_reward"] <= 1

@@ -13,9 +13,9 @@ import torch
 import flowgym_gym
 from flowgym_gym import FlowTensor, Reward
 from flowgym_gym.errors import OptionError, RewardError
-from flowgym_gym.models.loading import load_reward
 from flowgym_gym.rewards.asynchronous import Asynchronous
 from flowgym_gym.rewards.base import check_images
+from flowgym_gym.rewards.loading import load_reward
 from tests.rewards.toys import GreyModel
 
 PICTURES = FlowTensor(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))

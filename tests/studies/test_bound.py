@@ -4,11 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 
 from flowgym_gym.agents import load_preset
 from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.errors import OptionError
-from flowgym_gym.optimal_control.bound import free_energy
+from flowgym_gym.optimal_control.bound import base_returns, free_energies, free_energy
 from flowgym_gym.optimal_control.optimum import uncontrolled_value
 from studies import bound
 
@@ -56,16 +57,18 @@ def test_a_process_without_noise_has_no_bound():
 
 def test_continuations_share_their_beginning_and_nothing_else():
     settings = load_preset(GAUSSIAN)
-    found = bound.returns(GAUSSIAN, settings, 3, 4)
+    env = make_vector_env(GAUSSIAN, settings, 4, AutoresetMode.DISABLED)
+    found = base_returns(env, [0, 4, 8])
     assert len(np.unique(found)) > 6
     settings["env"]["noise_level"] = 1e-6
-    still = bound.returns(GAUSSIAN, settings, 3, 4)
+    env = make_vector_env(GAUSSIAN, settings, 4, AutoresetMode.DISABLED)
+    still = base_returns(env, [0, 4, 8])
     assert still == pytest.approx(np.repeat(still[:, :1], 4, axis=1), abs=1e-5)
     assert len(np.unique(still.round(3))) == 3
 
 
 def test_free_energies_make_up_for_the_logarithm_of_few_continuations():
     weight, std = 4.0, 2.0
-    found = bound.free_energies(np.random.default_rng(0).normal(1.0, std, (100_000, 8)), weight)
+    found = free_energies(np.random.default_rng(0).normal(1.0, std, (100_000, 8)), weight)
     # That of a Gaussian; without the correction it would be 0.07 less.
     assert found.mean() == pytest.approx(1 + std**2 / (2 * weight), abs=0.01)

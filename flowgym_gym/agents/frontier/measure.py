@@ -40,6 +40,7 @@ from flowgym_gym.agents.runs.preparation import Run, differences, prepare, setti
 from flowgym_gym.agents.runs.results import save_curve
 from flowgym_gym.agents.runs.training import run
 from flowgym_gym.console import say
+from flowgym_gym.envs import environment_of
 from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
 from flowgym_gym.optimal_control.best_of_n import (
@@ -129,7 +130,7 @@ def frontier(
         report, runs = _begin_runs(plan)
         report["contents"] = known
         _measure_base_model(plan, report, env)
-        _measure_guidance(plan, report, _environment(env))
+        _measure_guidance(plan, report, environment_of(env))
         for agent, prepared in runs:
             say(f"training {agent.algo.upper()} at reward scale {agent.scale:g} in {prepared.out}")
             result = run(prepared)
@@ -323,23 +324,18 @@ def _make_env(plan: Plan) -> VectorEnv[Any, Any, Any]:
     """
     settings = {**plan.process, "env": {**plan.process["env"], "action_type": "control", "action_scale": 1.0}}
     env = make_vector_env(plan.env_id, settings, min(plan.batch_size, plan.pool), AutoresetMode.DISABLED)
-    reward = _environment(env).reward
+    reward = environment_of(env).reward
     if reward.stateful:
         raise OptionError(
             f"{type(reward).__name__} remembers what it has scored, and a frontier compares samples by one measure; "
             "take the reward inside it"
         )
-    if not bool((_environment(env).transitions.std > 0).any()):
+    if not bool((environment_of(env).transitions.std > 0).any()):
         raise OptionError(
             "this process draws no noise, so that a steered one has no finite divergence from it; take a noise_level "
             "above 0"
         )
     return env
-
-
-def _environment(env: VectorEnv[Any, Any, Any]) -> Environment[Any]:
-    environment: Environment[Any] = env.unwrapped.rollout.environment  # type: ignore[attr-defined]
-    return environment
 
 
 def _batches(label: str, seeds: list[int], size: int) -> Iterator[list[int]]:

@@ -38,8 +38,8 @@ from typing import Any
 import gymnasium
 import yaml
 
+from flowgym_gym.catalogue import DENOISING
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean, shown
-from flowgym_gym.registration import DENOISING
 
 Settings = dict[str, Any]
 

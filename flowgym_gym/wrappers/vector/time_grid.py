@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from flowgym_gym.wrappers.check import check_denoising
+from flowgym_gym.envs.rollout import rollout_of
+from flowgym_gym.time_grid import Steps
 from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode, Wrapper
-
-if TYPE_CHECKING:
-    from flowgym_gym.time_grid import Steps
 
 
 class TimeGrid(KnowsAutoresetMode, Wrapper):
@@ -24,5 +22,4 @@ class TimeGrid(KnowsAutoresetMode, Wrapper):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], steps: Steps, spacing: str | None = None) -> None:
         super().__init__(env)
-        check_denoising(env)
-        env.unwrapped.set_time_grid(steps, spacing)  # type: ignore[attr-defined]
+        rollout_of(env).set_time_grid(steps, spacing)
