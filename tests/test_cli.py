@@ -158,6 +158,7 @@ def test_an_interrupted_run_says_how_to_go_on(number, code, capsys, tmp_path, mo
     assert signal.getsignal(number) is handler
 
 
+@pytest.mark.second
 def test_a_missing_extra_is_named_with_its_cure(tmp_path):
     code = (
         "import sys; sys.modules['stable_baselines3'] = None\n"

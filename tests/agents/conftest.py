@@ -34,6 +34,8 @@ TINY = {
     },
 }
 TINY["tqc"] = TINY["sac"]
+# All algorithms; those of a further engine in the second lane.
+ENGINES = ["ppo", "sac", pytest.param("tqc", marks=pytest.mark.second)]
 # Columns that hold wall-clock time.
 TIMED = {"seconds", "steps_per_second"}
 

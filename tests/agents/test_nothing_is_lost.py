@@ -26,6 +26,7 @@ from tests.conftest import RED
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.second
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_a_run_killed_at_ten_moments_is_the_run_that_was_not(algo, tmp_path):

@@ -103,7 +103,7 @@ def terminate_at(monkeypatch):
         ("ppo", {"env.discretization_steps": 3}),
         # Random actions of the warm-up come after the first checkpoint too.
         ("sac", {"env.prompts": ["a photo of a cat", "a red heart"], "algo.learning_starts": 12}),
-        ("tqc", {"policy.n_quantiles": 5}),
+        pytest.param("tqc", {"policy.n_quantiles": 5}, marks=pytest.mark.second),
     ],
 )
 def test_a_terminated_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(algo, changes, tmp_path, terminate_at):
@@ -392,6 +392,7 @@ def test_damaged_evaluations_and_pictures_that_cannot_be_written_are_said(tmp_pa
         save_curve(tmp_path)
 
 
+@pytest.mark.second
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_terminated_process_leaves_a_run_that_can_be_resumed(tmp_path):
     out = tmp_path / "run"

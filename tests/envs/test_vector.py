@@ -246,7 +246,7 @@ def test_async_vector_env_equals_sync_vector_env():
         envs.close()
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.second)])
 def test_async_vector_env_runs_the_network_in_its_processes(context):
     """Torch's threads do not survive a fork: the children must not wait for them."""
     kwargs = {"discretization_steps": 2, "prompts": PROMPTS}

@@ -633,6 +633,7 @@ def test_an_open_pipeline_is_taken_as_it_is():
         from_pipeline(pipe, lora="some/lora")
 
 
+@pytest.mark.second
 def test_a_hub_id_opens_from_the_local_cache_without_a_network(tmp_path):
     """In the layout that downloads leave behind, read by another process that must not reach the network."""
     pipe, commit = tiny.build("stable_diffusion_xl"), "0123abcd" * 5

@@ -72,6 +72,7 @@ print(conditions["encoder_hidden_states"].sum().item(), *pooled[:3].tolist())
 """
 
 
+@pytest.mark.second
 def test_every_process_embeds_a_prompt_alike():
     outputs = [
         subprocess.run([sys.executable, "-c", EMBED], capture_output=True, text=True, check=True).stdout

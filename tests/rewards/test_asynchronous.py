@@ -100,6 +100,7 @@ def test_a_sample_at_fault_is_not_asked_about_again():
     assert len(scorer.calls) == 1
 
 
+@pytest.mark.second
 def test_a_thread_that_was_given_up_does_not_keep_the_process():
     code = (
         "import time, torch\n"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from flowgym_gym.checks import check_weight
 from flowgym_gym.envs.rollout import rollout_of
-from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode, Wrapper
 
 
-class RewardScale(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, np.ndarray]):
+class RewardScale(KnowsAutoresetMode, Wrapper):
     """Weigh the terminal reward by ``scale``; see :class:`flowgym_gym.wrappers.RewardScale`.
 
     Args:

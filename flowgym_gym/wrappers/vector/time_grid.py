@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from flowgym_gym.envs.rollout import rollout_of
 from flowgym_gym.time_grid import Steps
-from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode, Wrapper
 
 
-class TimeGrid(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
+class TimeGrid(KnowsAutoresetMode, Wrapper):
     """Visit other times; see :class:`flowgym_gym.wrappers.TimeGrid`.
 
     Args:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from flowgym_gym.envs.rollout import rollout_of
 from flowgym_gym.wrappers.check import check_own_observations
 from flowgym_gym.wrappers.to_torch import tensors
-from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode, Wrapper
 
 
-class ToTorch(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
+class ToTorch(KnowsAutoresetMode, Wrapper):
     """Tensors on the model's device in place of arrays; see :class:`flowgym_gym.wrappers.ToTorch`.
 
     Args:
