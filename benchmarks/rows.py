@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -20,7 +21,9 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 import flowgym_gym
 from flowgym_gym.agents import SB3VecEnv
-from flowgym_gym.agents.settings import load_preset, make_algorithm, make_vector_env
+from flowgym_gym.agents.runs.environments import make_vector_env
+from flowgym_gym.agents.runs.presets import load_preset
+from flowgym_gym.agents.sb3.algorithms import make_algorithm
 from flowgym_gym.models.loading import load_base_model
 
 ID = "flowgym_gym:flowgym/StableDiffusion-Red-v0"
@@ -47,7 +50,7 @@ class Case:
     dtype: str = "float32"
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """Arguments of the environments."""
         return {
             "checkpoint": self.checkpoint,
@@ -146,7 +149,7 @@ def torch_environment(case: Case) -> Iterator[Episode]:
     """``sample`` of the torch-native environment."""
     options = dict(case.options)
     env = flowgym_gym.make(
-        "images/stable_diffusion", "images/red", options.pop("discretization_steps"), reward_scale=100, **options
+        "images/stable_diffusion", "images/red", int(options.pop("discretization_steps")), reward_scale=100, **options
     )
 
     def episode() -> int:
@@ -171,8 +174,8 @@ def relative(case: Case) -> Iterator[Episode]:
     yield episode
 
 
-def _zero_actions(envs: object, shape: tuple[int, ...], case: Case, reset: bool = True) -> Episode:
-    actions = np.zeros(shape, np.float32)
+def _zero_actions(envs: Any, shape: tuple[int, ...] | None, case: Case, reset: bool = True) -> Episode:
+    actions = np.zeros(shape or (), np.float32)
 
     def episode() -> int:
         if reset:
@@ -184,7 +187,7 @@ def _zero_actions(envs: object, shape: tuple[int, ...], case: Case, reset: bool 
     return episode
 
 
-def _denoising_vector(**options: object) -> Callable[[Case], object]:
+def _denoising_vector(**options: Any) -> Callable[[Case], object]:
     @contextmanager
     def open_(case: Case) -> Iterator[Episode]:
         envs = gymnasium.make_vec(ID, num_envs=case.num_envs, **case.options, **options)
@@ -199,11 +202,11 @@ def sb3_environment(case: Case) -> Iterator[Episode]:
     """The same through ``SB3VecEnv``, which resets in the last step of an episode."""
     envs = SB3VecEnv(gymnasium.make_vec(ID, num_envs=case.num_envs, autoreset_mode="SameStep", **case.options))
     envs.reset()
-    yield _zero_actions(envs, (case.num_envs, *envs.action_space.shape), case, reset=False)
+    yield _zero_actions(envs, (case.num_envs, *(envs.action_space.shape or ())), case, reset=False)
     envs.close()
 
 
-def _gymnasium_vector(cls: type) -> Callable[[Case], object]:
+def _gymnasium_vector(cls: Callable[..., Any]) -> Callable[[Case], object]:
     @contextmanager
     def open_(case: Case) -> Iterator[Episode]:
         envs = cls([lambda: gymnasium.make(ID, disable_env_checker=True, **case.options)] * case.num_envs)
@@ -228,7 +231,7 @@ def training(case: Case) -> Iterator[Episode]:
 
     def episode() -> int:
         agent.learn(case.num_envs * hyper["n_steps"], reset_num_timesteps=False)
-        return case.num_envs * hyper["n_steps"]
+        return int(case.num_envs * hyper["n_steps"])
 
     yield episode
     envs.close()

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def compare(case: Case, variants: list[str], rounds: int, peak: float) -> dict[s
         pipeline's speed, and the network's share of the peak if all time were the network's.
     """
     flops = network_flops(case)
-    results = {}
+    results: dict[str, Any] = {}
     with pipeline(case) as eager:
         for name in variants:
             sample = prepared(case, *VARIANTS[name])
@@ -151,7 +152,7 @@ def matrix_peak(device: str, dtype: str, repeats: int = 5) -> float:
     for n in MATRIX_SIZES["cpu" if device == "cpu" else "cuda"]:
         a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
         a @ a
-        best = max(best, *(2 * n**3 / timed(lambda a=a: a @ a, device) / 1e12 for _ in range(repeats)))
+        best = max(best, *(2 * n**3 / timed(partial(torch.matmul, a, a), device) / 1e12 for _ in range(repeats)))
     return best
 
 

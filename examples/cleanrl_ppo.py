@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from flowgym_gym import seeds
-from flowgym_gym.optimal_control import optimal_value, uncontrolled_value
+from flowgym_gym.optimal_control.optimum import optimal_value, uncontrolled_value
 from flowgym_gym.wrappers.vector import ToTorch
 
 ID, NUM_ENVS, STEPS, EPOCHS, BATCH, CLIP = "flowgym/GaussianMixture-Gaussian-v0", 128, 10, 10, 256, 0.2

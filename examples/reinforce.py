@@ -11,7 +11,8 @@ from torch import nn
 
 import flowgym_gym
 from flowgym_gym import FlowTensor
-from flowgym_gym.optimal_control import free_energy, uncontrolled_value
+from flowgym_gym.optimal_control.bound import free_energy
+from flowgym_gym.optimal_control.optimum import uncontrolled_value
 
 
 def main(iterations=300):

@@ -163,9 +163,10 @@ def sample_base_model(options: argparse.Namespace) -> int:
         raise OptionError(f"--n is {options.n}, expected a whole number, at least 1")
     _check_png(options.out)
     _import_agents()
-    from flowgym_gym.agents.evaluation import BATCH, check_seed, frames_of, play
-    from flowgym_gym.agents.pictures import picture_grid
-    from flowgym_gym.agents.settings import env_options, full_id, parse_assignments
+    from flowgym_gym.agents.runs.episodes import BATCH, check_seed, frames_of, play
+    from flowgym_gym.agents.runs.pictures import picture_grid
+    from flowgym_gym.agents.runs.presets import full_id
+    from flowgym_gym.agents.runs.settings import env_options, parse_assignments
 
     check_seed(options.seed, options.n)
     env_id = full_id(options.env)
@@ -188,9 +189,10 @@ def sample_base_model(options: argparse.Namespace) -> int:
 def train_agent(options: argparse.Namespace) -> int:
     """Train, evaluate, and say what to do next."""
     _import_agents()
-    from flowgym_gym.agents.records import tensorboard_installed
-    from flowgym_gym.agents.settings import describe, parse_assignments
-    from flowgym_gym.agents.training import prepare, run
+    from flowgym_gym.agents.runs.preparation import prepare
+    from flowgym_gym.agents.runs.records import tensorboard_installed
+    from flowgym_gym.agents.runs.settings import describe, parse_assignments
+    from flowgym_gym.agents.runs.training import run
 
     prepared = prepare(
         options.env,
@@ -251,8 +253,10 @@ def export_policy(options: argparse.Namespace) -> int:
 def draw_frontier(options: argparse.Namespace) -> int:
     """Measure reward against divergence, as far as it has not been measured yet."""
     _import_agents()
-    from flowgym_gym.agents.frontier import BEST_OF, PICTURE, REPORT, frontier, table
-    from flowgym_gym.agents.settings import parse_assignments
+    from flowgym_gym.agents.frontier.measure import frontier
+    from flowgym_gym.agents.frontier.report import PICTURE, REPORT, table
+    from flowgym_gym.agents.frontier.spec import BEST_OF
+    from flowgym_gym.agents.runs.settings import parse_assignments
 
     result = frontier(
         options.env,
@@ -278,8 +282,8 @@ def draw_frontier(options: argparse.Namespace) -> int:
 
 
 def _evaluate(out: Path, episodes: int, seed: int, which: str = "best") -> None:
-    from flowgym_gym.agents.evaluation import evaluate, table
-    from flowgym_gym.agents.training import save_curve
+    from flowgym_gym.agents.runs.evaluation import evaluate, table
+    from flowgym_gym.agents.runs.results import save_curve
 
     _tell(table(evaluate(out, episodes, seed, which=which)))
     save_curve(out)

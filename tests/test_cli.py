@@ -11,8 +11,9 @@ from PIL import Image
 
 import flowgym_gym
 from flowgym_gym.agents import evaluate, load_policy
-from flowgym_gym.agents.records import tensorboard_installed
-from flowgym_gym.agents.runs import Metrics, read_config, read_metrics
+from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
+from flowgym_gym.agents.runs.records import tensorboard_installed
 from flowgym_gym.cli import main, parser
 from tests.agents.conftest import assignments
 from tests.conftest import ALL_IDS, RED
@@ -22,7 +23,7 @@ SHORT = RED.removeprefix("flowgym/")
 
 @pytest.fixture(autouse=True)
 def _tiny_pictures(monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.training.PICTURES", 2)
+    monkeypatch.setattr("flowgym_gym.agents.runs.results.PICTURES", 2)
 
 
 def test_list_names_everything_that_is_registered(capsys):
@@ -78,7 +79,7 @@ def test_a_picture_that_cannot_be_written_is_said(tmp_path, capsys, monkeypatch)
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flowgym_gym.agents.pictures.picture_grid", full)
+    monkeypatch.setattr("flowgym_gym.agents.runs.pictures.picture_grid", full)
     assert main(["sample", SHORT, "--n", "1", "--set", "discretization_steps=1", "--out", str(tmp_path / "x.png")]) == 2
     assert capsys.readouterr().err.endswith("x.png, which cannot be written: No space left on device\n")
 
@@ -252,7 +253,7 @@ def test_every_nonsense_is_a_line_with_exit_code_2(name, extra, capsys, tmp_path
     def work(*args, **kwargs):
         raise AssertionError("the work has begun")
 
-    for beginning in ("training.check_space", "frontier._measure_base_model", "evaluation.play"):
+    for beginning in ("runs.training.check_space", "frontier.measure._measure_base_model", "runs.evaluation.play"):
         monkeypatch.setattr(f"flowgym_gym.agents.{beginning}", work)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("hello")

@@ -11,7 +11,8 @@ import flowgym_gym
 from flowgym_gym import FlowTensor, Reward, VelocityEnvironment
 from flowgym_gym.errors import ActionError, OptionError
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
-from flowgym_gym.optimal_control import free_energy, optimal_value, policy_value, uncontrolled_value
+from flowgym_gym.optimal_control.bound import free_energy
+from flowgym_gym.optimal_control.optimum import optimal_value, policy_value, uncontrolled_value
 from flowgym_gym.rewards.vectors import GaussianReward
 from flowgym_gym.wrappers import RewardScale, TimeGrid
 

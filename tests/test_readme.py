@@ -77,8 +77,8 @@ def test_the_long_commands_are_accepted(command, tmp_path, monkeypatch):
         raise AcceptedError
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flowgym_gym.agents.training.run", accept)
-    monkeypatch.setattr("flowgym_gym.agents.frontier._begin", accept)
+    monkeypatch.setattr("flowgym_gym.agents.runs.training.run", accept)
+    monkeypatch.setattr("flowgym_gym.agents.frontier.measure._begin", accept)
     with pytest.raises(AcceptedError):
         main(shlex.split(command, comments=True))
 

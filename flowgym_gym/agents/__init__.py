@@ -13,24 +13,26 @@ from typing import TYPE_CHECKING, Any
 from flowgym_gym.errors import FlowGymError, MissingExtraError, reason
 
 if TYPE_CHECKING:
-    from flowgym_gym.agents.evaluation import evaluate
-    from flowgym_gym.agents.exporting import export, load_policy
-    from flowgym_gym.agents.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
-    from flowgym_gym.agents.settings import load_preset
-    from flowgym_gym.agents.training import load_agent, train
-    from flowgym_gym.agents.vec_env import SB3VecEnv
+    from flowgym_gym.agents.runs.evaluation import evaluate
+    from flowgym_gym.agents.runs.export import export
+    from flowgym_gym.agents.runs.opening import load_agent
+    from flowgym_gym.agents.runs.presets import load_preset
+    from flowgym_gym.agents.runs.training import train
+    from flowgym_gym.agents.sb3.exported import load_policy
+    from flowgym_gym.agents.sb3.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
+    from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 
 _LAZY = {
-    "LatentActorCriticPolicy": "flowgym_gym.agents.policies",
-    "LatentSACPolicy": "flowgym_gym.agents.policies",
-    "LatentTQCPolicy": "flowgym_gym.agents.policies",
-    "SB3VecEnv": "flowgym_gym.agents.vec_env",
-    "evaluate": "flowgym_gym.agents.evaluation",
-    "export": "flowgym_gym.agents.exporting",
-    "load_agent": "flowgym_gym.agents.training",
-    "load_policy": "flowgym_gym.agents.exporting",
-    "load_preset": "flowgym_gym.agents.settings",
-    "train": "flowgym_gym.agents.training",
+    "LatentActorCriticPolicy": "flowgym_gym.agents.sb3.policies",
+    "LatentSACPolicy": "flowgym_gym.agents.sb3.policies",
+    "LatentTQCPolicy": "flowgym_gym.agents.sb3.policies",
+    "SB3VecEnv": "flowgym_gym.agents.sb3.vec_env",
+    "evaluate": "flowgym_gym.agents.runs.evaluation",
+    "export": "flowgym_gym.agents.runs.export",
+    "load_agent": "flowgym_gym.agents.runs.opening",
+    "load_policy": "flowgym_gym.agents.sb3.exported",
+    "load_preset": "flowgym_gym.agents.runs.presets",
+    "train": "flowgym_gym.agents.runs.training",
 }
 
 EXTRA = {"stable_baselines3", "matplotlib", "scipy", "yaml", "tqdm"}

@@ -157,7 +157,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
             outcome = self.rollout.step(actions, [0])
         return self._observe(), float(outcome.rewards[0]), bool(outcome.finished[0]), False, outcome.info(0)
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The sample that the model now expects, uint8, shape ``(H, W, 3)``; None without a render mode."""
         if self.render_mode is None:
             gymnasium.logger.warn("render was called without a render mode; make the environment with 'rgb_array'")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowgym_gym.agents import load_agent, train
-from flowgym_gym.agents.runs import read_metrics
+from flowgym_gym.agents.runs.metrics import read_metrics
 from tests.conftest import RED
 
 TINY = {
@@ -69,10 +69,10 @@ def drawing():
 
 
 def draw_little(monkeypatch, drawing=False):
-    monkeypatch.setattr("flowgym_gym.agents.training.PICTURES", 2)
+    monkeypatch.setattr("flowgym_gym.agents.runs.results.PICTURES", 2)
     if not drawing:
         for name in ("picture_grid", "learning_curve", "_save_film"):
-            monkeypatch.setattr(f"flowgym_gym.agents.training.{name}", lambda *args: None)
+            monkeypatch.setattr(f"flowgym_gym.agents.runs.results.{name}", lambda *args: None)
 
 
 @pytest.fixture(autouse=True)

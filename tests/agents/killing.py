@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowgym_gym.agents import runs, train
-from flowgym_gym.agents.records import tensorboard_installed
-from flowgym_gym.agents.runs import checkpoints
+from flowgym_gym.agents import train
+from flowgym_gym.agents.runs.checkpoints import checkpoints, save_best, save_checkpoint
+from flowgym_gym.agents.runs.files import write_json
+from flowgym_gym.agents.runs.metrics import Metrics
+from flowgym_gym.agents.runs.records import tensorboard_installed
 from flowgym_gym.models.loading import load_base_model
 from tests.agents.conftest import TINY, draw_little, untimed
 from tests.conftest import PROMPTS, RED
@@ -30,12 +32,12 @@ OVERRIDES = {"env.prompts": PROMPTS, "checkpoint_every": 16, "evaluate_every": 8
 WRITERS = {
     function.__code__
     for function in (
-        runs.save_checkpoint,
-        runs.save_best,
-        runs.write_json,
-        runs.Metrics.start,
-        runs.Metrics.append,
-        runs.Metrics.sync,
+        save_checkpoint,
+        save_best,
+        write_json,
+        Metrics.start,
+        Metrics.append,
+        Metrics.sync,
     )
 }
 

@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 
 from flowgym_gym.agents import evaluate, export, load_agent, train
-from flowgym_gym.agents.frontier import frontier
-from flowgym_gym.agents.runs import (
-    capture_state,
-    checkpoints,
-    read_config,
-    read_metrics,
-    restore_checkpoint,
-)
-from flowgym_gym.agents.settings import make_algorithm, make_vector_env
-from flowgym_gym.agents.training import save_curve
-from flowgym_gym.agents.vec_env import SB3VecEnv
+from flowgym_gym.agents.frontier.measure import frontier
+from flowgym_gym.agents.runs.checkpoints import checkpoints, restore_checkpoint
+from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.environments import make_vector_env
+from flowgym_gym.agents.runs.metrics import read_metrics
+from flowgym_gym.agents.runs.results import save_curve
+from flowgym_gym.agents.runs.state import capture_state
+from flowgym_gym.agents.sb3.algorithms import make_algorithm
+from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.errors import CheckpointError, FlowGymError
 from tests.agents.conftest import TINY, draw_little
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from flowgym_gym.agents import evaluate
-from flowgym_gym.agents.evaluation import held_out_seeds, interval, play, table
+from flowgym_gym.agents.runs.episodes import held_out_seeds, play
+from flowgym_gym.agents.runs.evaluation import table
 from flowgym_gym.errors import OptionError
+from flowgym_gym.statistics import interval
 from flowgym_gym.wrappers.vector import CoarseAction
 from tests.agents.conftest import tiny
 from tests.conftest import RED

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowgym_gym.agents import evaluate, export, load_agent, load_policy
-from flowgym_gym.agents.runs import best_checkpoint
+from flowgym_gym.agents.runs.checkpoints import best_checkpoint
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.wrappers.vector import CoarseAction
 from tests.agents.conftest import TINY, draw_little, tiny

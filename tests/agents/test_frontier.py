@@ -12,27 +12,25 @@ from scipy.stats import norm
 
 import flowgym_gym
 from flowgym_gym import FlowTensor, Reward, reward_registry
-from flowgym_gym.agents import frontier as frontiers
-from flowgym_gym.agents.frontier import (
-    SAMPLES_OF_POOL,
-    RewardGuidance,
-    against_best_of_n,
-    best_of_n,
-    best_of_n_curve,
-    draw,
-    frontier,
-    kl_best_of_n,
-    maximum_weights,
-    needed_pool,
-    pool_notes,
-    table,
-)
-from flowgym_gym.agents.runs import Metrics, read_metrics
-from flowgym_gym.agents.settings import complete
+from flowgym_gym.agents.frontier import measure
+from flowgym_gym.agents.frontier.measure import frontier
+from flowgym_gym.agents.frontier.report import against_best_of_n, draw, table
+from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
+from flowgym_gym.agents.runs.presets import complete
 from flowgym_gym.cli import main
 from flowgym_gym.envs.environment import seeded
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, RewardError, UnknownOptionError
 from flowgym_gym.models.loading import clear_model_cache
+from flowgym_gym.optimal_control.best_of_n import (
+    SAMPLES_OF_POOL,
+    best_of_n,
+    best_of_n_curve,
+    kl_best_of_n,
+    maximum_weights,
+    needed_pool,
+    pool_notes,
+)
+from flowgym_gym.optimal_control.guidance import RewardGuidance
 from tests.conftest import PROMPTS, RED
 
 GAUSSIAN = "flowgym/GaussianMixture-Gaussian-v0"
@@ -370,14 +368,14 @@ def test_an_interrupted_command_goes_on_without_repeating_and_ends_as_an_uninter
     terminate_at(None)
     with monkeypatch.context() as patched:
         for done in ("play", "RewardGuidance"):
-            patched.setattr(f"flowgym_gym.agents.frontier.{done}", lambda *a: pytest.fail("done before"))
+            patched.setattr(f"flowgym_gym.agents.frontier.measure.{done}", lambda *a: pytest.fail("done before"))
         assert main(command(parts)) == 0
         assert "resuming at 40 timesteps" in capsys.readouterr().err
     finished, expected = (json.loads((out / "frontier.json").read_text()) for out in (parts, whole))
     assert finished == expected
     assert [row["timesteps"] for row in read_metrics(parts / "runs" / "ppo-3" / "metrics.csv")] == [40, 80]
 
-    monkeypatch.setattr("flowgym_gym.agents.frontier.run", lambda *a: pytest.fail("done before"))
+    monkeypatch.setattr("flowgym_gym.agents.frontier.measure.run", lambda *a: pytest.fail("done before"))
     assert main(command(parts)) == 0
     assert json.loads((parts / "frontier.json").read_text()) == expected
 
@@ -449,16 +447,16 @@ def test_points_of_earlier_calls_stay(tmp_path):
 def test_what_another_process_did_before_the_folder_was_taken_stays_and_is_not_done_again(tmp_path, monkeypatch):
     options = {"out": tmp_path, "algos": ["ppo"], "pool": 24, "best_of": [2], "episodes": 2, "reward_scales": [30]}
     options |= {"timesteps": 40, "overrides": SMALL}
-    make_env, run = frontiers._make_env, frontiers.run
+    make_env, run = measure._make_env, measure.run
     trained = []
 
     def late(plan):
-        monkeypatch.setattr(frontiers, "_make_env", make_env)
+        monkeypatch.setattr(measure, "_make_env", make_env)
         frontier(GAUSSIAN, strengths=[1], **options)
         return make_env(plan)
 
-    monkeypatch.setattr(frontiers, "_make_env", late)
-    monkeypatch.setattr(frontiers, "run", lambda prepared: (trained.append(prepared.out), run(prepared))[1])
+    monkeypatch.setattr(measure, "_make_env", late)
+    monkeypatch.setattr(measure, "run", lambda prepared: (trained.append(prepared.out), run(prepared))[1])
     report = frontier(GAUSSIAN, strengths=[5], **options).report
     assert set(report["points"]) == {"base", "best-of-2", "endpoint-1", "endpoint-5", "ppo-30"}
     assert trained == [tmp_path / "runs" / "ppo-30"]
@@ -508,10 +506,10 @@ def test_all_agents_steer_the_process_of_the_first_ones_preset(tmp_path, monkeyp
     }
     small = {"num_envs": 2, "timesteps": 8, "algo": {"batch_size": 2}}
     monkeypatch.setattr(
-        "flowgym_gym.agents.frontier.load_preset", lambda id, algo: complete({**small, **presets[algo]})
+        "flowgym_gym.agents.frontier.spec.load_preset", lambda id, algo: complete({**small, **presets[algo]})
     )
     monkeypatch.setattr(
-        "flowgym_gym.agents.training.load_preset", lambda id, algo: complete({**small, **presets[algo]})
+        "flowgym_gym.agents.runs.preparation.load_preset", lambda id, algo: complete({**small, **presets[algo]})
     )
     options = {"pool": 16, "best_of": [2], "episodes": 2, "strengths": [], "reward_scales": [15]}
     report = frontier(
@@ -549,7 +547,7 @@ def test_all_agents_steer_the_process_of_the_first_ones_preset(tmp_path, monkeyp
     ],
 )
 def test_bad_input_is_refused_before_any_work(options, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.frontier.make_vector_env", lambda *a: pytest.fail("work began"))
+    monkeypatch.setattr("flowgym_gym.agents.frontier.measure.make_vector_env", lambda *a: pytest.fail("work began"))
     with pytest.raises(FlowGymError, match=message):
         frontier(**{"env_id": GAUSSIAN, "out": tmp_path / "new", **options})
     assert not (tmp_path / "new").exists()
@@ -568,7 +566,7 @@ def test_a_reward_that_remembers_has_no_frontier(tmp_path):
 
 
 def test_what_pool_best_of_n_takes_is_said_before_the_first_sample(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("flowgym_gym.agents.frontier.play", lambda *args: pytest.fail(capsys.readouterr().err))
+    monkeypatch.setattr("flowgym_gym.agents.frontier.measure.play", lambda *args: pytest.fail(capsys.readouterr().err))
     options = {"algos": [], "overrides": {"prompts": PROMPTS}, "pool": 100, "best_of": [2, 8, 64]}
     said = (
         r"best of 8, 64 will be left out: it takes 8 n samples of each prompt, and the pool has 100, about 50 of each "

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowgym_gym.agents.runs import versions
+from flowgym_gym.agents.runs.files import versions
 from tests.agents.conftest import untimed
 
 KEPT = Path(__file__).parents[1] / "kept_runs"
@@ -99,7 +99,5 @@ def test_a_run_goes_on_where_the_times_of_its_grid_are_rounded_differently(tmp_p
     arrays["env.times"] = np.nextafter(times, np.full_like(times, 2.0))
     np.savez(newest / "state.npz", **arrays)
     arguments = ["flowgym/GaussianMixture-Gaussian2D-v0", str(out), "800"]
-    done = subprocess.run(
-        [sys.executable, "-c", RESUME, *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", RESUME, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,9 @@ import psutil
 import pytest
 from stable_baselines3.common.buffers import DictReplayBuffer
 
-from flowgym_gym.agents import memory, runs
-from flowgym_gym.agents.runs import checkpoints, read_config
+from flowgym_gym.agents.runs import buffers, memory
+from flowgym_gym.agents.runs.checkpoints import checkpoints
+from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.errors import OptionError
 from tests.agents.conftest import resume, same_weights, tiny, untimed
 
@@ -99,7 +100,7 @@ def test_transitions_go_into_a_buffer_of_another_size_the_newest_and_in_order(fi
     for buffered, reward in [*((saved, i) for i in range(filled))]:
         one = {"latent": np.array([[reward]], dtype=np.float32)}
         buffered.add(one, one, np.zeros((1, 1)), np.array([reward]), np.array([False]), [{}])
-    runs._restore_buffer(restored, runs._buffer_arrays(saved))
+    buffers._restore_buffer(restored, buffers.buffer_arrays(saved))
     kept = [row for row in rows if row >= filled - saved_size]
     order = np.roll(restored.rewards[:, 0], -restored.pos) if restored.full else restored.rewards[: restored.pos, 0]
     assert order.tolist() == kept
@@ -115,7 +116,7 @@ def test_where_the_memory_is_unknown_the_whole_run_is_kept(tmp_path, monkeypatch
 
 def test_a_replay_buffer_that_does_not_fit_is_refused_before_any_work(tmp_path, monkeypatch):
     available(monkeypatch, 100 * TRANSITION)
-    monkeypatch.setattr("flowgym_gym.agents.training._run", lambda *args: pytest.fail("work began"))
+    monkeypatch.setattr("flowgym_gym.agents.runs.training._run", lambda *args: pytest.fail("work began"))
     message = (
         r"algo.buffer_size is 200, a replay buffer of 417 kB, but 208 kB of memory are available; give at most 100,"
     )

@@ -10,8 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowgym_gym.agents import evaluate, load_agent, runs
-from flowgym_gym.agents.runs import best_checkpoint, checkpoints, locked, read_config, read_metrics
+from flowgym_gym.agents import evaluate, load_agent
+from flowgym_gym.agents.runs import checkpoints as checkpointing
+from flowgym_gym.agents.runs import metrics
+from flowgym_gym.agents.runs.checkpoints import best_checkpoint, checkpoints
+from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.files import locked
+from flowgym_gym.agents.runs.metrics import read_metrics
 from flowgym_gym.cli import main
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError
 from tests.agents.conftest import assignments, draw_little, resume, same_weights, tiny, untimed
@@ -61,11 +66,11 @@ def same_run(first, second):
     return untimed(first) == untimed(second) and same_weights(first, second)
 
 
-@pytest.mark.parametrize("function", ["records.save_checkpoint", "training._play_pictures", "training.write_json"])
+@pytest.mark.parametrize("function", ["records.save_checkpoint", "training.play_pictures", "training.write_json"])
 def test_a_run_killed_before_its_first_checkpoint_starts_over(function, whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(f"flowgym_gym.agents.{function}", killed)
+        patch.setattr(f"flowgym_gym.agents.runs.{function}", killed)
         with pytest.raises(KeyboardInterrupt):
             tiny(out, timesteps=32, seed=1)
     capsys.readouterr()
@@ -85,7 +90,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(function, whole, t
 
 def test_a_run_that_started_over_may_have_another_length(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("flowgym_gym.agents.records.save_checkpoint", killed)
+        patch.setattr("flowgym_gym.agents.runs.records.save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             tiny(tmp_path, timesteps=32)
     assert resume(tmp_path, timesteps=8).timesteps == 8
@@ -132,7 +137,7 @@ def test_damaged_metrics_are_an_error_that_names_the_cure(line, tmp_path):
 def test_files_get_their_names_once_they_are_on_the_disk(tmp_path, monkeypatch):
     on_disk, changed, renamed = [], set(), []
 
-    def append(self, row, append=runs.Metrics.append):
+    def append(self, row, append=metrics.Metrics.append):
         append(self, row)
         changed.add(self.path.stat().st_ino)
 
@@ -149,7 +154,7 @@ def test_files_get_their_names_once_they_are_on_the_disk(tmp_path, monkeypatch):
         renamed.append((Path(target), len(on_disk)))
         return replace(self, target)
 
-    monkeypatch.setattr(runs.Metrics, "append", append)
+    monkeypatch.setattr(metrics.Metrics, "append", append)
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
     tiny(tmp_path, "sac", timesteps=12)
@@ -179,7 +184,7 @@ def free_space(monkeypatch, free):
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_a_disk_that_is_too_full_is_refused_before_the_first_step(algo, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.training._learn", lambda *args: pytest.fail("work began"))
+    monkeypatch.setattr("flowgym_gym.agents.runs.training._learn", lambda *args: pytest.fail("work began"))
     free_space(monkeypatch, 1_000_000)
     with pytest.raises(OptionError, match=r"needs about \d+ MB of disk space.* but 1 MB are free; make room"):
         tiny(tmp_path / "deep" / "run", algo)
@@ -187,7 +192,7 @@ def test_a_disk_that_is_too_full_is_refused_before_the_first_step(algo, tmp_path
 
 
 def test_the_replay_buffer_counts_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.training._learn", lambda *args: pytest.fail("work began"))
+    monkeypatch.setattr("flowgym_gym.agents.runs.training._learn", lambda *args: pytest.fail("work began"))
     # A transition of this environment: two observations of 257 numbers, 4 of action, and reward, end and time-out.
     size = 100_000 * 4 * (2 * 257 + 4 + 3)
     free_space(monkeypatch, 2 * size)
@@ -200,15 +205,15 @@ def test_the_replay_buffer_counts_twice(tmp_path, monkeypatch):
 def test_a_run_takes_no_more_than_it_asked_for(algo, tmp_path, monkeypatch):
     needed, peak = [], []
 
-    def count(model, env, best, needed_space=runs.needed_space):
-        needed.append(needed_space(model, env, best) - runs.OTHER_BYTES)
+    def count(model, env, best, needed_space=checkpointing.needed_space):
+        needed.append(needed_space(model, env, best) - checkpointing.OTHER_BYTES)
         return needed[-1]
 
     def replace(self, target, replace=Path.replace):
         peak.append(sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
         return replace(self, target)
 
-    monkeypatch.setattr(runs, "needed_space", count)
+    monkeypatch.setattr(checkpointing, "needed_space", count)
     monkeypatch.setattr(Path, "replace", replace)
     tiny(tmp_path, algo, timesteps=80)
     assert needed[0] / 3 < max(peak) <= needed[0]
@@ -217,10 +222,10 @@ def test_a_run_takes_no_more_than_it_asked_for(algo, tmp_path, monkeypatch):
 def test_a_resumed_run_counts_what_it_has_written(tmp_path, monkeypatch):
     tiny(tmp_path, timesteps=32)
     needed = []
-    monkeypatch.setattr(runs, "needed_space", lambda *args: needed.append(written(tmp_path)) or needed[-1])
+    monkeypatch.setattr(checkpointing, "needed_space", lambda *args: needed.append(written(tmp_path)) or needed[-1])
     free_space(monkeypatch, 0)
     assert resume(tmp_path, timesteps=40).timesteps == 40
-    monkeypatch.setattr(runs, "needed_space", lambda *args: written(tmp_path) + 1)
+    monkeypatch.setattr(checkpointing, "needed_space", lambda *args: written(tmp_path) + 1)
     with pytest.raises(OptionError, match="of disk space"):
         resume(tmp_path, timesteps=48)
 
@@ -243,11 +248,11 @@ def full_disk_in_torch(*args, **kwargs):
 @pytest.mark.parametrize(
     ("target", "failure"),
     [
-        ("flowgym_gym.agents.runs.np.savez", full_disk),
+        ("flowgym_gym.agents.runs.checkpoints.np.savez", full_disk),
         ("stable_baselines3.common.base_class.save_to_zip_file", full_disk),
         ("stable_baselines3.common.base_class.save_to_zip_file", full_disk_in_torch),
-        ("flowgym_gym.agents.runs.os.fsync", full_disk),
-        ("flowgym_gym.agents.runs.csv.DictWriter.writerow", full_disk),
+        ("flowgym_gym.agents.runs.files.os.fsync", full_disk),
+        ("flowgym_gym.agents.runs.metrics.csv.DictWriter.writerow", full_disk),
     ],
 )
 def test_a_disk_that_fills_later_ends_the_run_and_leaves_the_last_checkpoint(
@@ -256,12 +261,12 @@ def test_a_disk_that_fills_later_ends_the_run_and_leaves_the_last_checkpoint(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
 
-        def append(self, row, append=runs.Metrics.append):
+        def append(self, row, append=metrics.Metrics.append):
             if row["timesteps"] == 24:
                 patch.setattr(target, failure)
             append(self, row)
 
-        patch.setattr(runs.Metrics, "append", append)
+        patch.setattr(metrics.Metrics, "append", append)
         command = [
             "train",
             RED,
@@ -291,7 +296,7 @@ def test_a_disk_that_fills_later_ends_the_run_and_leaves_the_last_checkpoint(
 def test_a_disk_that_is_full_from_the_start_leaves_a_run_that_starts_over(whole, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("flowgym_gym.agents.runs.np.savez", full_disk)
+        patch.setattr("flowgym_gym.agents.runs.checkpoints.np.savez", full_disk)
         with pytest.raises(CheckpointError, match="the run has no checkpoint yet"):
             tiny(out, timesteps=32, seed=1)
     resume(out)
@@ -302,7 +307,7 @@ def test_other_errors_of_training_are_not_taken_for_a_full_disk(tmp_path, monkey
     def fail(*args):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("flowgym_gym.agents.training._learn", fail)
+    monkeypatch.setattr("flowgym_gym.agents.runs.training._learn", fail)
     with pytest.raises(RuntimeError, match="shapes do not match") as caught:
         tiny(tmp_path)
     assert not isinstance(caught.value, FlowGymError)
@@ -310,6 +315,6 @@ def test_other_errors_of_training_are_not_taken_for_a_full_disk(tmp_path, monkey
 
 def test_an_evaluation_that_cannot_be_written_says_so(tmp_path, monkeypatch):
     tiny(tmp_path, timesteps=8)
-    monkeypatch.setattr("flowgym_gym.agents.runs.os.fsync", full_disk)
+    monkeypatch.setattr("flowgym_gym.agents.runs.files.os.fsync", full_disk)
     with pytest.raises(CheckpointError, match=r"evaluation\.json cannot be written: No space left"):
         evaluate(tmp_path, episodes=2)

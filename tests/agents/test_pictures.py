@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from flowgym_gym.agents import load_agent
-from flowgym_gym.agents.evaluation import Episodes, evaluation_env, watch
-from flowgym_gym.agents.pictures import film, learning_curve, picture_grid
-from flowgym_gym.agents.runs import read_config
+from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.episodes import Episodes, watch
+from flowgym_gym.agents.runs.evaluation import evaluation_env
+from flowgym_gym.agents.runs.pictures import film, learning_curve, picture_grid
 from flowgym_gym.wrappers import CoarseAction
 from tests.agents.conftest import tiny
 from tests.conftest import RED
@@ -105,7 +106,9 @@ def test_a_run_films_base_model_and_agent(tmp_path):
 
 def test_the_evaluations_and_the_best_are_drawn_into_the_learning_curve(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("flowgym_gym.agents.pictures.Figure.savefig", lambda self, *args, **kwargs: drawn.append(self))
+    monkeypatch.setattr(
+        "flowgym_gym.agents.runs.pictures.Figure.savefig", lambda self, *args, **kwargs: drawn.append(self)
+    )
     names = ("terminal_reward", "return", "control_cost")
     rows = [{"timesteps": 8 * i, **dict.fromkeys(names, float(i))} for i in range(1, 4)]
     evaluations = [

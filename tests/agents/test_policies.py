@@ -10,7 +10,7 @@ from sb3_contrib.tqc.policies import MultiInputPolicy
 from stable_baselines3 import PPO, SAC
 
 from flowgym_gym.agents import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy, SB3VecEnv
-from flowgym_gym.agents.networks import Convolution, LatentEncoder, sinusoidal
+from flowgym_gym.agents.sb3.networks import Convolution, LatentEncoder, sinusoidal
 from flowgym_gym.errors import OptionError
 from flowgym_gym.wrappers.vector import CoarseAction
 from tests.conftest import RED

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from flowgym_gym.agents import records
-from flowgym_gym.agents.records import ALGORITHM_COLUMNS, COLUMNS, Records
-from flowgym_gym.agents.runs import read_metrics
+from flowgym_gym.agents.runs import records
+from flowgym_gym.agents.runs.metrics import read_metrics
+from flowgym_gym.agents.runs.records import ALGORITHM_COLUMNS, COLUMNS, Records
 from tests.agents.conftest import resume, tiny
 
 EVERY = {"evaluate_every": 8, "evaluation_episodes": 2}

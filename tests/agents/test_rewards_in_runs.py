@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from flowgym_gym.agents import evaluate, train
-from flowgym_gym.agents.evaluation import by_prompt, evaluation_env, play, table
-from flowgym_gym.agents.runs import checkpoints, read_config
+from flowgym_gym.agents.runs.checkpoints import checkpoints
+from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.episodes import play
+from flowgym_gym.agents.runs.evaluation import by_prompt, evaluation_env, table
 from flowgym_gym.rewards.compose import Standardize
 from tests.agents.conftest import TINY, same_weights, untimed
 from tests.conftest import PROMPTS, RED

@@ -18,7 +18,7 @@ import torch
 
 import flowgym_gym
 from flowgym_gym.agents import evaluate, load_agent
-from flowgym_gym.agents.runs import checkpoints
+from flowgym_gym.agents.runs.checkpoints import checkpoints
 from flowgym_gym.cli import main
 from flowgym_gym.errors import CheckpointError
 from tests.agents.conftest import draw_little, resume, tiny

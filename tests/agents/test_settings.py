@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from flowgym_gym.agents import load_preset, settings
-from flowgym_gym.agents.settings import ALGORITHMS, check, describe, full_id, options, override, parse_assignments
-from flowgym_gym.agents.training import prepare
+from flowgym_gym.agents import load_preset
+from flowgym_gym.agents.runs import settings
+from flowgym_gym.agents.runs.preparation import prepare
+from flowgym_gym.agents.runs.presets import ALGORITHMS, full_id
+from flowgym_gym.agents.runs.settings import check, describe, options, override, parse_assignments
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError
 from tests.conftest import ALL_IDS, FLOWGYM_IDS, RED
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 import flowgym_gym
 from flowgym_gym import console
-from flowgym_gym.agents import training
-from flowgym_gym.agents.bars import Bar
-from flowgym_gym.agents.evaluation import Episodes
-from flowgym_gym.agents.frontier import _described
-from flowgym_gym.agents.pictures import picture_grid
+from flowgym_gym.agents.frontier.report import _described
+from flowgym_gym.agents.runs import progress
+from flowgym_gym.agents.runs.bars import Bar
+from flowgym_gym.agents.runs.episodes import Episodes
+from flowgym_gym.agents.runs.pictures import picture_grid
 from flowgym_gym.cli import _texts, main
 from tests.agents.conftest import assignments, tiny
 from tests.conftest import RED
@@ -29,7 +29,7 @@ EMOJI = "a red heart ❤\U0001f525"
 # It draws as a run does, and tells what a notebook would find afterwards.
 DRAWING = """
 import os, sys
-from flowgym_gym.agents import drawing
+from flowgym_gym.agents.runs import drawing
 figure = drawing.Figure()
 figure.subplots().plot([1, 2])
 figure.savefig(sys.argv[1])
@@ -70,7 +70,7 @@ def test_matplotlib_is_imported_in_one_place():
 def test_a_damaged_matplotlibrc_is_an_error_that_names_it(tmp_path):
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe")
     done = subprocess.run(
-        [sys.executable, "-c", "import flowgym_gym.agents.drawing"],
+        [sys.executable, "-c", "import flowgym_gym.agents.runs.drawing"],
         env={**os.environ, "MATPLOTLIBRC": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -128,7 +128,7 @@ def test_saying_something_never_fails(make, monkeypatch):
     monkeypatch.setattr(sys, "stderr", make())
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     console.say(EMOJI)
-    training.Progress(10, 0, True).update(3, dict.fromkeys(["terminal_reward", "control_cost", "return"], 1.0))
+    progress.Progress(10, 0, True).update(3, dict.fromkeys(["terminal_reward", "control_cost", "return"], 1.0))
     bar = Bar(3)
     bar.update(1, {"reward": EMOJI})
     bar.close()

@@ -1,0 +1,1 @@
+"""Run folders: preparing, training, resuming, evaluating and showing a run."""

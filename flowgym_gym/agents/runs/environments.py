@@ -1,0 +1,42 @@
+"""The vector environment that a run's settings describe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from flowgym_gym.agents.runs.presets import Settings, full_id
+from flowgym_gym.errors import UnknownOptionError, did_you_mean, shown
+from flowgym_gym.wrappers import vector as vector_wrappers
+
+WRAPPERS = {
+    "coarse_action": vector_wrappers.CoarseAction,
+    "reward_scale": vector_wrappers.RewardScale,
+    "time_grid": vector_wrappers.TimeGrid,
+}
+
+
+def make_vector_env(
+    env_id: str,
+    settings: Settings,
+    num_envs: int,
+    autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+    render_mode: str | None = None,
+) -> VectorEnv[Any, Any, Any]:
+    """The vector environment that settings describe, wrapped; actions that are vectors have nothing to coarsen.
+
+    Raises:
+        FlowGymError: If the environment or a wrapper does not take its arguments.
+    """
+    env = gymnasium.make_vec(
+        full_id(env_id), num_envs=num_envs, autoreset_mode=autoreset_mode, render_mode=render_mode, **settings["env"]
+    )
+    for name, argument in settings["wrappers"].items():
+        if name not in WRAPPERS:
+            raise UnknownOptionError(f"there is no wrapper {shown(name)}{did_you_mean(name, WRAPPERS)}")
+        vectors = len(env.single_action_space.shape or ()) == 1
+        if argument is not None and not (name == "coarse_action" and vectors):
+            env = WRAPPERS[name](env, argument)
+    return env

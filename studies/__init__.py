@@ -1,0 +1,1 @@
+"""What agents, bounds and pictures come to, measured: ``python -m studies.NAME``."""
