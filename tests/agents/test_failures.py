@@ -133,16 +133,6 @@ def test_an_error_is_told_on_a_line_of_its_own_below_the_bar(tmp_path, fail_at, 
     ]
 
 
-def test_an_error_is_told_on_a_line_of_its_own_below_the_bar(tmp_path, fail_at, monkeypatch, capsys):
-    monkeypatch.setattr("flowgym_gym.agents.bars.is_terminal", lambda stream: True)
-    fail_at(7, ValueError("the server is away"))
-    assert main(command(tmp_path / "run")) == 2
-    said = capsys.readouterr().err.split("\n")
-    assert f"RewardError in training; saved in {tmp_path / 'run'} up to 16 timesteps" in [
-        line.partition(":")[0] for line in said
-    ]
-
-
 def test_a_second_interrupt_stops_at_once_and_loses_only_the_interval(tmp_path, monkeypatch, capsys):
     collect, calls = OnPolicyAlgorithm.collect_rollouts, iter(range(10))
 
