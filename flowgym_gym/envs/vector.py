@@ -44,7 +44,8 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
     (3, 4, 8, 8)
     """
 
-    metadata: dict[str, Any] = DenoisingEnv.metadata
+    # A copy, as Gymnasium's SyncVectorEnv before 1.4 writes its mode into the single environments' own.
+    metadata: dict[str, Any] = dict(DenoisingEnv.metadata)
 
     def __init__(
         self,
