@@ -11,7 +11,7 @@ from flowgym_gym.agents.runs.evaluation import table
 from flowgym_gym.errors import OptionError
 from flowgym_gym.statistics import interval
 from flowgym_gym.wrappers.vector import CoarseAction
-from tests.agents.conftest import finished, tiny
+from tests.agents.conftest import finished
 from tests.conftest import RED
 
 
