@@ -98,7 +98,7 @@ def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict
     outside: dict[str, list[float]] = {row.key: [] for row in rows}
     memory: dict[str, float | None] = {}
     with ExitStack() as stack:
-        episodes = {row.key: stack.enter_context(row.open(case)) for row in rows}  # type: ignore[arg-type]
+        episodes: dict[str, Any] = {row.key: stack.enter_context(row.open(case)) for row in rows}  # type: ignore[arg-type]
         for row in rows:
             episodes[row.key]()  # What is kept from the first call on counts for no row.
         for row in rows:
@@ -149,9 +149,9 @@ def _peak(episode: Any, device: str) -> float | None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         episode()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return (torch.cuda.max_memory_allocated() - allocated) / 1e6
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -49,7 +50,7 @@ class Case:
     dtype: str = "float32"
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """Arguments of the environments."""
         return {
             "checkpoint": self.checkpoint,
@@ -148,7 +149,7 @@ def torch_environment(case: Case) -> Iterator[Episode]:
     """``sample`` of the torch-native environment."""
     options = dict(case.options)
     env = flowgym_gym.make(
-        "images/stable_diffusion", "images/red", options.pop("discretization_steps"), reward_scale=100, **options
+        "images/stable_diffusion", "images/red", int(options.pop("discretization_steps")), reward_scale=100, **options
     )
 
     def episode() -> int:
@@ -173,8 +174,8 @@ def relative(case: Case) -> Iterator[Episode]:
     yield episode
 
 
-def _zero_actions(envs: object, shape: tuple[int, ...], case: Case, reset: bool = True) -> Episode:
-    actions = np.zeros(shape, np.float32)
+def _zero_actions(envs: Any, shape: tuple[int, ...] | None, case: Case, reset: bool = True) -> Episode:
+    actions = np.zeros(shape or (), np.float32)
 
     def episode() -> int:
         if reset:
@@ -186,7 +187,7 @@ def _zero_actions(envs: object, shape: tuple[int, ...], case: Case, reset: bool 
     return episode
 
 
-def _denoising_vector(**options: object) -> Callable[[Case], object]:
+def _denoising_vector(**options: Any) -> Callable[[Case], object]:
     @contextmanager
     def open_(case: Case) -> Iterator[Episode]:
         envs = gymnasium.make_vec(ID, num_envs=case.num_envs, **case.options, **options)
@@ -201,11 +202,11 @@ def sb3_environment(case: Case) -> Iterator[Episode]:
     """The same through ``SB3VecEnv``, which resets in the last step of an episode."""
     envs = SB3VecEnv(gymnasium.make_vec(ID, num_envs=case.num_envs, autoreset_mode="SameStep", **case.options))
     envs.reset()
-    yield _zero_actions(envs, (case.num_envs, *envs.action_space.shape), case, reset=False)
+    yield _zero_actions(envs, (case.num_envs, *(envs.action_space.shape or ())), case, reset=False)
     envs.close()
 
 
-def _gymnasium_vector(cls: type) -> Callable[[Case], object]:
+def _gymnasium_vector(cls: Callable[..., Any]) -> Callable[[Case], object]:
     @contextmanager
     def open_(case: Case) -> Iterator[Episode]:
         envs = cls([lambda: gymnasium.make(ID, disable_env_checker=True, **case.options)] * case.num_envs)
@@ -229,7 +230,7 @@ def training(case: Case) -> Iterator[Episode]:
 
     def episode() -> int:
         agent.learn(case.num_envs * hyper["n_steps"], reset_num_timesteps=False)
-        return case.num_envs * hyper["n_steps"]
+        return int(case.num_envs * hyper["n_steps"])
 
     yield episode
     envs.close()

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from benchmarks.measure import machine, synchronise
 from benchmarks.rows import DECODE_BATCH, PROMPT, Case, pipeline
 from flowgym_gym import VelocityEnvironment
 from flowgym_gym.models import from_pipeline
-from flowgym_gym.models.loading import load_reward
+from flowgym_gym.rewards.loading import load_reward
 
 EAGER = "diffusers' pipeline, eager"
 # How the network and the decoder are prepared, by name: memory format, and torch.compile's mode or None.
@@ -92,7 +93,7 @@ def compare(case: Case, variants: list[str], rounds: int, peak: float) -> dict[s
         pipeline's speed, and the network's share of the peak if all time were the network's.
     """
     flops = network_flops(case)
-    results = {}
+    results: dict[str, Any] = {}
     with pipeline(case) as eager:
         for name in variants:
             sample = prepared(case, *VARIANTS[name])
@@ -151,7 +152,7 @@ def matrix_peak(device: str, dtype: str, repeats: int = 5) -> float:
     for n in MATRIX_SIZES["cpu" if device == "cpu" else "cuda"]:
         a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
         a @ a
-        best = max(best, *(2 * n**3 / timed(lambda a=a: a @ a, device) / 1e12 for _ in range(repeats)))
+        best = max(best, *(2 * n**3 / timed(partial(torch.matmul, a, a), device) / 1e12 for _ in range(repeats)))
     return best
 
 

@@ -199,7 +199,7 @@ ARCHITECTURES: dict[str, Callable[[], dict[str, Any]]] = {
     "google/ddpm-cifar10-32": ddpm,
 }
 
-BEGIN, END = "<!-- table made by make_models_page.py -->\n", "\n<!-- end of the table -->"
+BEGIN, END = "<!-- table made by make_models_page.py -->\n\n", "\n\n<!-- end of the table -->"
 
 
 def table() -> str:

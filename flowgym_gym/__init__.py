@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flowgym_gym.registration import register_environments
+from flowgym_gym.catalogue import register_all
 from flowgym_gym.registry import base_model_registry, reward_registry
 from flowgym_gym.seeding import seeds
 
@@ -105,4 +105,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-register_environments()
+register_all()

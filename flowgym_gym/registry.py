@@ -13,13 +13,16 @@
 from __future__ import annotations
 
 import importlib
-import inspect
+import json
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean, reason, shown
+from flowgym_gym.parameters import NAMED, parameters_of
+from flowgym_gym.sharing import Shared, places
 
 C = TypeVar("C", bound=type)
 
@@ -34,6 +37,7 @@ class RegistryEntry:
         default_kwargs: Its default arguments.
         needs: What it needs besides this package, in words.
         kind: What is registered, for error messages.
+        instances: Where :meth:`shared` keeps what it makes; one for all entries of a registry.
     """
 
     id: str
@@ -41,6 +45,7 @@ class RegistryEntry:
     default_kwargs: dict[str, Any] = field(default_factory=dict)
     needs: str = ""
     kind: str = "base_model"
+    instances: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     @property
     def cls(self) -> type:
@@ -54,11 +59,14 @@ class RegistryEntry:
         return self.entry_point
 
     def options(self) -> set[str] | None:
-        """Names of the keyword arguments that the class takes; None if it takes any."""
-        parameters = self._parameters()
+        """Names of the keyword arguments that the class takes; None if it takes any.
+
+        ``**kwargs`` that the class hands to ``super().__init__`` are those that the next class takes.
+        """
+        parameters = parameters_of(self.cls)
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
             return None
-        return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        return {p.name for p in parameters if p.kind in NAMED}
 
     def instantiate(self, **kwargs: Any) -> Any:
         """Make an instance; ``kwargs`` override the defaults given at registration.
@@ -74,7 +82,7 @@ class RegistryEntry:
                 raise UnknownOptionError(
                     f"{self.id!r} has no option {shown(name)}{did_you_mean(name, options)} (it has {sorted(options)})"
                 )
-        for p in self._parameters():
+        for p in parameters_of(self.cls):
             required = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
             if required and (p.name not in given or p.kind is p.POSITIONAL_ONLY):
                 needs = f" (it needs {self.needs})" if self.needs else ""
@@ -87,11 +95,34 @@ class RegistryEntry:
             raise OptionError(f"{self.id!r} is a {self.cls.__name__}, which does not define {', '.join(missing)}")
         return self.cls(**given)
 
-    def _parameters(self) -> list[inspect.Parameter]:
+    def shared(self, arguments: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> Any:
+        """The instance with these arguments, made once per process for all who ask for it.
+
+        It is made anew where a file that the arguments name has changed, and for everyone where it
+        is not what others mean by these arguments: where it is ``stateful``, where it was
+        ``moved``, and where an argument is no plain value and so has no name to be found under.
+
+        Args:
+            arguments: Arguments of the class, by which it is known.
+            resolved: What the class is given in place of arguments of the same names: the same
+                thing, such as a checkpoint that was found already.
+
+        Raises:
+            OptionError: As :meth:`instantiate`.
+        """
+        given = {**arguments, **(resolved or {})}
+        known = {**self.default_kwargs, **arguments}
         try:
-            return list(inspect.signature(self.cls).parameters.values())
-        except ValueError:  # of classes that are not written in Python
-            return []
+            text = json.dumps(known, sort_keys=True, default=_device_name)
+        except (TypeError, ValueError, RecursionError):
+            return self.instantiate(**given)
+        files = tuple(places(known))
+        return self.instances.get(
+            (self.cls, text, files),
+            files,
+            make=lambda: self.instantiate(**given),
+            good=lambda made: not getattr(made, "stateful", False) and not getattr(made, "moved", False),
+        )
 
 
 class Registry:
@@ -104,6 +135,7 @@ class Registry:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, RegistryEntry] = {}
+        self._instances = Shared()
 
     @overload
     def register(
@@ -136,7 +168,7 @@ class Registry:
             old = self._entries.get(id)
             if old is not None and _name(old.entry_point) != _name(cls):
                 warnings.warn(f"{self.kind} {id!r} is registered again: {_name(cls)} replaces it", stacklevel=3)
-            self._entries[id] = RegistryEntry(id, cls, default_kwargs, needs, self.kind)
+            self._entries[id] = RegistryEntry(id, cls, default_kwargs, needs, self.kind, self._instances)
             return cls
 
         return add if entry_point is None else add(entry_point)
@@ -154,12 +186,23 @@ class Registry:
             )
         return self._entries[id]
 
+    def forget_instances(self) -> None:
+        """Forget what :meth:`RegistryEntry.shared` made, so that its memory is freed once nobody uses it."""
+        self._instances.clear()
+
     def list(self) -> list[str]:
         """All registered ids, sorted."""
         return sorted(self._entries)
 
     def __contains__(self, id: object) -> bool:
         return id in self._entries
+
+
+def _device_name(value: object) -> str:
+    torch = sys.modules.get("torch")  # without which nobody has a device
+    if torch is not None and isinstance(value, torch.device):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
 def _name(entry_point: type | str) -> str:
@@ -200,79 +243,3 @@ def _import_class(entry_point: str, what: str) -> type:
 
 base_model_registry = Registry("base_model")
 reward_registry = Registry("reward")
-
-base_model_registry.register("images/stable_diffusion", "flowgym_gym.models.stable_diffusion:StableDiffusionBaseModel")
-base_model_registry.register(
-    "images/stable_diffusion_xl", "flowgym_gym.models.stable_diffusion_xl:StableDiffusionXLBaseModel"
-)
-base_model_registry.register(
-    "images/stable_diffusion_3", "flowgym_gym.models.stable_diffusion_3:StableDiffusion3BaseModel"
-)
-base_model_registry.register("images/flux", "flowgym_gym.models.flux:FluxBaseModel")
-base_model_registry.register("images/pixart", "flowgym_gym.models.pixart:PixArtBaseModel")
-base_model_registry.register("images/dit", "flowgym_gym.models.dit:DiTBaseModel")
-base_model_registry.register("images/ddpm", "flowgym_gym.models.ddpm:DDPMBaseModel")
-reward_registry.register("images/red", "flowgym_gym.rewards.images:RedReward")
-reward_registry.register("images/redness", "flowgym_gym.rewards.images:RednessReward")
-reward_registry.register("images/brightness", "flowgym_gym.rewards.images:BrightnessReward")
-reward_registry.register("images/colorfulness", "flowgym_gym.rewards.images:ColorfulnessReward")
-reward_registry.register("images/sharpness", "flowgym_gym.rewards.images:SharpnessReward")
-reward_registry.register("images/symmetry", "flowgym_gym.rewards.images:SymmetryReward")
-reward_registry.register("images/compression", "flowgym_gym.rewards.images:CompressionReward")
-for _domain in ("images", "1d", "2d"):
-    reward_registry.register(
-        f"{_domain}/weighted_sum", "flowgym_gym.rewards.compose:WeightedSum", needs="weights={id: number}"
-    )
-    reward_registry.register(f"{_domain}/clip", "flowgym_gym.rewards.compose:Clip", needs="reward=, low= or high=")
-    reward_registry.register(
-        f"{_domain}/standardize",
-        "flowgym_gym.rewards.compose:Standardize",
-        needs="reward=",
-    )
-    reward_registry.register(
-        f"{_domain}/asynchronous",
-        "flowgym_gym.rewards.asynchronous:Asynchronous",
-        needs="reward=",
-    )
-reward_registry.register("images/incompression", "flowgym_gym.rewards.images:IncompressionReward")
-reward_registry.register(
-    "images/alignment",
-    "flowgym_gym.rewards.alignment:AlignmentReward",
-    needs="a prompt",
-)
-reward_registry.register(
-    "images/clip_score",
-    "flowgym_gym.rewards.clip:CLIPScoreReward",
-    needs="a prompt; weights: openai/clip-vit-large-patch14",
-)
-reward_registry.register(
-    "images/pickscore",
-    "flowgym_gym.rewards.clip:PickScoreReward",
-    needs="a prompt; weights: yuvalkirstain/PickScore_v1, processor: laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-)
-reward_registry.register(
-    "images/aesthetic",
-    "flowgym_gym.rewards.clip:AestheticReward",
-    needs="clip: openai/clip-vit-large-patch14, head: a file of sac+logos+ava1-l14-linearMSE or sa_0_4_vit_l_14_linear",
-)
-reward_registry.register(
-    "images/image_reward",
-    "flowgym_gym.rewards.preference:ImageRewardReward",
-    needs="a prompt; weights: ImageReward-v1.0, tokenizer: google-bert/bert-base-uncased",
-)
-reward_registry.register(
-    "images/hpsv2",
-    "flowgym_gym.rewards.preference:HPSv2Reward",
-    needs="a prompt; weights: v2.1, processor: laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-)
-base_model_registry.register("1d/gaussian_mixture", "flowgym_gym.models.gaussian_mixture:GaussianMixtureBaseModel")
-base_model_registry.register(
-    "2d/gaussian_mixture",
-    "flowgym_gym.models.gaussian_mixture:GaussianMixtureBaseModel",
-    means=((0.0, 0.0), (3.0, 0.0), (0.0, 3.0)),
-    stds=(1.0, 0.4, 0.4),
-    weights=(1.0, 1.0, 1.0),
-)
-reward_registry.register("1d/binary", "flowgym_gym.rewards.vectors:BinaryReward")
-reward_registry.register("1d/gaussian", "flowgym_gym.rewards.vectors:GaussianReward")
-reward_registry.register("2d/gaussian", "flowgym_gym.rewards.vectors:GaussianReward", mean=(-2.0, -2.0), std=0.8)

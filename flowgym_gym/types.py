@@ -136,7 +136,7 @@ class FlowTensor:
 
     def _operate(self: D, other: D | Tensor | float, op: Callable[[Tensor, Tensor], Tensor]) -> D:
         if isinstance(other, FlowTensor):
-            return self.combine(other, op)  # type: ignore[arg-type]
+            return self.combine(other, op)
         if isinstance(other, Tensor | int | float):
             return type(self)(op(self.data, other))  # type: ignore[arg-type]
         return NotImplemented

@@ -24,6 +24,7 @@ from gymnasium.vector import AutoresetMode
 
 from benchmarks.measure import machine
 from flowgym_gym.agents import load_agent, train
+from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.evaluation import deterministic
 from flowgym_gym.agents.runs.files import CONFIG, write_json
@@ -133,7 +134,7 @@ def learn(id: str, algo: str, seed: int, changes: dict[str, Any], out: Path) -> 
     return {
         "timesteps": result.timesteps,
         "seconds": round(seconds, 1),
-        "value": policy_value(agent.get_env().vector_env, deterministic(agent)),
+        "value": policy_value(make_vector_env(id, read_config(out)["settings"], 1), deterministic(agent)),
         "machine": machine("cpu"),
     }
 

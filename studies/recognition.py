@@ -15,6 +15,7 @@ from flowgym_gym.agents import load_agent
 from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.agents.runs.episodes import held_out_seeds, play
 from flowgym_gym.agents.runs.evaluation import deterministic, evaluation_env
+from flowgym_gym.envs import environment_of
 from recipes.embedded_checkpoint import classifier
 
 BATCH = 32
@@ -38,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config(options.run)
     env = evaluation_env(config, min(options.episodes, BATCH))
-    prompts = env.unwrapped.rollout.environment.base_model.prompts
+    prompts = environment_of(env).base_model.prompts or []
     if len(prompts) > 1:
         parser.error(f"the run has {len(prompts)} prompts, expected a single one that names a subject")
     (prompt,) = prompts

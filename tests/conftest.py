@@ -1,6 +1,7 @@
 """Fixtures shared by all tests; nothing here or below touches the network."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # Processes side by side have a core each.
@@ -23,6 +24,20 @@ hypothesis.settings.register_profile("explore", deadline=None)
 # The same code passes or fails each time; --hypothesis-profile=explore draws other examples.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
+
+# The longest files by what they take, so that none of them is the last to begin.
+LONGEST = (
+    "agents/test_training.py", "agents/test_damaged.py", "interop/test_examples.py", "agents/test_frontier.py",
+    "test_optimal_control.py", "envs/test_checker.py", "envs/test_denoising.py", "models/test_families.py",
+    "agents/test_nothing_is_lost.py", "agents/test_selection.py", "agents/test_failures.py", "agents/test_exporting.py",
+    "envs/test_state.py", "models/test_fitting.py", "test_cli.py", "studies/test_bound.py", "test_readme.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
 
 RED = "flowgym/StableDiffusion-Red-v0"
 PROMPTS = ["a photo of a cat", "a red heart"]

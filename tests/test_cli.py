@@ -158,6 +158,7 @@ def test_an_interrupted_run_says_how_to_go_on(number, code, capsys, tmp_path, mo
     assert signal.getsignal(number) is handler
 
 
+@pytest.mark.second
 def test_a_missing_extra_is_named_with_its_cure(tmp_path):
     code = (
         "import sys; sys.modules['stable_baselines3'] = None\n"
@@ -170,15 +171,10 @@ def test_a_missing_extra_is_named_with_its_cure(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_tqc_without_its_library_is_named_with_its_cure(tmp_path):
-    code = (
-        "import sys; sys.modules['sb3_contrib'] = None\n"
-        "from flowgym_gym.cli import main\n"
-        f"sys.exit(main(['train', {SHORT!r}, '--algo', 'tqc', '--out', {str(tmp_path / 'run')!r}]))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.startswith(
+def test_tqc_without_its_library_is_named_with_its_cure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    assert main(["train", SHORT, "--algo", "tqc", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(
         "error: algo 'tqc' needs sb3-contrib, which is not installed; run: pip install sb3-c"
     )
     assert not (tmp_path / "run").exists()

@@ -179,7 +179,7 @@ def test_no_action_is_preferred_where_none_has_an_effect():
 
 @pytest.mark.parametrize("id", [*IDS, PLANE])
 def test_rolling_out_no_policy_earns_the_uncontrolled_value(id):
-    environment = gymnasium.make(id).unwrapped.rollout.environment
+    environment = gymnasium.make(id).unwrapped.environment
     earned = environment.reward_scale * environment.sample(100_000).rewards.double().numpy()
     interval = 3 * earned.std() / math.sqrt(len(earned))
     assert earned.mean() == pytest.approx(uncontrolled_value(environment), abs=interval)

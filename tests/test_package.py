@@ -40,6 +40,7 @@ def test_every_public_name_can_be_imported():
         flowgym_gym.Velocity  # noqa: B018
 
 
+@pytest.mark.second
 def test_subpackages_are_there_without_a_further_import():
     found = run(
         sys.executable,
@@ -50,6 +51,7 @@ def test_subpackages_are_there_without_a_further_import():
     assert found.split() == ["optimal_value", "check_vector_env", "ToTorch", "from_pretrained", "train"]
 
 
+@pytest.mark.second
 def test_the_wheel_makes_the_environment_in_a_clean_virtual_environment(tmp_path):
     """Only the dependencies are shared with this environment; the package itself comes from the wheel."""
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), cwd=ROOT)

@@ -1,5 +1,6 @@
 """The Python in the README and the documentation runs as it stands, and the README is complete."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -83,8 +84,46 @@ def test_the_long_commands_are_accepted(command, tmp_path, monkeypatch):
         main(shlex.split(command, comments=True))
 
 
-def test_readme_lists_every_environment():
-    text = README.read_text(encoding="utf-8")
+def script_of(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_environments_is_what_its_script_makes():
+    page = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    made = script_of("make_environments_page").page(page)
+    assert made == page, "run python docs/make_environments_page.py"
+
+
+def test_ids_that_open_offline_come_first_and_the_others_say_what_they_want():
+    text = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(flowgym/\S+)` \|.*\| (.*?) ?\|$", text, flags=re.MULTILINE)
+    wants = [wants_checkpoint(id) or wants_weights(id) for id, _ in rows]
+    assert wants == [bool(named) for _, named in rows]
+    assert wants == sorted(wants)
+    assert 0 < sum(wants) < len(rows)
+
+
+def test_the_readme_is_short():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 130
+    assert max(map(len, lines)) <= 120
+
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_links_of_a_page_lead_to_files_that_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_environments_page_lists_every_environment():
+    text = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
     for id in gymnasium.registry:
         if id.startswith("flowgym/"):
             assert f"`{id}`" in text

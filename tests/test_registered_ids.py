@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import FLOWGYM_IDS, model_of, prompted
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.second
 def test_an_id_of_a_model_without_prompts_passes_the_tests_over_all_ids():
-    pytest = [sys.executable, "-m", "pytest", "-p", "tests.toy", "-p", "no:cacheprovider", "-n", "0"]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.toy", "-p", "no:cacheprovider", "-n", "0"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*pytest, "-k", "Toy-Red", "tests/envs"]
+    command += ["-k", "Toy-Red", "tests/envs"]
     run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert len(re.findall(r"\.", run.stdout.partition("[")[0])) >= 15

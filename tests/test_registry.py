@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 
+import gymnasium
 import pytest
 
-from flowgym_gym import base_model_registry, reward_registry
+from flowgym_gym import BaseModel, Reward, base_model_registry, catalogue, reward_registry
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean
 from flowgym_gym.registry import Registry
 
@@ -182,6 +183,25 @@ def test_typing_errors_get_a_hint(word, names, hint):
 )
 def test_names_that_mean_something_else_get_no_hint(word, names):
     assert did_you_mean(word, NAMES[names]) == ""
+
+
+def test_every_line_of_the_catalogue_is_registered():
+    assert set(catalogue.BASE_MODELS) <= set(base_model_registry.list())
+    assert set(catalogue.REWARDS) <= set(reward_registry.list())
+    for registry, kind in ((base_model_registry, BaseModel), (reward_registry, Reward)):
+        for id in registry.list():
+            assert issubclass(registry.get(id).cls, kind), id
+    assert reward_registry.get("1d/clip").cls is reward_registry.get("images/clip").cls
+    for id, kwargs in catalogue.ENVIRONMENTS.items():
+        assert gymnasium.spec(id).kwargs == kwargs
+
+
+def test_registering_the_catalogue_again_keeps_what_a_user_put_in_its_place(monkeypatch):
+    monkeypatch.setattr(reward_registry, "_entries", dict(reward_registry._entries))
+    with pytest.warns(UserWarning, match="registered again"):
+        reward_registry.register("images/red", Thing)
+    catalogue.register_all()
+    assert reward_registry.get("images/red").cls is Thing
 
 
 def test_a_long_name_is_not_repeated():

@@ -5,7 +5,7 @@ import torch
 
 import flowgym_gym
 from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler
-from flowgym_gym.registration import DENOISING, DENOISING_VECTOR
+from flowgym_gym.catalogue import DENOISING, DENOISING_VECTOR
 
 ID = "flowgym/Toy-Red-v0"
 

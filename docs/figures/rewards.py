@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 import flowgym_gym
 from flowgym_gym import FlowTensor
-from flowgym_gym.models.loading import load_reward
 from flowgym_gym.prompts import read_prompts
+from flowgym_gym.rewards.loading import load_reward
 
 TARGET = Path(__file__).parents[1] / "images" / "rewards.png"
 REWARDS = {

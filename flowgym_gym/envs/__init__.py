@@ -8,8 +8,9 @@ from flowgym_gym.envs.environment import (
     NoiseEnvironment,
     Sample,
     VelocityEnvironment,
-    make,
 )
+from flowgym_gym.envs.making import make
+from flowgym_gym.envs.rollout import environment_of
 from flowgym_gym.envs.vector import DenoisingVectorEnv
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Sample",
     "VelocityEnvironment",
     "check_vector_env",
+    "environment_of",
     "make",
 ]

@@ -96,9 +96,10 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         >>> env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0").unwrapped
         >>> _ = env.reset(seed=0)
         >>> state = env.get_state()
-        >>> first = env.step(env.action_space.sample() * 0)
+        >>> first, *_ = env.step(env.action_space.sample() * 0)
         >>> env.set_state(state)
-        >>> bool(first[0]["latent"] == env.step(env.action_space.sample() * 0)[0]["latent"])
+        >>> again, *_ = env.step(env.action_space.sample() * 0)
+        >>> bool(first["latent"] == again["latent"])
         True
         """
         return {**self.rollout.get_state(), "random": pack_random(self.np_random)}
@@ -157,7 +158,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
             outcome = self.rollout.step(actions, [0])
         return self._observe(), float(outcome.rewards[0]), bool(outcome.finished[0]), False, outcome.info(0)
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The sample that the model now expects, uint8, shape ``(H, W, 3)``; None without a render mode."""
         if self.render_mode is None:
             gymnasium.logger.warn("render was called without a render mode; make the environment with 'rgb_array'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -12,32 +11,26 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor
 
-from flowgym_gym.checks import check_choice, check_mapping, check_number, check_once, check_weight, check_whole
+from flowgym_gym.checks import check_choice, check_number, check_weight, check_whole
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Transitions, check_costs, default_action_scale
 from flowgym_gym.envs.answers import check_finished, check_output, check_started, described
 from flowgym_gym.envs.identity import describe, describe_arguments
 from flowgym_gym.envs.randomness import EpisodeSeed, randomness, undone_on_failure
 from flowgym_gym.envs.randomness import seeded as seeded
-from flowgym_gym.errors import (
-    ActionError,
-    ModelError,
-    OptionError,
-    RewardError,
-    UnknownOptionError,
-    did_you_mean,
-    reason,
-    shown,
-)
+from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, reason, shown
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.models.loading import family_of, load_base_model, load_reward
-from flowgym_gym.registry import base_model_registry, reward_registry
+from flowgym_gym.models.loading import load_base_model
 from flowgym_gym.rewards import Reward
+from flowgym_gym.rewards.loading import load_reward
 from flowgym_gym.schedulers import Scheduler
 from flowgym_gym.time_grid import Grid, Steps
 from flowgym_gym.types import D, FlowTensor, oddity
 
-Policy = Callable[..., Any]
+# Called as ``policy(x, t, **kwargs)``; gives the corrections.
+Controller = Callable[..., Any]
+# Id and arguments of a base model and of a reward, by "base_model" and "reward".
+Parts = Mapping[str, Mapping[str, Any]]
 
 # Nats that a uniformly random agent spends in an episode on average at the default action scale: a tenth of the default
 # reward scale of the Gymnasium environments, 100.
@@ -101,15 +94,18 @@ class Environment(Generic[D]):
         spacing: Which time steps are visited; by default as the checkpoint's own scheduler says.
         noise_schedule: For the ``"euler"`` sampler, a constant diffusion coefficient ``sigma``; None for the
             scheduler's own noise schedule, which is memoryless unless it was changed.
+        parts: How base model and reward were made, where both come from the registries: ``"id"`` and
+            arguments of each, under ``"base_model"`` and ``"reward"``. Copies and pickles then name them
+            instead of holding weights.
+
+    Attributes:
+        parts: The same; None for a base model and a reward that were made by hand.
 
     Raises:
         OptionError: If an argument is out of range.
     """
 
     action_type: ClassVar[str]
-    # How `make` loads the base model and the reward; copies share them, and a pickle holds this instead of weights.
-    _parts: dict[str, dict[str, Any]] | None = None
-    _arguments: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -124,6 +120,7 @@ class Environment(Generic[D]):
         noise_level: float = 1.0,
         spacing: str | None = None,
         noise_schedule: float | None = None,
+        parts: Parts | None = None,
     ) -> None:
         for name, part, kind in (("base_model", base_model, BaseModel), ("reward", reward, Reward)):
             if not isinstance(part, kind):
@@ -141,6 +138,8 @@ class Environment(Generic[D]):
                 )
         self.base_model = base_model
         self.reward = reward
+        self.parts = parts
+        self._arguments: dict[str, Any] | None = None
         self.reward_scale = float(reward_scale)
         self.control_cost_weight = float(control_cost_weight)
         self.sampler = sampler
@@ -165,7 +164,7 @@ class Environment(Generic[D]):
     @property
     def arguments(self) -> dict[str, Any]:
         """The settings that tell with which arguments base model and reward were made."""
-        if self._parts is None:
+        if self.parts is None:
             return describe_arguments(self)
         if self._arguments is None:
             self._arguments = describe_arguments(self)
@@ -176,7 +175,7 @@ class Environment(Generic[D]):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        if self._parts is not None:
+        if self.parts is not None:
             del state["base_model"], state["reward"]
             state["_reward_state"] = self.reward.get_state()
         return state
@@ -184,9 +183,9 @@ class Environment(Generic[D]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         remembered = state.pop("_reward_state", {})
         self.__dict__.update(state)
-        if self._parts is not None:
-            self.base_model = load_base_model(**self._parts["base_model"])
-            self.reward = load_reward(**self._parts["reward"])
+        if self.parts is not None:
+            self.base_model = load_base_model(**self.parts["base_model"])
+            self.reward = load_reward(**self.parts["reward"])
             if remembered:
                 self.reward.set_state(remembered)
 
@@ -359,7 +358,7 @@ class Environment(Generic[D]):
         return sample, rewards, valids
 
     @torch.no_grad()
-    def sample(self, n: int, policy: Policy | None = None, **kwargs: Any) -> Sample[D]:
+    def sample(self, n: int, policy: Controller | None = None, **kwargs: Any) -> Sample[D]:
         """Roll out ``n`` whole trajectories.
 
         Args:
@@ -379,7 +378,7 @@ class Environment(Generic[D]):
             return self._scored(self._roll_out(n, policy, kwargs), self.score)
 
     @torch.no_grad()
-    def stream(self, n: int, batches: int, policy: Policy | None = None, **kwargs: Any) -> Iterator[Sample[D]]:
+    def stream(self, n: int, batches: int, policy: Controller | None = None, **kwargs: Any) -> Iterator[Sample[D]]:
         """Roll out batch after batch; a batch is scored while the next one is rolled out.
 
         That takes a reward that scores in threads, ``reward="images/asynchronous"``
@@ -419,7 +418,7 @@ class Environment(Generic[D]):
         finished, rewards, valids = score(sample.latents, **sample.kwargs)
         return replace(sample, sample=finished, rewards=rewards, valids=valids)
 
-    def _roll_out(self, n: int, policy: Policy | None, kwargs: dict[str, Any]) -> Sample[D]:
+    def _roll_out(self, n: int, policy: Controller | None, kwargs: dict[str, Any]) -> Sample[D]:
         """Trajectories that have no rewards yet."""
         check_whole("n", n)
         x, kwargs = self.start(n, **kwargs)
@@ -445,7 +444,7 @@ class Environment(Generic[D]):
         invalid = torch.zeros(n, dtype=torch.bool, device="cpu")
         return Sample(x, x, trajectory, control_costs, unknown, invalid, kwargs)
 
-    def _act(self, policy: Policy, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _act(self, policy: Controller, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
         action = policy(x, self.times[index], **kwargs)
         try:
             tensor: Tensor = action.data if isinstance(action, FlowTensor) else torch.as_tensor(action, device=x.device)
@@ -479,105 +478,6 @@ class ControlEnvironment(Environment[D]):
     """
 
     action_type = "control"
-
-
-ENVIRONMENTS: dict[str, type[Environment[Any]]] = {
-    cls.action_type: cls for cls in (VelocityEnvironment, NoiseEnvironment, ControlEnvironment)
-}
-
-
-def make(
-    base_model: str,
-    reward: str,
-    discretization_steps: Steps = 50,
-    reward_scale: float = 1.0,
-    device: torch.device | str | None = None,
-    base_model_kwargs: dict[str, Any] | None = None,
-    reward_kwargs: dict[str, Any] | None = None,
-    *,
-    action_type: str = "velocity",
-    dtype: str | None = None,
-    **options: Any,
-) -> Environment[Any]:
-    """Make the torch-native environment of a registered base model and a registered reward.
-
-    Args:
-        base_model: Id, such as ``"images/stable_diffusion"``.
-        reward: Id, such as ``"images/red"``; of the same domain.
-        discretization_steps: Number of transitions of an episode.
-        reward_scale: Weight of the terminal reward.
-        device: Where the model runs.
-        base_model_kwargs: Arguments of the base model.
-        reward_kwargs: Arguments of the reward.
-        action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for ``"control"`` the
-            transition's mean, in its own standard deviations.
-        dtype: Number format of the network, ``"float32"`` by default.
-        **options: Further arguments of :class:`Environment`, or of the base model.
-
-    Returns:
-        A :class:`VelocityEnvironment`, :class:`NoiseEnvironment` or :class:`ControlEnvironment`.
-
-    Raises:
-        UnknownIdError: If an id is not registered.
-        UnknownOptionError: If an option does not exist.
-        OptionError: If the domains differ, an option is out of range, or one is given twice: directly and in
-            ``base_model_kwargs``.
-
-    >>> import flowgym_gym
-    >>> env = flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=4)
-    >>> env.sample(2).rewards.shape
-    torch.Size([2])
-    """
-    base_model_registry.get(base_model), reward_registry.get(reward)
-    domains = [id.partition("/")[0] for id in (base_model, reward)]
-    if domains[0] != domains[1]:
-        raise OptionError(
-            f"base model {base_model!r} makes {domains[0]!r}, but reward {reward!r} scores {domains[1]!r}; "
-            "both ids must start with the same domain"
-        )
-    check_choice("action_type", action_type, ENVIRONMENTS)
-    check_mapping("base_model_kwargs", base_model_kwargs)
-    check_mapping("reward_kwargs", reward_kwargs)
-    model_kwargs, reward_kwargs = dict(base_model_kwargs or {}), dict(reward_kwargs or {})
-    check_once("reward", reward, "reward_kwargs", reward_kwargs, "id")
-    check_once("base_model", base_model, "base_model_kwargs", model_kwargs, "id")
-    for name, value in (("device", device), ("dtype", dtype), *options.items()):
-        if value is not None or name in options:
-            check_once(name, value, "base_model_kwargs", model_kwargs)
-    env_names = {
-        p for p in inspect.signature(Environment.__init__).parameters if p not in ("self", "base_model", "reward")
-    }
-    base_model = family_of(base_model, {**options, **model_kwargs}.get("checkpoint"))
-    model_names = base_model_registry.get(base_model).options()
-    env_options = {}
-    for name, value in options.items():
-        if name in env_names:
-            env_options[name] = value
-        elif model_names is None or name in model_names:
-            model_kwargs[name] = value
-        else:
-            known = {*env_names, *model_names, *inspect.signature(make).parameters} - {"options"}
-            raise UnknownOptionError(
-                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
-            )
-    parts: dict[str, dict[str, Any]] = {
-        "base_model": {
-            "id": base_model,
-            "device": device,
-            "dtype": "float32" if dtype is None else dtype,
-            **model_kwargs,
-        },
-        "reward": {"id": reward, **reward_kwargs},
-    }
-    environment = ENVIRONMENTS[action_type](
-        load_base_model(**parts["base_model"]),
-        load_reward(**parts["reward"]),
-        discretization_steps,
-        reward_scale,
-        **env_options,
-    )
-    environment._parts = parts
-    return environment
 
 
 def merge_kwargs(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

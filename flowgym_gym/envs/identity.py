@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from flowgym_gym.errors import StateError, shown
+from flowgym_gym.parameters import NAMED, parameters_of
 from flowgym_gym.registry import Registry, base_model_registry, reward_registry
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def describe(environment: Environment[Any]) -> dict[str, Any]:
 
 def describe_arguments(environment: Environment[Any]) -> dict[str, Any]:
     """Arguments of base model and reward, neither defaults of their classes nor incidental."""
-    parts = environment._parts
+    parts = environment.parts
     found: dict[str, Any] = {}
     for role, made, registry in (
         ("base_model", environment.base_model, base_model_registry),
@@ -136,7 +137,7 @@ def weights_of(modules: Iterable[nn.Module]) -> str:
 
 
 def _describe_briefly(environment: Environment[Any]) -> dict[str, Any]:
-    parts = environment._parts or {"base_model": {"id": type(environment.base_model).__name__}, "reward": {}}
+    parts = environment.parts or {"base_model": {"id": type(environment.base_model).__name__}, "reward": {}}
     model = environment.base_model
     checkpoint = parts["base_model"].get("checkpoint") or getattr(model, "default_checkpoint", None)
     return {
@@ -176,8 +177,7 @@ def _unusual(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _defaults(cls: type) -> dict[str, Any]:
-    parameters = inspect.signature(cls).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p for p in parameters_of(cls) if p.kind in NAMED]
     return {p.name: p.default if p.default is p.empty else plain(p.default) for p in named}
 
 

@@ -20,8 +20,9 @@ import torch
 
 from flowgym_gym.checks import LARGEST, check_mapping, check_whole
 from flowgym_gym.envs.answers import check_embeddings, check_pictures, check_prompts
-from flowgym_gym.envs.environment import Environment, make, merge_kwargs
+from flowgym_gym.envs.environment import Environment, merge_kwargs
 from flowgym_gym.envs.identity import check_settings
+from flowgym_gym.envs.making import make
 from flowgym_gym.envs.randomness import EpisodeSeed, Streams
 from flowgym_gym.envs.state import State, check_arguments, check_array, form, pack, row, unpack
 from flowgym_gym.errors import (
@@ -578,19 +579,27 @@ class RolloutSettings:
     _np_random_seed: int | None
 
     @property
+    def environment(self) -> Environment[Any]:
+        """The torch-native environment behind: base model, reward, time grid and transitions.
+
+        Of a wrapped environment :func:`flowgym_gym.envs.environment_of` gives it.
+        """
+        return self.rollout.environment
+
+    @property
     def reward_scale(self) -> float:
         """Weight of the terminal reward."""
-        return self.rollout.environment.reward_scale
+        return self.environment.reward_scale
 
     @property
     def action_scale(self) -> float:
         """Size of the correction that an action of 1 makes."""
-        return self.rollout.environment.action_scale
+        return self.environment.action_scale
 
     @property
     def discretization_steps(self) -> int:
         """Number of steps of an episode."""
-        return self.rollout.environment.discretization_steps
+        return self.environment.discretization_steps
 
     def set_time_grid(self, steps: Steps, spacing: str | None = None) -> None:
         """Take another time grid; the next call must be ``reset``."""
@@ -611,6 +620,38 @@ class RolloutSettings:
                 if generator is not None:
                     generator.bit_generator.state = bits  # type: ignore[assignment]
                 raise
+
+
+def rollout_of(env: object) -> Rollout:
+    """The running episodes of a Gymnasium environment of this package; see :func:`environment_of`."""
+    inner = getattr(env, "unwrapped", None)
+    if not isinstance(inner, RolloutSettings):
+        raise OptionError(
+            f"env is {shown(env)}, expected a flowgym environment or its own vector environment; "
+            "for Gymnasium's SyncVectorEnv and AsyncVectorEnv take or wrap the single environments"
+        )
+    return inner.rollout
+
+
+def environment_of(env: object) -> Environment[Any]:
+    """The torch-native environment behind a Gymnasium environment, single or vector, wrapped or not.
+
+    Args:
+        env: The Gymnasium environment; an :class:`Environment` is returned as it is.
+
+    Returns:
+        The one that ``env`` steps with, not a copy.
+
+    Raises:
+        OptionError: If ``env`` is no environment of this package. Gymnasium's own vector
+            environments hold many, each with its own.
+
+    >>> import gymnasium, flowgym_gym
+    >>> env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0")
+    >>> environment_of(env).state_shape
+    (1,)
+    """
+    return env if isinstance(env, Environment) else rollout_of(env).environment
 
 
 def as_array(actions: object, shape: tuple[int, ...]) -> np.ndarray:

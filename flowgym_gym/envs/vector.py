@@ -44,7 +44,8 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
     (3, 4, 8, 8)
     """
 
-    metadata: dict[str, Any] = DenoisingEnv.metadata
+    # A copy, as Gymnasium's SyncVectorEnv before 1.4 writes its mode into the single environments' own.
+    metadata = {**DenoisingEnv.metadata}  # noqa: RUF012
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         self._spec: EnvSpec | None = None
 
     @property
-    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
         """The specification this was made from."""
         return self._spec
 
@@ -106,7 +107,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             self.rollout.seed(range(self.num_envs), seeds)
         self._needs_reset = needs_reset.copy()
 
-    def reset(  # type: ignore[override]
+    def reset(
         self,
         *,
         seed: int | Sequence[int | None] | None = None,
@@ -195,7 +196,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         infos.update(outcome.infos(going_on))
         return outcome, infos
 
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[np.ndarray, ...] | None:
         """The sample that each sub-environment's model now expects, uint8, shape ``(H, W, 3)`` each."""
         if self.render_mode is None:
             gymnasium.logger.warn("render was called without a render mode; make the environment with 'rgb_array'")

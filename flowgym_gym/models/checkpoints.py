@@ -21,8 +21,8 @@ from flowgym_gym.errors import CheckpointError, OptionError, did_you_mean, reaso
 from flowgym_gym.models.lora import merge_lora
 from flowgym_gym.models.parts import load_other, load_own
 from flowgym_gym.models.recognition import INDEX, MODULAR, name_folder, name_weights, read_file
-from flowgym_gym.models.sharing import Shared
 from flowgym_gym.models.single_file import open_file
+from flowgym_gym.sharing import Shared
 from flowgym_gym.sources import Source, find_source
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -63,8 +63,12 @@ class Changes:
     compile: bool = False
 
 
-def check_memory(memory: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of memory options as a tuple, none for None, or an OptionError if one does not exist."""
+def as_memory(memory: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of memory options as a tuple, none for None.
+
+    Raises:
+        OptionError: If one does not exist.
+    """
     if memory is not None and not isinstance(memory, str | list | tuple):
         raise OptionError(f"memory is {shown(memory)}, expected some of {tuple(MEMORY)}")
     names = (memory,) if isinstance(memory, str) else tuple(memory or ())
@@ -108,12 +112,41 @@ def find_changes(denoiser: object = None, vae: object = None, lora: object = Non
     )
 
 
-def read_index(source: Source) -> dict[str, Any]:
-    """The checkpoint's ``model_index.json``; for a Hub id the file is downloaded, or taken from the local cache.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found, and whose index was read.
+
+    Attributes:
+        source: Where it is.
+        index: Its ``model_index.json``.
+    """
+
+    source: Source
+    index: Mapping[str, Any]
+
+    @property
+    def pipeline(self) -> str:
+        """The class of its pipeline, which says of which family it is."""
+        return str(self.index["_class_name"])
+
+
+def resolve(checkpoint: object) -> Checkpoint:
+    """Find a checkpoint and read its index, once: whoever opens it is handed the result.
+
+    Args:
+        checkpoint: As :func:`find_checkpoint` takes it, or what was resolved already. Of a Hub id the
+            index is downloaded, or taken from the local cache.
 
     Raises:
         CheckpointError: If there is none, or it does not name a pipeline.
     """
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    source = find_checkpoint(checkpoint)
+    return Checkpoint(source, _read_index(source))
+
+
+def _read_index(source: Source) -> dict[str, Any]:
     path = Path(source.name) / INDEX
     if source.file:
         path = read_file(Path(source.name)) / INDEX
@@ -210,11 +243,11 @@ def _parts(index: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {part: (pair[0], pair[1]) for part, pair in pairs.items() if part not in UNUSED and pair[1] is not None}
 
 
-def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
+def load_pipeline(checkpoint: Checkpoint, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
     """The pipeline, frozen and in evaluation mode; loaded once per process, unless its files change.
 
     Args:
-        source: Where it is.
+        checkpoint: Where it is, and what it holds.
         device: Where it runs.
         dtype: Number format of its weights.
         changes: What is changed about it.
@@ -224,19 +257,19 @@ def load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Chan
         CheckpointError: If it cannot be loaded.
         OptionError: If the pipeline has no such memory option.
     """
-    sources = (source, changes.denoiser, changes.vae, changes.lora)
+    sources = (checkpoint.source, changes.denoiser, changes.vae, changes.lora)
     return _pipelines.get(
-        (source, device, dtype, changes, denoiser),
+        (checkpoint.source, device, dtype, changes, denoiser),
         [one.name for one in sources if one is not None and one.local],
-        make=lambda: _load_pipeline(source, device, dtype, changes, denoiser),
+        make=lambda: _load_pipeline(checkpoint, device, dtype, changes, denoiser),
         good=lambda _: True,
     )
 
 
-def _load_pipeline(source: Source, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
+def _load_pipeline(checkpoint: Checkpoint, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
     for name in changes.memory:
         check_offloading(name, device)
-    index = read_index(source)
+    source, index = checkpoint.source, checkpoint.index
     check_libraries(source, index)
     replaced = {denoiser: changes.denoiser, "vae": changes.vae}
     others = {part: other for part, other in replaced.items() if other is not None}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowgym_gym.checks import check_choice
 from flowgym_gym.defaults import plain_defaults
-from flowgym_gym.models.checkpoints import check_memory, find_changes
+from flowgym_gym.models.checkpoints import as_memory, find_changes
 from flowgym_gym.models.fitting import check_channels
 from flowgym_gym.models.pipeline import PipelineBaseModel, read_size
 from flowgym_gym.types import FlowTensor
@@ -52,7 +52,7 @@ class DDPMBaseModel(PipelineBaseModel):
         compile: bool = False,
     ) -> None:
         check_choice("compile", compile, (False, True))
-        changes = find_changes(denoiser, memory=check_memory(memory), compile=compile)
+        changes = find_changes(denoiser, memory=as_memory(memory), compile=compile)
         super().__init__(checkpoint, device, dtype, changes)
 
     def _read_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:

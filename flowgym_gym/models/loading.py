@@ -1,9 +1,9 @@
-"""Base models and rewards by id, made once per process and shared by all environments; pipelines by their family."""
+"""Base models by id, made once per process and shared by all environments; checkpoints by their family."""
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,15 +12,10 @@ import torch
 from flowgym_gym.checks import check_choice
 from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.models.checkpoints import find_checkpoint, forget_pipelines, read_index
-from flowgym_gym.models.sharing import Shared, places
+from flowgym_gym.models.checkpoints import Checkpoint, forget_pipelines, resolve
 from flowgym_gym.registry import RegistryEntry, base_model_registry, reward_registry
-from flowgym_gym.rewards import Reward
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-_shared = Shared()
-
 
 # The model whose ids open checkpoints of every family.
 ANY_FAMILY = "images/stable_diffusion"
@@ -43,7 +38,7 @@ def from_pretrained(path_or_id: str, **options: Any) -> BaseModel[Any]:
     >>> type(from_pretrained("tiny")).__name__
     'StableDiffusionBaseModel'
     """
-    return load_base_model(family_of(ANY_FAMILY, path_or_id), checkpoint=path_or_id, **options)
+    return load_base_model(ANY_FAMILY, checkpoint=path_or_id, **options)
 
 
 def from_pipeline(pipe: Any, **options: Any) -> BaseModel[Any]:
@@ -60,10 +55,9 @@ def from_pipeline(pipe: Any, **options: Any) -> BaseModel[Any]:
     Raises:
         CheckpointError: If the pipeline is of no supported family; the message lists those.
     """
-    model = base_model_registry.get(_family(type(pipe).__name__, "this pipeline")).instantiate(
-        checkpoint=pipe, **options
-    )
-    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    entry = base_model_registry.get(_family(type(pipe).__name__, "this pipeline"))
+    model: BaseModel[Any] = entry.instantiate(checkpoint=pipe, **options)
+    return model.eval().requires_grad_(False)
 
 
 def is_open(checkpoint: object) -> bool:
@@ -71,18 +65,33 @@ def is_open(checkpoint: object) -> bool:
     return hasattr(checkpoint, "components")
 
 
-def family_of(id: str, checkpoint: object) -> str:
-    """Id of the base model that opens a checkpoint: ``id``, unless that is the one whose ids open every family.
+@dataclass(frozen=True)
+class FoundModel:
+    """Which base model is meant, with the checkpoint that decided it.
+
+    Attributes:
+        entry: The base model.
+        checkpoint: What was found and read of the checkpoint, for the model to open; None where the
+            model is told something else, or nothing.
+    """
+
+    entry: RegistryEntry
+    checkpoint: Checkpoint | None = None
+
+
+def find_base_model(id: str, checkpoint: object = None) -> FoundModel:
+    """The base model that opens a checkpoint: ``id``, unless that is the one whose ids open every family.
 
     Raises:
+        UnknownIdError: If the id is not registered.
         CheckpointError: If the checkpoint cannot be found or read, or is of no supported family.
     """
     if id == ANY_FAMILY and is_open(checkpoint):
-        return _family(type(checkpoint).__name__, "this pipeline")
+        id = _family(type(checkpoint).__name__, "this pipeline")
     if id != ANY_FAMILY or not isinstance(checkpoint, str | os.PathLike):
-        return id
-    source = find_checkpoint(checkpoint)
-    return _family(read_index(source)["_class_name"], str(source))
+        return FoundModel(base_model_registry.get(id))
+    found = resolve(checkpoint)
+    return FoundModel(base_model_registry.get(_family(found.pipeline, str(found.source))), found)
 
 
 def _family(pipeline: str, where: str) -> str:
@@ -101,17 +110,17 @@ def _families() -> dict[str, str]:
     from flowgym_gym.models.pipeline import PipelineBaseModel
 
     entries = [base_model_registry.get(id) for id in base_model_registry.list()]
-    built_in = [entry for entry in entries if _module(entry).startswith("flowgym_gym.models.")]
     return {
         pipeline: entry.id
-        for entry in built_in
-        if issubclass(entry.cls, PipelineBaseModel)
+        for entry in entries
+        if _is_built_in(entry) and issubclass(entry.cls, PipelineBaseModel)
         for pipeline in entry.cls.pipelines
     }
 
 
-def _module(entry: RegistryEntry) -> str:
-    return entry.entry_point if isinstance(entry.entry_point, str) else entry.entry_point.__module__
+def _is_built_in(entry: RegistryEntry) -> bool:
+    where = entry.entry_point if isinstance(entry.entry_point, str) else entry.entry_point.__module__
+    return where.startswith("flowgym_gym.models.")
 
 
 def load_base_model(
@@ -130,39 +139,41 @@ def load_base_model(
         UnknownOptionError: If the model has no such argument.
         OptionError: If the device or number format does not exist here.
     """
-    entry = base_model_registry.get(family_of(id, kwargs.get("checkpoint")))
+    return load_found(find_base_model(id, kwargs.get("checkpoint")), device, dtype, **kwargs)
+
+
+def load_found(
+    found: FoundModel, device: torch.device | str | None = None, dtype: str = "float32", **kwargs: Any
+) -> BaseModel[Any]:
+    """As :func:`load_base_model`, of a base model that was found already."""
+    entry = found.entry
     # An open pipeline stays where it is, and so must not be told a device that nobody asked for.
     taken_as_it_is = device is None and is_open(kwargs.get("checkpoint"))
-    kwargs = {"device": None if taken_as_it_is else check_device(device), **kwargs}
+    kwargs = {"device": None if taken_as_it_is else as_device(device), **kwargs}
     check_choice("dtype", dtype, DTYPES)
     options = entry.options()
     if options is None or "dtype" in options:
         kwargs["dtype"] = dtype
     elif dtype != "float32":
-        raise OptionError(f"dtype is {shown(dtype)}, but {id!r} has no dtype option and runs in float32")
-    model = _load(entry, kwargs)
+        raise OptionError(f"dtype is {shown(dtype)}, but {entry.id!r} has no dtype option and runs in float32")
+    # A class that a user put in the place of a family is told what the user said.
+    resolved = {"checkpoint": found.checkpoint} if found.checkpoint and _is_built_in(entry) else None
+    model = entry.shared(kwargs, resolved)
     if not isinstance(model, BaseModel):
-        raise OptionError(f"{id!r} is a {type(model).__name__}, expected a subclass of flowgym_gym.BaseModel")
+        raise OptionError(f"{entry.id!r} is a {type(model).__name__}, expected a subclass of flowgym_gym.BaseModel")
     if "_modules" not in vars(model):
         raise OptionError(f"the __init__ of {type(model).__name__} does not call super().__init__(device); let it")
     return model.eval().requires_grad_(False)
 
 
-def load_reward(id: str, **kwargs: Any) -> Reward[Any]:
-    """The reward registered as ``id``, shared unless it is stateful; errors as :func:`load_base_model`."""
-    reward = _load(reward_registry.get(id), kwargs)
-    if not isinstance(reward, Reward):
-        raise OptionError(f"{id!r} is a {type(reward).__name__}, expected a subclass of flowgym_gym.Reward")
-    return reward
-
-
 def clear_model_cache() -> None:
     """Forget every shared model, so that its memory is freed once no environment uses it."""
-    _shared.clear()
+    base_model_registry.forget_instances()
+    reward_registry.forget_instances()
     forget_pipelines()
 
 
-def check_device(device: torch.device | str | None) -> torch.device:
+def as_device(device: torch.device | str | None) -> torch.device:
     """The device, or an OptionError if this machine does not have it."""
     try:
         if isinstance(device, bytes):
@@ -176,24 +187,3 @@ def check_device(device: torch.device | str | None) -> torch.device:
     if checked.type == "meta":
         raise OptionError("device is 'meta', whose tensors hold no numbers; try 'cpu'")
     return checked
-
-
-def _device_name(value: object) -> str:
-    if isinstance(value, torch.device):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is not a plain value")
-
-
-def _load(entry: RegistryEntry, kwargs: dict[str, Any]) -> Any:
-    arguments = {**entry.default_kwargs, **kwargs}
-    try:
-        text = json.dumps(arguments, sort_keys=True, default=_device_name)
-    except (TypeError, ValueError, RecursionError):  # What is no plain value has no name to be found under again.
-        return entry.instantiate(**kwargs)
-    named = tuple(places(arguments))
-    return _shared.get(
-        (entry.cls, text, named),
-        named,
-        make=lambda: entry.instantiate(**kwargs),
-        good=lambda made: not getattr(made, "stateful", False) and not getattr(made, "moved", False),
-    )

@@ -30,13 +30,12 @@ from flowgym_gym.errors import CheckpointError, FlowGymError, ModelError, Option
 from flowgym_gym.models.base import BaseModel, OutputType
 from flowgym_gym.models.checkpoints import (
     Changes,
-    check_memory,
+    as_memory,
     copy_pipeline,
     find_changes,
-    find_checkpoint,
     load_pipeline,
     prepare,
-    read_index,
+    resolve,
 )
 from flowgym_gym.models.fitting import (
     check_channels,
@@ -64,7 +63,8 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
 
     Args:
         checkpoint: A local folder in diffusers' format, a Hub id, or a pipeline that is already open (which is frozen
-            in place). Only safetensors weights are loaded.
+            in place); or what :func:`~flowgym_gym.models.checkpoints.resolve` found. Only safetensors weights are
+            loaded.
         device: Where the model runs; an open pipeline stays where it is.
         dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``; that of an open pipeline
             stays.
@@ -140,9 +140,9 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
     def _opened(self, checkpoint: Any, device: torch.device | str | None, dtype: str, changes: Changes) -> Any:
         """The pipeline of a checkpoint, or the open one that was given."""
         if not hasattr(checkpoint, "components"):
-            source = find_checkpoint(checkpoint)
-            self._check_kind(read_index(source)["_class_name"], str(source))
-            return load_pipeline(source, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+            found = resolve(checkpoint)
+            self._check_kind(found.pipeline, str(found.source))
+            return load_pipeline(found, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
         self._check_kind(type(checkpoint).__name__, "this pipeline")
         if device is not None or changes != Changes(memory=changes.memory):
             raise OptionError(
@@ -318,7 +318,7 @@ class LatentBaseModel(PipelineBaseModel):
             vae,
             lora,
             lora_scale=float(lora_scale),
-            memory=check_memory(memory),
+            memory=as_memory(memory),
             compile=compile,
         )
         super().__init__(checkpoint, device, dtype, changes, (height, width))

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from flowgym_gym.envs import environment_of
 from flowgym_gym.errors import OptionError
 from flowgym_gym.optimal_control.cells import Cells
 from flowgym_gym.optimal_control.problem import decision_problem
@@ -75,7 +76,7 @@ def continued_returns(env: VectorEnv[Any, Any, Any], seeds: Iterable[int]) -> np
         OptionError: If the process draws no noise.
     """
     denoising: Any = env.unwrapped
-    if not bool((denoising.rollout.environment.transitions.std > 0).any()):
+    if not bool((environment_of(env).transitions.std > 0).any()):
         raise OptionError(
             "this process draws no noise: its control costs are no divergence, and the free energy "
             "bounds nothing; take a noise_level above 0"

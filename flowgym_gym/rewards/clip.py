@@ -20,7 +20,7 @@ from flowgym_gym.checks import check_choice, check_whole
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, RewardError, reason
 from flowgym_gym.rewards.base import Reward, all_valid, check_images, check_prompts
-from flowgym_gym.rewards.weights import find_file, find_folder, loading, read_tensors
+from flowgym_gym.rewards.loading import find_file, find_folder, loading, read_tensors
 from flowgym_gym.types import FlowTensor
 from flowgym_gym.weights import check_filled
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from flowgym_gym.checks import check_choice, check_mapping, check_once, check_weight, check_whole
 from flowgym_gym.errors import OptionError, StateError, shown
 from flowgym_gym.rewards.base import Reward, check_prompts
+from flowgym_gym.rewards.loading import load_reward
 from flowgym_gym.types import D
 
 # How a part of a composed reward is given: its id, its id with arguments, or the reward itself.
@@ -35,9 +36,6 @@ def make_part(spec: Spec, kwargs: Mapping[str, Any] | None = None) -> Reward[Any
         OptionError: If it is none of these, or the arguments name another id.
         UnknownIdError: If nothing is registered under the id.
     """
-    # Registered rewards are loaded above this package, where environments load them, and shared with those.
-    from flowgym_gym.models.loading import load_reward
-
     if isinstance(spec, Reward):
         return spec
     if isinstance(spec, str):

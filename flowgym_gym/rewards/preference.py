@@ -21,7 +21,7 @@ from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError
 from flowgym_gym.rewards.base import Reward, all_valid
 from flowgym_gym.rewards.clip import CLIP, Preparation, build_head, move, prompted_images
-from flowgym_gym.rewards.weights import build, find_file, find_folder, loading, read_tensors
+from flowgym_gym.rewards.loading import build, find_file, find_folder, loading, read_tensors
 from flowgym_gym.sources import exists
 from flowgym_gym.types import FlowTensor
 

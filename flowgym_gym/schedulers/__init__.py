@@ -1,14 +1,14 @@
 """Schedulers: how much data and how much noise a state holds at each time."""
 
-from flowgym_gym.schedulers.base import Scheduler
-from flowgym_gym.schedulers.continuous import CosineScheduler, OptimalTransportScheduler
-from flowgym_gym.schedulers.diffusion import DiffusionScheduler
-from flowgym_gym.schedulers.flow_match import FlowMatchScheduler
-from flowgym_gym.schedulers.noise_schedules import (
+from flowgym_gym.schedulers.base import (
     ConstantNoiseSchedule,
     MemorylessNoiseSchedule,
     NoiseSchedule,
+    Scheduler,
 )
+from flowgym_gym.schedulers.continuous import CosineScheduler, OptimalTransportScheduler
+from flowgym_gym.schedulers.diffusion import DiffusionScheduler
+from flowgym_gym.schedulers.flow_match import FlowMatchScheduler
 
 __all__ = [
     "ConstantNoiseSchedule",

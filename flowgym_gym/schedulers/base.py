@@ -1,4 +1,4 @@
-r"""The schedule of a diffusion or flow model.
+r"""The schedule of a diffusion or flow model, and the noise that its Euler-Maruyama sampler draws.
 
 Time runs from :math:`t = 0` (noise) to :math:`t = 1` (data):
 
@@ -17,17 +17,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, overload
+from typing import Any, Generic, overload
 
 import torch
 from torch import Tensor
 
+from flowgym_gym.checks import check_number
 from flowgym_gym.errors import ModelError, OptionError
 from flowgym_gym.time_grid import Grid, Steps, check_steps
 from flowgym_gym.types import D, append_dims
 
-if TYPE_CHECKING:
-    from flowgym_gym.schedulers.noise_schedules import NoiseSchedule
+
+class NoiseSchedule(ABC):
+    """The diffusion coefficient ``sigma(t)``."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> Tensor:
+        """``sigma`` at times ``t`` of shape ``(n,)``."""
 
 
 class Scheduler(ABC, Generic[D]):
@@ -125,8 +131,6 @@ class Scheduler(ABC, Generic[D]):
     def noise_schedule(self) -> NoiseSchedule:
         """The diffusion coefficient used by the Euler-Maruyama sampler."""
         if not hasattr(self, "_noise_schedule"):
-            from flowgym_gym.schedulers.noise_schedules import MemorylessNoiseSchedule
-
             self._noise_schedule: NoiseSchedule = MemorylessNoiseSchedule(self)
         return self._noise_schedule
 
@@ -178,3 +182,34 @@ class Scheduler(ABC, Generic[D]):
         if t is None:
             raise TypeError(f"a coefficient of a batch needs times: call it with (x, t), got {type(x).__name__} alone")
         return type(x)(append_dims(coefficient(t), x.data.ndim))
+
+
+class MemorylessNoiseSchedule(NoiseSchedule):
+    r""":math:`\sigma_t = \sqrt{2 \eta_t}`, which makes the final sample independent of the initial noise.
+
+    References:
+        Domingo-Enrich et al., Adjoint Matching, ICLR 2025.
+    """
+
+    def __init__(self, scheduler: Scheduler[Any]) -> None:
+        self.scheduler = scheduler
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """``sigma`` at times ``t`` of shape ``(n,)``; infinite where ``alpha`` is 0."""
+        return torch.sqrt(2 * self.scheduler.eta(t))
+
+
+class ConstantNoiseSchedule(NoiseSchedule):
+    """The same ``sigma`` at every time; at least 0.
+
+    Raises:
+        OptionError: If ``sigma`` is not a finite number of at least 0.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        check_number("sigma", sigma, minimum=0)
+        self.sigma = float(sigma)
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """``sigma`` at times ``t`` of shape ``(n,)``."""
+        return torch.full_like(t, self.sigma)

@@ -11,15 +11,6 @@ from flowgym_gym.errors import OptionError
 OBSERVATION_WRAPPERS = (gymnasium.ObservationWrapper, gymnasium.vector.VectorObservationWrapper)
 
 
-def check_denoising(env: Any) -> None:
-    """Raise an OptionError unless ``env`` is an environment of this package, wrapped or not."""
-    if not hasattr(getattr(env, "unwrapped", None), "rollout"):
-        raise OptionError(
-            f"env is {env}, expected a flowgym environment or its own vector environment; "
-            "for Gymnasium's SyncVectorEnv and AsyncVectorEnv wrap the single environments"
-        )
-
-
 def check_own_observations(env: Any) -> None:
     """Raise an OptionError if a wrapper between ``env`` and the environment changes the observations."""
     inner = env

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
+from torch import Tensor
 
+from flowgym_gym.envs.rollout import as_array
 from flowgym_gym.errors import ActionError, OptionError, shown
+from flowgym_gym.types import oddity
+
+A = TypeVar("A", np.ndarray, Tensor)
 
 
 class CoarseAction(gymnasium.ActionWrapper[Any, np.ndarray, np.ndarray], gymnasium.utils.RecordConstructorArgs):
@@ -55,7 +60,7 @@ def coarse_space(space: gymnasium.Space[Any], resolution: int) -> gymnasium.spac
     return gymnasium.spaces.Box(float(space.low.min()), float(space.high.max()), shape, np.float32)
 
 
-def upsample(action: np.ndarray, coarse_space: gymnasium.Space[Any], space: gymnasium.Space[Any]) -> np.ndarray:
+def upsample(action: A, coarse_space: gymnasium.Space[Any], space: gymnasium.Space[Any]) -> A:
     """Nearest-neighbour upsampling of the last two dimensions, from one action space to the other.
 
     Raises:
@@ -64,12 +69,10 @@ def upsample(action: np.ndarray, coarse_space: gymnasium.Space[Any], space: gymn
     coarse, fine = coarse_space.shape, space.shape
     assert coarse is not None
     assert fine is not None
-    if not hasattr(action, "detach"):  # a tensor stays one
-        from flowgym_gym.envs.rollout import as_array
-
+    if not isinstance(action, Tensor):  # which stays one
         action = as_array(action, coarse)
-    elif getattr(action, "is_nested", False) or "strided" not in str(getattr(action, "layout", "")):
-        raise ActionError(f"action is a tensor of layout {action.layout}, expected float32 numbers of shape {coarse}")  # type: ignore[attr-defined]
+    elif odd := oddity(action):
+        raise ActionError(f"action is {odd}, expected float32 numbers of shape {coarse}")
     if action.shape != coarse:
         raise ActionError(f"action has shape {tuple(action.shape)}, expected {coarse}")
     rows = np.arange(fine[-2]) * coarse[-2] // fine[-2]

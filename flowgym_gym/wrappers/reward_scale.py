@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 
 from flowgym_gym.checks import check_weight
-from flowgym_gym.wrappers.check import check_denoising
+from flowgym_gym.envs.rollout import rollout_of
 
 
 class RewardScale(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -29,7 +29,7 @@ class RewardScale(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordC
         gymnasium.utils.RecordConstructorArgs.__init__(self, scale=scale)
         gymnasium.Wrapper.__init__(self, env)
         check_weight("scale", scale)
-        check_denoising(env)
+        rollout_of(env)  # which refuses environments that pay no such reward
         self._difference = scale - env.get_wrapper_attr("reward_scale")
         self.reward_scale = float(scale)
 

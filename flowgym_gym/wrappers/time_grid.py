@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 
-from flowgym_gym.wrappers.check import check_denoising
-
-if TYPE_CHECKING:
-    from flowgym_gym.time_grid import Steps
+from flowgym_gym.envs.rollout import rollout_of
+from flowgym_gym.time_grid import Steps
 
 
 class TimeGrid(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -34,5 +32,4 @@ class TimeGrid(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordCons
     def __init__(self, env: gymnasium.Env[Any, Any], steps: Steps, spacing: str | None = None) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(self, steps=steps, spacing=spacing)
         gymnasium.Wrapper.__init__(self, env)
-        check_denoising(env)
-        env.unwrapped.set_time_grid(steps, spacing)  # type: ignore[attr-defined]
+        rollout_of(env).set_time_grid(steps, spacing)

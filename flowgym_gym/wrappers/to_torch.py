@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
+import torch
+from torch import Tensor
 
-from flowgym_gym.wrappers.check import check_denoising, check_own_observations
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from flowgym_gym.envs.rollout import Rollout
+from flowgym_gym.envs.rollout import Rollout, rollout_of
+from flowgym_gym.wrappers.check import check_own_observations
 
 
 class ToTorch(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -37,7 +35,7 @@ class ToTorch(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConst
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(self)
         gymnasium.Wrapper.__init__(self, env)
-        check_denoising(env)
+        self._rollout = rollout_of(env)
         check_own_observations(env)
 
     def reset(
@@ -49,20 +47,16 @@ class ToTorch(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConst
 
     def step(self, action: Any) -> tuple[dict[str, Tensor], Any, bool, bool, dict[str, Any]]:
         """Take a step with an action of tensors or arrays."""
-        observation, *rest = self.env.step(action)
-        return self._tensors(observation), *rest  # type: ignore[return-value]
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._tensors(observation), reward, terminated, truncated, info
 
     def _tensors(self, observation: dict[str, Any]) -> dict[str, Tensor]:
-        rollout: Rollout = self.env.unwrapped.rollout  # type: ignore[attr-defined]
-        return {
-            name: value[0] for name, value in tensors(rollout, {k: v[None] for k, v in observation.items()}).items()
-        }
+        batched = tensors(self._rollout, {name: value[None] for name, value in observation.items()})
+        return {name: value[0] for name, value in batched.items()}
 
 
 def tensors(rollout: Rollout, observation: dict[str, Any]) -> dict[str, Tensor]:
     """A batched observation of arrays as tensors on the device of the ``rollout`` that it was made of."""
-    import torch
-
     latents = rollout.latents
     rest = {name: torch.from_numpy(value).to(latents.device) for name, value in observation.items() if name != "latent"}
     return {"latent": latents, **rest}

@@ -11,6 +11,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def stage_data(args: argparse.Namespace) -> dict[str, np.ndarray]:
     if not path.exists():
         data = render.dataset(render.find_font(args.font), RENDERINGS_PER_CONCEPT, seed=0)
         temporary = path.with_name("renderings.tmp.npz")
-        np.savez(temporary, **data)
+        np.savez(temporary, **data)  # type: ignore[arg-type]
         temporary.replace(path)
     with np.load(path) as data:
         return {key: data[key] for key in data.files}
@@ -84,7 +85,7 @@ def stage_autoencoder(args: argparse.Namespace, data: dict[str, np.ndarray]) -> 
         )
         latents = autoencoder.encode_all(model, data["images"], args.device)
         autoencoder.finish(model, latents, folder)
-        np.savez(latents_path, **latents)
+        np.savez(latents_path, **latents)  # type: ignore[arg-type]
         return report(outcome, args.autoencoder_batch) | {"psnr": psnr}
 
     result = cached(args.work / "autoencoder.json", make)
@@ -168,11 +169,11 @@ def stage_measurements(
 
     for guidance, eta in MEASURED:
         name = f"{guidance:g}_{eta:g}.json"
-        concepts.append(cached(folder / f"concepts_{name}", lambda g=guidance, e=eta: subjects(g, e)))
+        concepts.append(cached(folder / f"concepts_{name}", partial(subjects, guidance, eta)))
         backgrounds.append(
             cached(
                 folder / f"backgrounds_{name}",
-                lambda g=guidance, e=eta: evaluate.measure_backgrounds(pipeline, guidance=g, eta=e),
+                partial(evaluate.measure_backgrounds, pipeline, guidance=guidance, eta=eta),
             )
         )
         top1, right = concepts[-1]["top1"], backgrounds[-1]["accuracy"]

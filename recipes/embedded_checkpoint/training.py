@@ -6,7 +6,7 @@ the schedule reaches its end on any machine, and a resumed stage goes on where i
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class ExponentialMovingAverage:
             average.copy_(saved)
 
 
-def split_parameters(named: list[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+def split_parameters(named: Sequence[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters for Muon (the matrices of hidden layers) and for Adam (everything else)."""
     hidden = [p.ndim > 1 and not any(part in key for part in ADAM_LAYERS) for key, p in named]
     muon = [p for (_, p), is_hidden in zip(named, hidden, strict=True) if is_hidden]

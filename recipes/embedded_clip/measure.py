@@ -1,6 +1,7 @@
 """What the trained CLIP says of pictures it has not seen: renderings with new shifts and sizes, and samples."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ SAMPLES_SEED = 9000
 
 
 @torch.no_grad()
-def logits(clip, pictures: Tensor, texts: list[str]) -> Tensor:
+def logits(clip: Any, pictures: Tensor, texts: list[str]) -> Tensor:
     """CLIP's logits of pictures ``(n, 3, 64, 64)`` against texts, shape ``(n, len(texts))``."""
     captions = clip.embed_texts(texts, pictures.device)
     return torch.cat([clip.logit_scale * clip.embed_images(part) @ captions.T for part in pictures.split(256)])
 
 
-def measure_renderings(clip, data: dict[str, np.ndarray]) -> dict[str, float]:
+def measure_renderings(clip: Any, data: dict[str, np.ndarray]) -> dict[str, Any]:
     """Accuracy among all concepts, and among all backgrounds of the right concept.
 
     Args:
@@ -57,7 +58,7 @@ def weakest(right: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return dict(sorted((entry for entry in by_concept.items() if entry[1] < 1), key=lambda entry: entry[1]))
 
 
-def measure_samples(clip, pipeline: StableDiffusionPipeline, judge: Classifier) -> dict[str, float]:
+def measure_samples(clip: Any, pipeline: StableDiffusionPipeline, judge: Classifier) -> dict[str, float]:
     """One sample of the embedded checkpoint for each concept, at guidance 1 and eta 1."""
     texts = [EVALUATION_TEMPLATE.format(name) for name in CONCEPTS]
     pictures = sample(pipeline, texts, guidance=1.0, eta=1.0, seed=SAMPLES_SEED)

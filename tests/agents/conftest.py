@@ -1,6 +1,12 @@
 """Settings so small that a run takes seconds."""
 
+import contextlib
+import functools
+import io
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +40,8 @@ TINY = {
     },
 }
 TINY["tqc"] = TINY["sac"]
+# All algorithms; those of a further engine in the second lane.
+ENGINES = ["ppo", "sac", pytest.param("tqc", marks=pytest.mark.second)]
 # Columns that hold wall-clock time.
 TIMED = {"seconds", "steps_per_second"}
 
@@ -42,6 +50,24 @@ def tiny(out, algo="ppo", timesteps=16, overrides=(), **kwargs):
     """Train for a moment."""
     changes = {**TINY[algo], **dict(overrides)}
     return train(RED, algo, out=out, timesteps=timesteps, num_envs=2, overrides=changes, progress=False, **kwargs)
+
+
+FINISHED = tempfile.TemporaryDirectory(prefix="finished-runs-")
+
+
+@functools.cache
+def _trained(algo, timesteps):
+    out = Path(FINISHED.name) / f"{algo}-{timesteps}"
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
+        draw_little(patch)
+        tiny(out, algo, timesteps)
+    return out
+
+
+def finished(out, algo="ppo", timesteps=8):
+    """The run of ``tiny``, copied: all tests of a process that begin with a finished run share one of each kind."""
+    shutil.copytree(_trained(algo, timesteps), out, dirs_exist_ok=True)
+    return out
 
 
 def assignments(algo="ppo", changes=()):

@@ -17,7 +17,7 @@ from flowgym_gym.agents.runs.state import relocated as _relocated
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.models.fingerprint import WHOLE, digest, fingerprint
 from flowgym_gym.models.loading import clear_model_cache
-from tests.agents.conftest import draw_little, resume, same_weights, tiny, untimed
+from tests.agents.conftest import draw_little, finished, resume, same_weights, tiny, untimed
 from tests.conftest import PROMPTS
 
 EMBEDDED = Path(flowgym_gym.__file__).parent / "models" / "embedded" / "tiny"
@@ -262,7 +262,7 @@ def rename_places(out, names):
 
 
 def test_a_run_without_files_has_nothing_to_note(tmp_path, capsys):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     assert not (tmp_path / "prompts.json").exists()
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.pop("contents") == {"files": {}}

@@ -11,7 +11,7 @@ from flowgym_gym.agents.runs.evaluation import table
 from flowgym_gym.errors import OptionError
 from flowgym_gym.statistics import mean_and_interval
 from flowgym_gym.wrappers.vector import CoarseAction
-from tests.agents.conftest import tiny
+from tests.agents.conftest import finished
 from tests.conftest import RED
 
 
@@ -135,7 +135,7 @@ def test_too_few_episodes_are_refused(episodes):
 
 
 def test_a_run_keeps_the_evaluation_in_its_own_environment(tmp_path):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     own = evaluate(tmp_path, episodes=2)
     other = gymnasium.make_vec(RED, num_envs=2, autoreset_mode="Disabled", discretization_steps=2, reward_scale=1.0)
     elsewhere = evaluate(tmp_path, episodes=2, vector_env=CoarseAction(other, 1))

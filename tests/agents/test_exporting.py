@@ -16,13 +16,13 @@ from flowgym_gym.agents import evaluate, export, load_agent, load_policy
 from flowgym_gym.agents.runs.checkpoints import best_checkpoint
 from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.wrappers.vector import CoarseAction
-from tests.agents.conftest import TINY, draw_little, tiny
+from tests.agents.conftest import ENGINES, draw_little, tiny
 from tests.conftest import PROMPTS, RED
 
 CHANGES = {"env.prompts": PROMPTS, "wrappers.coarse_action": 2, "policy.blocks": 2, "algo.learning_rate": 0.03}
 
 
-@pytest.fixture(scope="module", params=[*TINY, "ppo, state-dependent"])
+@pytest.fixture(scope="module", params=[*ENGINES, "ppo, state-dependent"])
 def run(request, tmp_path_factory):
     """A trained agent that reads prompts and acts on a grid."""
     algo, _, state_dependent = request.param.partition(",")
@@ -51,6 +51,7 @@ def test_both_files_can_be_read_by_others(policy):
     assert {file.stat().st_mode & 0o777 for file in policy.iterdir()} == {0o644}
 
 
+@pytest.mark.second
 def test_it_acts_like_the_agent_where_stable_baselines3_cannot_be_imported(run, policy, tmp_path):
     agent = load_agent(run)
     observations = observe(agent)

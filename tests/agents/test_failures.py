@@ -58,7 +58,7 @@ def same_checkpoint(first, second):
         ("ppo", {}, 8),
         ("ppo", {"evaluate_every": 8, "evaluation_episodes": 2}, 9),
         ("sac", {}, 7),
-        ("tqc", {}, 7),
+        pytest.param("tqc", {}, 7, marks=pytest.mark.second),
         # The interval that fails has already scored samples, which its reward remembers.
         ("ppo", STANDARDIZED, 9),
         # The buffer is full, and the interval that fails has begun to write over what it held.

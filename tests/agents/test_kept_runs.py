@@ -66,6 +66,7 @@ def digest(checkpoint):
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
+@pytest.mark.second
 @pytest.mark.parametrize("name", sorted(CONTINUED))
 def test_a_run_of_an_earlier_version_goes_on_bit_by_bit(name, tmp_path):
     out, expected = tmp_path / name, CONTINUED[name]
@@ -89,6 +90,7 @@ def test_a_run_of_an_earlier_version_goes_on_bit_by_bit(name, tmp_path):
         assert digest(newest) == expected["digest"]
 
 
+@pytest.mark.second
 def test_a_run_goes_on_where_the_times_of_its_grid_are_rounded_differently(tmp_path):
     out = tmp_path / "ppo"
     shutil.copytree(KEPT / "ppo", out)

@@ -19,13 +19,14 @@ from flowgym_gym.agents.runs.files import locked
 from flowgym_gym.agents.runs.metrics import read_metrics
 from flowgym_gym.cli import main
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError
-from tests.agents.conftest import assignments, draw_little, resume, same_weights, tiny, untimed
+from tests.agents.conftest import assignments, draw_little, finished, resume, same_weights, tiny, untimed
 from tests.agents.killing import KILLS, TIMESTEPS
 from tests.conftest import RED
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.second
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_a_run_killed_at_ten_moments_is_the_run_that_was_not(algo, tmp_path):
@@ -97,7 +98,7 @@ def test_a_run_that_started_over_may_have_another_length(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     leftovers = [tmp_path / "writing-a", tmp_path / "checkpoints" / "writing-b"]
     leftovers[0].write_text("{")
     leftovers[1].mkdir()
@@ -123,7 +124,7 @@ def test_a_row_that_was_cut_off_is_written_anew(cut, whole, tmp_path):
     "line", ["8,4,0.5\r\n", "8" + ",0" * 30 + "\r\n", "8,4,x" + ",0" * 12 + "\r\n", '8,"\r\n', "\0\r\n"]
 )
 def test_damaged_metrics_are_an_error_that_names_the_cure(line, tmp_path):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     with (tmp_path / "metrics.csv").open("a", newline="") as file:
         file.write(line)
     with pytest.raises(CheckpointError, match=r"metrics.csv is damaged: .*move it away"):
@@ -169,7 +170,7 @@ def test_files_get_their_names_once_they_are_on_the_disk(tmp_path, monkeypatch):
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     pytest.importorskip("fcntl")
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     with locked(tmp_path), pytest.raises(OptionError, match="another process is training in"):
         resume(tmp_path, timesteps=16)
     assert resume(tmp_path, timesteps=16).timesteps == 16
@@ -314,7 +315,7 @@ def test_other_errors_of_training_are_not_taken_for_a_full_disk(tmp_path, monkey
 
 
 def test_an_evaluation_that_cannot_be_written_says_so(tmp_path, monkeypatch):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     monkeypatch.setattr("flowgym_gym.agents.runs.files.os.fsync", full_disk)
     with pytest.raises(CheckpointError, match=r"evaluation\.json cannot be written: No space left"):
         evaluate(tmp_path, episodes=2)

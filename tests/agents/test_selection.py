@@ -20,7 +20,7 @@ from flowgym_gym.cli import main
 from flowgym_gym.errors import OptionError
 from flowgym_gym.statistics import mean_and_interval
 from flowgym_gym.wrappers import CoarseAction
-from tests.agents.conftest import TINY, resume, same_weights, tiny, untimed
+from tests.agents.conftest import TINY, finished, resume, same_weights, tiny, untimed
 from tests.agents.test_rewards_in_runs import STANDARDIZED
 from tests.conftest import PROMPTS, RED
 
@@ -119,7 +119,7 @@ def test_the_best_agent_is_kept_and_used(tmp_path, costs):
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000000008"]
     best, newest = load_agent(tmp_path), load_agent(tmp_path, "newest")
     assert (best.num_timesteps, newest.num_timesteps) == (8, 24)
-    tiny(tmp_path / "short", timesteps=8)
+    finished(tmp_path / "short", timesteps=8)
     short = load_agent(tmp_path / "short").policy.state_dict()
     assert all(torch.equal(value, short[key]) for key, value in best.policy.state_dict().items())
     report = evaluate(tmp_path, 2)
@@ -130,7 +130,7 @@ def test_the_best_agent_is_kept_and_used(tmp_path, costs):
 
 
 def test_without_evaluations_the_newest_agent_is_used(tmp_path):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     assert not (tmp_path / "best").exists()
     assert not (tmp_path / "evaluations.csv").exists()
     assert load_agent(tmp_path, "best").num_timesteps == 8
@@ -240,7 +240,7 @@ def test_a_run_with_a_budget_is_evaluated_and_exploration_does_not_count(algo, t
 
 
 def test_a_run_from_before_budgets_meant_evaluations_is_evaluated_when_it_goes_on(tmp_path, costs):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     config = json.loads((tmp_path / "config.json").read_text())
     config["settings"] |= {"kl_budget": 3.0, "checkpoint_every": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -272,7 +272,7 @@ def test_settings_out_of_range_are_refused(name, value, tmp_path):
 
 
 def test_runs_from_before_there_were_evaluations_resume(tmp_path):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     config = json.loads((tmp_path / "config.json").read_text())
     for name in ("evaluate_every", "evaluation_episodes", "kl_budget"):
         del config["settings"][name]

@@ -38,6 +38,7 @@ print(os.environ["MPLBACKEND"], dict.get(matplotlib.rcParams, "backend"))
 """
 
 
+@pytest.mark.second
 @pytest.mark.parametrize(
     ("backend", "known"),
     [("module://matplotlib_inline.backend_inline", False), ("nonsense", False), ("TkAgg", True), ("svg", True)],
@@ -67,6 +68,7 @@ def test_matplotlib_is_imported_in_one_place():
     assert found == []
 
 
+@pytest.mark.second
 def test_a_damaged_matplotlibrc_is_an_error_that_names_it(tmp_path):
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe")
     done = subprocess.run(
@@ -187,6 +189,7 @@ def test_a_run_in_a_folder_whose_name_is_no_text_trains(tmp_path):
     assert tiny(run, timesteps=8).timesteps == 8
 
 
+@pytest.mark.second
 def test_a_library_that_cannot_be_imported_is_named(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "flowgym_gym", "evaluate", str(tmp_path)],

@@ -27,7 +27,7 @@ from flowgym_gym.errors import (
     UnknownOptionError,
 )
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
-from tests.agents.conftest import TINY, assignments, resume, same_weights, tiny, untimed
+from tests.agents.conftest import TINY, assignments, finished, resume, same_weights, tiny, untimed
 from tests.conftest import RED
 
 ALGORITHMS = {"ppo": PPO, "sac": SAC}
@@ -103,7 +103,7 @@ def terminate_at(monkeypatch):
         ("ppo", {"env.discretization_steps": 3}),
         # Random actions of the warm-up come after the first checkpoint too.
         ("sac", {"env.prompts": ["a photo of a cat", "a red heart"], "algo.learning_starts": 12}),
-        ("tqc", {"policy.n_quantiles": 5}),
+        pytest.param("tqc", {"policy.n_quantiles": 5}, marks=pytest.mark.second),
     ],
 )
 def test_a_terminated_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(algo, changes, tmp_path, terminate_at):
@@ -129,7 +129,7 @@ def test_runs_with_the_same_seed_are_equal_and_others_are_not(tmp_path):
 
 
 def test_rows_after_the_checkpoint_are_not_doubled(tmp_path):
-    tiny(tmp_path, timesteps=16)
+    finished(tmp_path, timesteps=16)
     newest, older = checkpoints(tmp_path)[:2]
     for file in newest.iterdir():
         file.unlink()
@@ -140,7 +140,7 @@ def test_rows_after_the_checkpoint_are_not_doubled(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
-    tiny(tmp_path, timesteps=16)
+    finished(tmp_path, timesteps=16)
     (checkpoints(tmp_path)[0] / "model.zip").write_bytes(b"PK\x03\x04 half")
     assert resume(tmp_path, timesteps=16).timesteps == 16
     assert "000000016 cannot be read" in capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     ],
 )
 def test_a_run_whose_replay_buffer_is_lost_goes_on_with_what_is_left(damaged, left, message, tmp_path, capsys):
-    tiny(tmp_path, "sac", timesteps=16)
+    finished(tmp_path, "sac", timesteps=16)
     for file in damaged:
         (checkpoints(tmp_path)[0] / file).write_bytes(b"half")
     capsys.readouterr()
@@ -178,7 +178,7 @@ def test_a_run_whose_replay_buffer_is_lost_goes_on_with_what_is_left(damaged, le
 
 
 def test_resuming_a_finished_run_ends_at_once(tmp_path):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     rows = read_metrics(tmp_path / "metrics.csv")
     assert resume(tmp_path).timesteps == 8
     assert read_metrics(tmp_path / "metrics.csv") == rows
@@ -305,7 +305,7 @@ def test_a_run_too_short_to_learn_says_so(tmp_path, capsys):
 
 
 def test_a_resumed_run_needs_no_algorithm(tmp_path):
-    tiny(tmp_path, "sac", timesteps=8)
+    finished(tmp_path, "sac", timesteps=8)
     assert train(RED, out=tmp_path, resume=True, timesteps=16, progress=False).timesteps == 16
     with pytest.raises(OptionError, match=r"algo is 'ppo', but the run in .* has 'sac'"):
         resume(tmp_path, "ppo")
@@ -340,7 +340,7 @@ def test_what_train_returns_stands_for_its_folder(tmp_path):
 
 
 def test_a_resumed_run_keeps_its_settings(tmp_path):
-    tiny(tmp_path, timesteps=8)
+    finished(tmp_path, timesteps=8)
     for change in ({"num_envs": 3}, {"seed": 1}, {"overrides": {"algo.gamma": 0.5}}):
         with pytest.raises(OptionError, match=r"resumes with that|cannot change"):
             resume(tmp_path, **change)
@@ -392,6 +392,7 @@ def test_damaged_evaluations_and_pictures_that_cannot_be_written_are_said(tmp_pa
         save_curve(tmp_path)
 
 
+@pytest.mark.second
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_terminated_process_leaves_a_run_that_can_be_resumed(tmp_path):
     out = tmp_path / "run"

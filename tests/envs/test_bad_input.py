@@ -399,13 +399,13 @@ def test_what_a_model_raises_itself_comes_as_it_is(method):
 def test_after_a_wrong_answer_at_the_end_of_an_episode_the_step_can_be_taken_again():
     envs = DenoisingVectorEnv(2, **MIXTURE)
     envs.reset(seed=0)
-    model = copy(envs.rollout.environment.base_model)
+    model = copy(envs.environment.base_model)
     model.postprocess = lambda x: None
-    envs.rollout.environment.base_model, sound = model, envs.rollout.environment.base_model
+    envs.environment.base_model, sound = model, envs.environment.base_model
     envs.step(np.zeros((2, 1), np.float32)), envs.step(np.zeros((2, 1), np.float32))
     with pytest.raises(ModelError, match="postprocess returned None"):
         envs.step(np.zeros((2, 1), np.float32))
-    envs.rollout.environment.base_model = sound
+    envs.environment.base_model = sound
     _, _, terminations, *_ = envs.step(np.zeros((2, 1), np.float32))
     assert terminations.all()
 
@@ -536,10 +536,10 @@ def test_a_contradiction_is_named_with_both_places(options, first, second):
 
 
 def test_what_is_given_once_may_be_given_in_either_place():
-    direct = DenoisingEnv(**STABLE, prompts="a", device="cpu", dtype="bfloat16").rollout.environment
+    direct = DenoisingEnv(**STABLE, prompts="a", device="cpu", dtype="bfloat16").environment
     inside = DenoisingEnv(
         **STABLE, base_model_kwargs={"prompts": "a", "device": "cpu", "dtype": "bfloat16"}
-    ).rollout.environment
+    ).environment
     assert direct.base_model.prompts == inside.base_model.prompts == ["a"]
     assert direct.base_model.denoiser_dtype is inside.base_model.denoiser_dtype is torch.bfloat16
 
@@ -629,7 +629,7 @@ def test_an_error_does_not_repeat_a_long_value(options):
 
 
 def test_no_memory_option_is_none_at_all():
-    assert DenoisingEnv(**STABLE, memory=None).rollout.environment.base_model is not None
+    assert DenoisingEnv(**STABLE, memory=None).environment.base_model is not None
 
 
 def test_a_model_that_forgets_its_base_class_is_told(monkeypatch):

@@ -17,6 +17,7 @@ from flowgym_gym import (
     base_model_registry,
     reward_registry,
 )
+from flowgym_gym.envs import environment_of
 from flowgym_gym.errors import ActionError, ModelError, OptionError, RewardError, UnknownOptionError
 from tests.conftest import RED
 
@@ -308,3 +309,30 @@ def test_gradients_flow_through_a_transition_after_a_gymnasium_episode(torch_env
     output = torch_env.predict(FlowTensor(following), index + 1, **kwargs)
     (gradient,) = torch.autograd.grad(output.sum(), action)
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, gymnasium.wrappers.RecordEpisodeStatistics])
+def test_the_torch_environment_of_a_gymnasium_one_is_that_which_it_steps_with(wrap):
+    env = wrap(gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=3))
+    environment = environment_of(env)
+    assert environment is environment_of(environment) is env.unwrapped.environment
+    assert environment.discretization_steps == 3
+    environment.reward_scale = 7.0
+    env.reset(seed=0)
+    for _ in range(3):
+        _, reward, _, _, info = env.step(env.action_space.sample() * 0)
+    assert reward == pytest.approx(7.0 * info["terminal_reward"])
+
+
+def test_the_torch_environment_of_a_vector_environment_is_that_of_all_its_episodes():
+    envs = gymnasium.make_vec("flowgym/GaussianMixture-Gaussian-v0", num_envs=3)
+    wrapped = gymnasium.wrappers.vector.RecordEpisodeStatistics(envs)
+    assert environment_of(wrapped) is envs.environment
+    assert environment_of(wrapped).state_shape == (1,)
+
+
+def test_foreign_environments_have_no_torch_environment():
+    single = [lambda: gymnasium.make("flowgym/GaussianMixture-Gaussian-v0")]
+    for env in (gymnasium.make("CartPole-v1"), gymnasium.vector.SyncVectorEnv(single), None, 3):
+        with pytest.raises(OptionError, match="expected a flowgym environment or its own vector environment"):
+            environment_of(env)

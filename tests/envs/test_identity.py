@@ -13,8 +13,9 @@ from flowgym_gym.envs.environment import VelocityEnvironment
 from flowgym_gym.envs.rollout import Rollout
 from flowgym_gym.errors import StateError
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
-from flowgym_gym.models.loading import from_pipeline, load_base_model, load_reward
+from flowgym_gym.models.loading import from_pipeline, load_base_model
 from flowgym_gym.rewards.images import RedReward
+from flowgym_gym.rewards.loading import load_reward
 from flowgym_gym.rewards.vectors import GaussianReward
 from tests.conftest import RED
 from tests.models import tiny
@@ -305,7 +306,7 @@ def test_composed_rewards_are_compared_by_their_parts():
 
 
 def test_the_parts_of_an_environment_are_what_it_was_made_with():
-    env = make(MIXTURE, reward_kwargs={"std": 0.5}).rollout.environment
+    env = make(MIXTURE, reward_kwargs={"std": 0.5}).environment
     assert env.reward is load_reward("1d/gaussian", std=0.5)
     assert env.base_model is load_base_model("1d/gaussian_mixture")
     assert env.settings()["reward/std"] == 0.5

@@ -13,9 +13,9 @@ from gymnasium.utils.env_checker import data_equivalence
 import flowgym_gym
 from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler, base_model_registry
 from flowgym_gym.envs.randomness import Streams, takes_generator
+from flowgym_gym.models import clear_model_cache
 from flowgym_gym.models.ddpm import DDPMBaseModel
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
-from flowgym_gym.models.sharing import Shared
 from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
 from tests.conftest import RED
 from tests.models import tiny
@@ -152,7 +152,7 @@ def own_env(monkeypatch, cls, num_envs=None):
 @pytest.mark.parametrize("seed", [4, 2**40])
 def test_a_model_that_takes_no_generator_draws_from_global_ones_that_are_seeded_and_restored(monkeypatch, seed):
     env = own_env(monkeypatch, Drawing).unwrapped
-    assert not takes_generator(env.rollout.environment.base_model)
+    assert not takes_generator(env.environment.base_model)
     before = global_states()
     episodes = []
     for _ in range(2):
@@ -272,11 +272,13 @@ def around(request):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_nothing_global_changes_what_a_seed_means(name, ordinary, around, monkeypatch):
-    # Models are made anew, under what is set now, and those of other tests stay.
-    monkeypatch.setattr("flowgym_gym.models.loading._shared", Shared())
-    monkeypatch.setattr("flowgym_gym.models.checkpoints._pipelines", Shared())
-    assert data_equivalence(episode(MAKERS[name]), ordinary[name], exact=True)
+def test_nothing_global_changes_what_a_seed_means(name, ordinary, around):
+    # Models are made anew, under what is set now, and are not left to other tests.
+    clear_model_cache()
+    try:
+        assert data_equivalence(episode(MAKERS[name]), ordinary[name], exact=True)
+    finally:
+        clear_model_cache()
 
 
 def test_nothing_global_changes_what_the_torch_environment_samples(around):

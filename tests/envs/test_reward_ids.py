@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import data_equivalence
 
 from flowgym_gym import FlowTensor, reward_registry
-from flowgym_gym.models.loading import load_reward
+from flowgym_gym.rewards.loading import load_reward
 from tests.conftest import PROMPTS, REWARD_IDS, reward_options
 
 
@@ -25,7 +25,7 @@ def test_the_terminal_reward_is_that_of_the_picture_and_a_spec_makes_it_again(id
     env = gymnasium.make(id, discretization_steps=2, prompts=PROMPTS, **options)
     record = episode(env, 3, PROMPTS[1])
     info = record[-1][4]
-    inner = env.unwrapped.rollout.environment
+    inner = env.unwrapped.environment
     sample = inner.base_model.postprocess(FlowTensor(env.unwrapped.rollout.latents))
     reward = load_reward(gymnasium.spec(id).kwargs["reward"], **options.get("reward_kwargs", {}))
     expected = reward(sample, prompt=[PROMPTS[1]])[0].item()

@@ -88,7 +88,7 @@ def test_vector_environments_are_copied_too(how, mode):
 def test_copies_share_the_model_and_a_pickle_holds_no_weights(how):
     env, _ = in_the_middle(RED)
     twin = COPIES[how](env)
-    assert twin.unwrapped.rollout.environment.base_model is env.unwrapped.rollout.environment.base_model
+    assert twin.unwrapped.environment.base_model is env.unwrapped.environment.base_model
     assert len(pickle.dumps(env)) < 2e5
 
 

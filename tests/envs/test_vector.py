@@ -190,7 +190,7 @@ def test_a_reward_that_fails_names_the_sub_environments_and_a_reset_goes_on(how,
     vector.reset(seed=0)
     vector.step(action)
     vector.reset(options={"reset_mask": np.array([True, False, True, False])})
-    environment = vector.rollout.environment
+    environment = vector.environment
     reward, environment.reward = environment.reward, Late(how)
     with pytest.raises(RewardError, match=message):
         vector.step(action)
@@ -210,7 +210,7 @@ def test_a_reward_that_fails_names_the_sub_environments_and_a_reset_goes_on(how,
 def test_after_a_reward_that_fails_a_step_goes_on(mode):
     vector = gymnasium.make_vec(RED, num_envs=2, discretization_steps=1, autoreset_mode=mode)
     vector.reset(seed=0)
-    environment = vector.rollout.environment
+    environment = vector.environment
     reward, environment.reward = environment.reward, Late("nan")
     action = np.zeros((2, 4, 8, 8), np.float32)
     with pytest.raises(RewardError):
@@ -246,7 +246,7 @@ def test_async_vector_env_equals_sync_vector_env():
         envs.close()
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.second)])
 def test_async_vector_env_runs_the_network_in_its_processes(context):
     """Torch's threads do not survive a fork: the children must not wait for them."""
     kwargs = {"discretization_steps": 2, "prompts": PROMPTS}

@@ -6,8 +6,8 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from flowgym_gym.errors import OptionError
-from flowgym_gym.models.sharing import Shared
 from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
+from flowgym_gym.sharing import Shared
 from tests.conftest import RED
 
 

@@ -243,7 +243,7 @@ def test_any_checkpoint_opens_through_the_stable_diffusion_id(name):
         **tiny.OPTIONS.get(name, {}),
     )
     observation, info = env.reset(seed=0)
-    model = env.unwrapped.rollout.environment.base_model
+    model = env.unwrapped.environment.base_model
     assert type(model.pipe).__name__ in model.pipelines
     assert ("prompt" in info) == (name in PROMPTED)
     for terminated in (False, True):
@@ -633,6 +633,7 @@ def test_an_open_pipeline_is_taken_as_it_is():
         from_pipeline(pipe, lora="some/lora")
 
 
+@pytest.mark.second
 def test_a_hub_id_opens_from_the_local_cache_without_a_network(tmp_path):
     """In the layout that downloads leave behind, read by another process that must not reach the network."""
     pipe, commit = tiny.build("stable_diffusion_xl"), "0123abcd" * 5
@@ -653,7 +654,7 @@ def test_a_hub_id_opens_from_the_local_cache_without_a_network(tmp_path):
         "import gymnasium, flowgym_gym\n"
         f"env = gymnasium.make({RED!r}, checkpoint='somebody/tiny-xl', denoiser='hub:somebody/tiny-xl',"
         " vae='somebody/vae-fix', lora='somebody/style', discretization_steps=2)\n"
-        "print(type(env.unwrapped.rollout.environment.base_model).__name__, env.reset(seed=0)[0]['latent'].shape)\n"
+        "print(type(env.unwrapped.environment.base_model).__name__, env.reset(seed=0)[0]['latent'].shape)\n"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

@@ -369,7 +369,7 @@ def test_gymnasium_makes_environments_of_an_open_pipeline(name):
     pipe = tiny.build(name)
     env = gymnasium.make(RED, checkpoint=pipe, discretization_steps=2)
     expected = gymnasium.make(RED, checkpoint=tiny.folder(name), discretization_steps=2)
-    assert env.unwrapped.rollout.environment.base_model.pipe is pipe
+    assert env.unwrapped.environment.base_model.pipe is pipe
     for ours, theirs in zip(env.reset(seed=1)[0].values(), expected.reset(seed=1)[0].values(), strict=True):
         assert np.array_equal(ours, theirs)
     with pytest.raises(OptionError, match="leave device"):

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.second
 def test_opening_a_checkpoint_without_accelerate_gives_no_advice():
     code = (
         "import diffusers.utils.import_utils as available; available._accelerate_available = False\n"

@@ -2,12 +2,19 @@
 
 import os
 import shutil
+from pathlib import Path
 
+import diffusers
 import gymnasium
+import huggingface_hub
 import pytest
 import torch
 
-from flowgym_gym.models.loading import load_base_model, load_reward
+import flowgym_gym
+from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
+from flowgym_gym.models.loading import clear_model_cache, load_base_model
+from flowgym_gym.registry import Registry
+from flowgym_gym.rewards.loading import load_reward
 from tests.conftest import RED
 from tests.models import tiny
 
@@ -65,3 +72,54 @@ def test_a_reward_reads_weights_again_that_were_replaced(small_weights, tmp_path
     assert load_reward("images/clip_score", **options) is first
     os.utime(tmp_path / "clip" / "model.safetensors", (1, 1))
     assert load_reward("images/clip_score", **options) is not first
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often an index is read from now on: a list that grows."""
+    found, read_text = [], Path.read_text
+
+    def read(path, *args, **kwargs):
+        if path.name == "model_index.json":
+            found.append(path)
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    return found
+
+
+def test_a_checkpoint_is_resolved_once_for_an_environment(reads):
+    checkpoint = tiny.folder("pixart")
+    for made in range(1, 4):
+        # Of any family by its index, anew and from what is shared.
+        flowgym_gym.make("images/stable_diffusion", "images/red", 2, checkpoint=checkpoint)
+        assert len(reads) == made
+    clear_model_cache()
+    flowgym_gym.make("images/pixart", "images/red", 2, checkpoint=checkpoint)
+    assert len(reads) == 4
+    clear_model_cache()
+    flowgym_gym.make("images/stable_diffusion", "images/red", 2)
+    assert len(reads) == 5
+
+
+def test_the_hub_is_asked_once_for_an_index(reads, monkeypatch):
+    folder, asked = Path(tiny.folder("pixart")), []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda id, name: (asked.append(name), folder / name)[1])
+    monkeypatch.setattr(diffusers.PixArtAlphaPipeline, "download", lambda *args, **kwargs: str(folder))
+    env = flowgym_gym.make("images/stable_diffusion", "images/red", 2, checkpoint="somebody/tiny-pixart")
+    assert asked == ["model_index.json"]
+    assert len(reads) == 1
+    assert env.parts["base_model"]["checkpoint"] == "somebody/tiny-pixart"
+
+
+def test_instances_belong_to_their_registry():
+    registry = Registry("model")
+    registry.register("a/one", GaussianMixtureBaseModel)
+    registry.register("a/other", GaussianMixtureBaseModel, stds=(2.0, 0.4))
+    entry = registry.get("a/one")
+    assert entry.shared({}) is entry.shared({})
+    assert entry.shared({"stds": (2.0, 0.4)}) is registry.get("a/other").shared({})
+    assert entry.shared({}) is not load_base_model("1d/gaussian_mixture")
+    made = entry.shared({})
+    registry.forget_instances()
+    assert entry.shared({}) is not made

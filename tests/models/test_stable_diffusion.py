@@ -41,7 +41,7 @@ def test_any_local_folder_is_an_environment(other_checkpoint):
     observation, _ = env.reset(seed=0)
     assert observation["latent"].shape == (4, 4, 8)
     assert env.action_space.shape == (4, 4, 8)
-    assert env.unwrapped.rollout.environment.grid.timesteps.tolist() == [667, 334, 1]
+    assert env.unwrapped.environment.grid.timesteps.tolist() == [667, 334, 1]
     for _ in range(3):
         *_, info = env.step(np.zeros((4, 4, 8), np.float32))
     assert 0 <= info["terminal_reward"] <= 1
@@ -72,6 +72,7 @@ print(conditions["encoder_hidden_states"].sum().item(), *pooled[:3].tolist())
 """
 
 
+@pytest.mark.second
 def test_every_process_embeds_a_prompt_alike():
     outputs = [
         subprocess.run([sys.executable, "-c", EMBED], capture_output=True, text=True, check=True).stdout

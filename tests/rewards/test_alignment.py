@@ -8,9 +8,9 @@ from transformers import CLIPModel, CLIPTokenizer
 
 import flowgym_gym
 from flowgym_gym import FlowTensor
-from flowgym_gym.models.loading import load_reward
 from flowgym_gym.models.stable_diffusion import EMBEDDED
 from flowgym_gym.rewards.alignment import EMBEDDED_CLIP, competitors, concepts, find_concept
+from flowgym_gym.rewards.loading import load_reward
 
 NAMES = ["cat", "red heart", "banana", "penguin", "car", "sunflower", "rocket", "pizza"]
 

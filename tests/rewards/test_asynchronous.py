@@ -13,9 +13,9 @@ import torch
 import flowgym_gym
 from flowgym_gym import FlowTensor, Reward
 from flowgym_gym.errors import OptionError, RewardError
-from flowgym_gym.models.loading import load_reward
 from flowgym_gym.rewards.asynchronous import Asynchronous
 from flowgym_gym.rewards.base import check_images
+from flowgym_gym.rewards.loading import load_reward
 from tests.rewards.toys import GreyModel
 
 PICTURES = FlowTensor(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
@@ -100,6 +100,7 @@ def test_a_sample_at_fault_is_not_asked_about_again():
     assert len(scorer.calls) == 1
 
 
+@pytest.mark.second
 def test_a_thread_that_was_given_up_does_not_keep_the_process():
     code = (
         "import time, torch\n"

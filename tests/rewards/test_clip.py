@@ -13,8 +13,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import flowgym_gym
 from flowgym_gym import FlowTensor
 from flowgym_gym.errors import CheckpointError, OptionError, RewardError
-from flowgym_gym.models.loading import load_reward
 from flowgym_gym.rewards.clip import CLIP, AestheticReward, CLIPScoreReward, PickScoreReward
+from flowgym_gym.rewards.loading import load_reward
 from tests.rewards.small_weights import PREPROCESSOR, SIZE, save_clip, save_heads, save_processor
 
 TEXTS = [

@@ -10,8 +10,8 @@ import torch
 
 from flowgym_gym import FlowTensor, Reward
 from flowgym_gym.errors import OptionError, RewardError, StateError, UnknownIdError, UnknownOptionError
-from flowgym_gym.models.loading import load_reward
 from flowgym_gym.rewards.compose import Clip, Standardize, WeightedSum
+from flowgym_gym.rewards.loading import load_reward
 from tests.conftest import PROMPTS, RED
 
 PROMPT_LIST = ["cat", "dog", "cat", "cat", "dog", "owl"]
@@ -187,11 +187,11 @@ def test_environments_do_not_share_what_a_reward_remembers_but_a_pickle_keeps_it
     for seed in range(3):
         finish(env, seed)
     finish(other, 3)
-    assert other.unwrapped.rollout.environment.reward.get_state()["counts"].tolist() == [1]
+    assert other.unwrapped.environment.reward.get_state()["counts"].tolist() == [1]
     for copied in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
         expected = (values[3] - np.mean(values)) / (np.std(values) + 1e-6)
         assert finish(copied, 3) == pytest.approx(expected, rel=1e-3)
-        assert copied.unwrapped.rollout.environment.reward.get_state()["counts"].tolist() == [4]
+        assert copied.unwrapped.environment.reward.get_state()["counts"].tolist() == [4]
         break  # A deep copy shares the reward with its original, and both would remember the same episode.
 
 
@@ -201,6 +201,6 @@ def test_statistics_are_kept_for_each_prompt_of_a_vector():
     )
     _, infos = envs.reset(seed=1)
     envs.step(np.zeros(envs.action_space.shape, np.float32))
-    state = envs.unwrapped.rollout.environment.reward.get_state()
+    state = envs.unwrapped.environment.reward.get_state()
     counts = dict(zip(state["prompts"].tolist(), state["counts"].tolist(), strict=True))
     assert counts == {prompt: list(infos["prompt"]).count(prompt) for prompt in PROMPTS}

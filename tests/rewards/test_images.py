@@ -11,8 +11,8 @@ from PIL import Image
 
 from flowgym_gym import FlowTensor, reward_registry
 from flowgym_gym.errors import OptionError, RewardError
-from flowgym_gym.models.loading import load_reward
 from flowgym_gym.rewards.images import CompressionReward, IncompressionReward
+from flowgym_gym.rewards.loading import load_reward
 
 SMOOTH = ["red", "redness", "brightness", "colorfulness", "sharpness", "symmetry"]
 WEIGHT_FREE = [*SMOOTH, "compression", "incompression"]

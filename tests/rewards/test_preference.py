@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from flowgym_gym import FlowTensor
 from flowgym_gym.errors import CheckpointError
-from flowgym_gym.models.loading import load_reward
+from flowgym_gym.rewards.loading import load_reward
 from flowgym_gym.rewards.preference import cover
 from tests.rewards import published
 from tests.rewards.published_scores import PROMPTS, SCORES, SIZES

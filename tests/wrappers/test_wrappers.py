@@ -171,7 +171,7 @@ def test_wrappers_of_other_environments_are_refused():
     for name in ("RewardScale", "TimeGrid", "ToTorch"):
         with pytest.raises(OptionError, match="expected a flowgym environment"):
             getattr(wrappers, name)(other, **KWARGS[name])
-        with pytest.raises(OptionError, match="wrap the single environments"):
+        with pytest.raises(OptionError, match="take or wrap the single environments"):
             getattr(wrappers.vector, name)(sync, **KWARGS[name])
 
 

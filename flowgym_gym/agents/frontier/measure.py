@@ -38,6 +38,7 @@ from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.episodes import held_out_seeds, play
 from flowgym_gym.agents.runs.files import locked, versions, write_json
 from flowgym_gym.console import say
+from flowgym_gym.envs import environment_of
 from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.errors import CheckpointError, OptionError, reason
 from flowgym_gym.optimal_control.best_of_n import (
@@ -148,7 +149,7 @@ def measure(plan: Plan) -> Frontier:
         report, runs = _begin_runs(plan)
         report["contents"] = known
         _measure_base_model(plan, report, env)
-        _measure_guidance(plan, report, _environment(env))
+        _measure_guidance(plan, report, environment_of(env))
         for agent, prepared in runs:
             say(f"training {agent.algo.upper()} at reward scale {agent.scale:g} in {prepared.out}")
             trained = _trainings().train_agent(plan, prepared)
@@ -328,23 +329,18 @@ def _make_env(plan: Plan) -> AnyVectorEnv:
     """
     settings = {**plan.process, "env": {**plan.process["env"], "action_type": "control", "action_scale": 1.0}}
     env = make_vector_env(plan.env_id, settings, min(plan.spec.batch_size, plan.spec.pool), AutoresetMode.DISABLED)
-    reward = _environment(env).reward
+    reward = environment_of(env).reward
     if reward.stateful:
         raise OptionError(
             f"{type(reward).__name__} remembers what it has scored, and a frontier compares samples by one measure; "
             "take the reward inside it"
         )
-    if not bool((_environment(env).transitions.std > 0).any()):
+    if not bool((environment_of(env).transitions.std > 0).any()):
         raise OptionError(
             "this process draws no noise, so that a steered one has no finite divergence from it; take a noise_level "
             "above 0"
         )
     return env
-
-
-def _environment(env: AnyVectorEnv) -> Environment[Any]:
-    environment: Environment[Any] = env.unwrapped.rollout.environment  # type: ignore[attr-defined]
-    return environment
 
 
 def _batches(label: str, seeds: list[int], size: int) -> Iterator[list[int]]:

@@ -19,6 +19,7 @@ import gymnasium
 
 from flowgym_gym import prompts as sources
 from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
+from flowgym_gym.envs import DenoisingVectorEnv
 from flowgym_gym.errors import OptionError, shown
 from flowgym_gym.models.checkpoints import EMBEDDED
 from flowgym_gym.models.fingerprint import Fingerprint, differences, fingerprint
@@ -67,8 +68,8 @@ def contents_of(env_id: str, env: SomeOptions, prompts: Sequence[str] | None) ->
 
 def drawn_prompts(env: AnyVectorEnv) -> list[str] | None:
     """The prompts that an environment draws from; None where it takes none."""
-    rollout = getattr(env.unwrapped, "rollout", None)
-    prompts = None if rollout is None else rollout.environment.base_model.prompts
+    inner = env.unwrapped
+    prompts = inner.environment.base_model.prompts if isinstance(inner, DenoisingVectorEnv) else None
     return None if prompts is None else [str(prompt) for prompt in prompts]
 
 

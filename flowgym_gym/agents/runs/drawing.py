@@ -29,7 +29,7 @@ def _any_backend() -> Iterator[None]:
             os.environ[BACKEND] = backend
     if backend:
         with suppress(ValueError):
-            sys.modules["matplotlib"].rcParams["backend"] = backend  # type: ignore[attr-defined]
+            sys.modules["matplotlib"].rcParams["backend"] = backend
 
 
 def _load() -> Any:

@@ -39,8 +39,8 @@ import yaml
 
 from flowgym_gym.agents.kinds import Named, Options, SomeOptions
 from flowgym_gym.agents.runs.bounds import Bounds
+from flowgym_gym.catalogue import DENOISING
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean, shown
-from flowgym_gym.registration import DENOISING
 
 ALGORITHMS = ("ppo", "sac", "tqc")
 # Whose presets an algorithm takes, the first first.

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from flowgym_gym.agents.runs.bounds import Bounds
 from flowgym_gym.agents.runs.environments import WRAPPERS
 from flowgym_gym.agents.runs.presets import SECTIONS, TOP_LEVEL, Settings, full_id
 from flowgym_gym.checks import check_mapping
-from flowgym_gym.envs import environment
+from flowgym_gym.envs import making
 from flowgym_gym.envs.rollout import DEFAULTS
 from flowgym_gym.errors import (
     MissingExtraError,
@@ -241,12 +240,8 @@ def describe(settings: SomeOptions, indent: str = "  ") -> str:
 
 
 def _env_options(env_id: str, base_model: str | None) -> set[str] | None:
-    names = set(inspect.signature(environment.make).parameters) | set(
-        inspect.signature(environment.Environment.__init__).parameters
-    )
     own = gymnasium.spec(full_id(env_id)).kwargs.get("base_model", DEFAULTS["base_model"])
-    model_options = base_model_registry.get(base_model or own).options()
-    return None if model_options is None else (names | model_options) - {"self", "options"}
+    return making.option_names(base_model_registry.get(base_model or own))
 
 
 def _defaults(algo: str) -> tuple[Defaults, Defaults]:

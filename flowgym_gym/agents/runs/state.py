@@ -17,6 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
+from flowgym_gym.envs import environment_of
 from flowgym_gym.errors import shown
 from flowgym_gym.rewards import Reward
 
@@ -95,7 +96,7 @@ def capture_state(model: BaseAlgorithm, env: SB3VecEnv) -> State:
     }
     if torch.cuda.is_available():
         arrays |= {f"cuda_random.{i}": s.numpy() for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return numbers, arrays  # type: ignore[return-value]
+    return numbers, arrays
 
 
 def restore_state(model: BaseAlgorithm, env: SB3VecEnv, numbers: SomeOptions, arrays: Mapping[str, np.ndarray]) -> None:
@@ -141,8 +142,7 @@ def relocated(settings: np.ndarray, moved: Mapping[str, str]) -> np.ndarray:
 
 def reward_of(env: AnyVectorEnv) -> Reward[Any]:
     """The reward of a denoising vector environment."""
-    reward: Reward[Any] = env.unwrapped.rollout.environment.reward  # type: ignore[attr-defined]
-    return reward
+    return environment_of(env).reward
 
 
 def set_reward_state(env: AnyVectorEnv, arrays: Mapping[str, np.ndarray]) -> None:

@@ -103,7 +103,7 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         if not self.state_dependent_std:
             return super()._get_action_dist_from_latent(latent_pi)
         log_std = (self.log_std + self.log_std_net(latent_pi)).clamp(*LOG_STD_RANGE)
-        return self.action_dist.proba_distribution(self.action_net(latent_pi), log_std)  # type: ignore[call-arg]
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), log_std)
 
     def _get_constructor_parameters(self) -> Options:
         return {

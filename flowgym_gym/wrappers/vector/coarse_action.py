@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorActionWrapper, VectorEnv
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from flowgym_gym.wrappers.coarse_action import coarse_space, upsample
-from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+from flowgym_gym.wrappers.vector.mode import ActionWrapper, KnowsAutoresetMode
 
 
-class CoarseAction(KnowsAutoresetMode, VectorActionWrapper[Any, np.ndarray, np.ndarray, np.ndarray]):
+class CoarseAction(KnowsAutoresetMode, ActionWrapper):
     """The agents act on a low-resolution grid; see :class:`flowgym_gym.wrappers.CoarseAction`.
 
     Args:

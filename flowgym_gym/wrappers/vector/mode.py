@@ -1,10 +1,18 @@
-"""What loops that are not Gymnasium's own read of a vector environment."""
+"""What Gymnasium's vector wrappers lack."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gymnasium.vector import AutoresetMode
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorActionWrapper, VectorWrapper
+
+# Gymnasium's vector wrappers take type arguments from 1.4 on; where types are checked they have them.
+if TYPE_CHECKING:
+    Wrapper = VectorWrapper[Any, Any, Any, Any, Any]
+    ActionWrapper = VectorActionWrapper[Any, np.ndarray, np.ndarray, np.ndarray]
+else:
+    Wrapper, ActionWrapper = VectorWrapper, VectorActionWrapper
 
 
 class KnowsAutoresetMode:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from flowgym_gym.checks import check_weight
-from flowgym_gym.wrappers.check import check_denoising
-from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
+from flowgym_gym.envs.rollout import rollout_of
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode, Wrapper
 
 
-class RewardScale(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, np.ndarray]):
+class RewardScale(KnowsAutoresetMode, Wrapper):
     """Weigh the terminal reward by ``scale``; see :class:`flowgym_gym.wrappers.RewardScale`.
 
     Args:
@@ -23,7 +23,7 @@ class RewardScale(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, np.ndarr
     def __init__(self, env: VectorEnv[Any, Any, np.ndarray], scale: float) -> None:
         super().__init__(env)
         check_weight("scale", scale)
-        check_denoising(env)
+        rollout_of(env)  # which refuses environments that pay no such reward
         self._difference = scale - _reward_scale(env)
         self.reward_scale = float(scale)
 
@@ -38,6 +38,8 @@ class RewardScale(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, np.ndarr
 
 
 def _reward_scale(env: VectorEnv[Any, Any, Any]) -> float:
-    while not hasattr(env, "reward_scale"):
-        env = env.env  # type: ignore[attr-defined]
-    return float(env.reward_scale)
+    """The weight that the outermost wrapper which has one gives, or else the environment's own."""
+    outermost: Any = env
+    while not hasattr(outermost, "reward_scale"):
+        outermost = outermost.env
+    return float(outermost.reward_scale)

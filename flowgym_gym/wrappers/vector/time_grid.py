@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
-from flowgym_gym.wrappers.check import check_denoising
-from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode
-
-if TYPE_CHECKING:
-    from flowgym_gym.time_grid import Steps
+from flowgym_gym.envs.rollout import rollout_of
+from flowgym_gym.time_grid import Steps
+from flowgym_gym.wrappers.vector.mode import KnowsAutoresetMode, Wrapper
 
 
-class TimeGrid(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
+class TimeGrid(KnowsAutoresetMode, Wrapper):
     """Visit other times; see :class:`flowgym_gym.wrappers.TimeGrid`.
 
     Args:
@@ -24,5 +22,4 @@ class TimeGrid(KnowsAutoresetMode, VectorWrapper[Any, Any, Any, Any, Any]):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], steps: Steps, spacing: str | None = None) -> None:
         super().__init__(env)
-        check_denoising(env)
-        env.unwrapped.set_time_grid(steps, spacing)  # type: ignore[attr-defined]
+        rollout_of(env).set_time_grid(steps, spacing)

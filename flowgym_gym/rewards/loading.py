@@ -1,4 +1,7 @@
-"""Where rewards find their weights: a local folder or file, or the Hub if it is named. No pickle runs code."""
+"""Rewards by id, and where they find their weights: a local folder or file, or the Hub if it is named.
+
+No pickle runs code.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,26 @@ import torch
 from torch import Tensor
 
 from flowgym_gym import sources
-from flowgym_gym.errors import CheckpointError, reason
+from flowgym_gym.errors import CheckpointError, OptionError, reason
+from flowgym_gym.registry import reward_registry
+from flowgym_gym.rewards.base import Reward
 from flowgym_gym.weights import check_filled
 
 PICKLED = (".pth", ".pt", ".bin")
+
+
+def load_reward(id: str, **kwargs: Any) -> Reward[Any]:
+    """The reward registered as ``id``, shared by all who ask for the same unless it is stateful.
+
+    Raises:
+        UnknownIdError: If the id is not registered.
+        UnknownOptionError: If the reward has no such argument.
+        OptionError: If an argument cannot be used, or what is registered is no reward.
+    """
+    reward = reward_registry.get(id).shared(kwargs)
+    if not isinstance(reward, Reward):
+        raise OptionError(f"{id!r} is a {type(reward).__name__}, expected a subclass of flowgym_gym.Reward")
+    return reward
 
 
 def find_folder(argument: str, value: object, reward: str, example: str, weights: bool = True) -> tuple[str, bool]:

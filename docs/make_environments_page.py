@@ -1,0 +1,73 @@
+"""Makes the table of docs/environments.md from the catalogue: ``python docs/make_environments_page.py``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gymnasium
+
+from flowgym_gym import base_model_registry, reward_registry
+from flowgym_gym.registry import RegistryEntry
+
+PAGE = Path(__file__).with_name("environments.md")
+BEGIN, END = "<!-- table made by make_environments_page.py -->\n\n", "\n\n<!-- end of the table -->"
+
+
+def named(id: str) -> tuple[RegistryEntry, RegistryEntry] | None:
+    """Base model and reward of an id; None for the one that takes any."""
+    kwargs = gymnasium.spec(id).kwargs
+    if "reward" not in kwargs:
+        return None
+    return base_model_registry.get(kwargs["base_model"]), reward_registry.get(kwargs["reward"])
+
+
+def wanted(id: str) -> str:
+    """What a user has to name before an id opens; nothing if it opens offline as it is."""
+    parts = named(id)
+    if parts is None:
+        return ""
+    model, reward = parts
+    weights = [need for need in re.split("[;,] ", reward.needs) if ":" in need]
+    checkpoint = ["checkpoint"] if getattr(model.cls, "default_checkpoint", "") is None else []
+    return ", ".join(f"`{name}`" for name in (*checkpoint, *(need.partition(":")[0] for need in weights)))
+
+
+def said(entry: RegistryEntry) -> str:
+    """The first line of a class's docstring, as Markdown."""
+    line = (entry.cls.__doc__ or "").partition("\n")[0]
+    line = re.sub(r":math:`([^`]*)`", r"$\1$", line)
+    return re.sub(r":\w+:`([^`]*)`", r"`\1`", line).replace("``", "`")
+
+
+def row(id: str) -> str:
+    """An id's line of the table."""
+    parts = named(id)
+    if parts is None:
+        return f"| `{id}` | any, `base_model=` | any, `reward=` | | |"
+    model, reward = parts
+    own = gymnasium.spec(id).kwargs
+    settings = {name: value for name, value in own.items() if name not in ("base_model", "reward")}
+    text = ", ".join(f"`{name}={value:g}`" for name, value in settings.items())
+    return f"| `{id}` | `{model.id}` | {said(reward)} | {text} | {wanted(id)} |"
+
+
+def table() -> str:
+    """One line for each id, those that open offline first."""
+    ids = [id for id in gymnasium.registry if id.startswith("flowgym/")]
+    lines = [
+        "| id | base model | reward | own settings | to be named |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*lines, *(row(id) for id in sorted(ids, key=lambda id: wanted(id) != ""))])
+
+
+def page(text: str) -> str:
+    """The page with the table as it is now."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END.strip("\n"))
+    return f"{before}{BEGIN}{table()}{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
