@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flowgym_gym.agents.kinds import AnyVectorEnv
+from flowgym_gym.agents.kinds import AnyVectorEnv, Options
 from flowgym_gym.errors import ModelError, OptionError
 
 # Runs have seeds below this, and their sub-environments seeds of 33 bits and more; held-out ones
@@ -85,7 +85,7 @@ def play(env: AnyVectorEnv, seeds: list[int], predict: Predict | None = None, pi
     for start in range(0, len(seeds), n):
         batch = seeds[start : start + n]
         # The last batch is filled up with episodes that are not counted.
-        observations, infos = env.reset(seed=batch + [batch[-1]] * (n - len(batch)))  # type: ignore[arg-type]
+        observations, infos = _reset(env, batch + [batch[-1]] * (n - len(batch)))
         prompts.extend(infos.get("prompt", ())[: len(batch)])
         costs, returns, done = np.zeros(n), np.zeros(n), False
         while not done:
@@ -117,7 +117,7 @@ def watch(env: AnyVectorEnv, seed: int, predict: Predict) -> list[list[np.ndarra
         At the start and after each step the two samples that the model expects, base model first; nothing if samples
         are no pictures.
     """
-    observations, _ = env.reset(seed=[seed, seed])  # type: ignore[arg-type]
+    observations, _ = _reset(env, [seed, seed])
     frames, done = [frames_of(env)], False
     while frames[0] and not done:
         actions = np.array(predict(observations))
@@ -126,6 +126,13 @@ def watch(env: AnyVectorEnv, seed: int, predict: Predict) -> list[list[np.ndarra
         frames.append(frames_of(env))
         done = bool((terminations | truncations).all())
     return frames if frames[0] else []
+
+
+def _reset(env: AnyVectorEnv, seeds: list[int]) -> tuple[dict[str, np.ndarray], Options]:
+    """Begin an episode for each seed."""
+    # Gymnasium's type of it knows a single seed alone.
+    observations, infos = env.reset(seed=seeds)  # type: ignore[arg-type]
+    return observations, infos
 
 
 def check_seed(seed: int, num_envs: int = 1) -> None:

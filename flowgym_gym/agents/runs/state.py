@@ -50,7 +50,7 @@ def as_progress(model: BaseAlgorithm, numbers: SomeOptions, arrays: Mapping[str,
     if not 0 <= int(numbers["numpy_random"]["state"]["pos"]) <= TWISTER_WORDS:
         raise ValueError("numpy_random has a position outside of its words")
 
-    last = {f"observation.{name}": value for name, value in model._last_obs.items()}  # type: ignore[union-attr]
+    last = _last_observations(model)
     expected = {"episode_starts": model._last_episode_starts, **last}
     expected |= {f"progress.{name}": np.zeros(n) for name in ("costs", "returns")}
     for name, like in expected.items():
@@ -58,6 +58,12 @@ def as_progress(model: BaseAlgorithm, numbers: SomeOptions, arrays: Mapping[str,
         if name.startswith("progress."):
             progress[name.removeprefix("progress.")] = arrays[name]
     return progress
+
+
+def _last_observations(model: BaseAlgorithm) -> dict[str, np.ndarray]:
+    """The observations that an agent acts on next, by the names that a checkpoint has for them."""
+    assert isinstance(model._last_obs, dict)
+    return {f"observation.{name}": value for name, value in model._last_obs.items()}
 
 
 def _check_array(name: str, array: np.ndarray, like: Any) -> None:
@@ -92,7 +98,7 @@ def capture_state(model: BaseAlgorithm, env: SB3VecEnv) -> State:
         **{f"env.{key}": value for key, value in env.vector_env.unwrapped.get_state().items()},  # type: ignore[attr-defined]
         **{f"reward.{key}": value for key, value in reward_of(env.vector_env).get_state().items()},
         "episode_starts": model._last_episode_starts,
-        **{f"observation.{key}": value for key, value in model._last_obs.items()},  # type: ignore[union-attr]
+        **_last_observations(model),
     }
     if torch.cuda.is_available():
         arrays |= {f"cuda_random.{i}": s.numpy() for i, s in enumerate(torch.cuda.get_rng_state_all())}
