@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -221,9 +221,8 @@ def training(case: Case) -> Iterator[Episode]:
     """A PPO training run: roll-outs, the policy's own calls, and updates, as many per step as in the preset."""
     env_id = ID.partition(":")[2]
     settings = load_preset(env_id, "ppo")
-    settings["env"] = {**settings["env"], **case.options}
-    settings["num_envs"] = case.num_envs
-    hyper = settings["algo"]
+    settings = replace(settings, env={**settings.env, **case.options}, num_envs=case.num_envs)
+    hyper = settings.algo
     episodes = max(1, -(-hyper["batch_size"] // (case.num_envs * case.steps)))
     hyper["n_steps"] = episodes * case.steps
     envs = SB3VecEnv(make_vector_env(env_id, settings, case.num_envs))

@@ -162,11 +162,13 @@ def sample_base_model(options: argparse.Namespace) -> int:
     if options.n < 1:
         raise OptionError(f"--n is {options.n}, expected a whole number, at least 1")
     _check_png(options.out)
-    _import_agents()
-    from flowgym_gym.agents.runs.episodes import BATCH, check_seed, frames_of, play
-    from flowgym_gym.agents.runs.pictures import picture_grid
-    from flowgym_gym.agents.runs.presets import full_id
-    from flowgym_gym.agents.runs.settings import env_options, parse_assignments
+    from flowgym_gym.agents import imports_of_extra
+
+    with imports_of_extra():
+        from flowgym_gym.agents.runs.episodes import BATCH, check_seed, frames_of, play
+        from flowgym_gym.agents.runs.pictures import picture_grid
+        from flowgym_gym.agents.runs.presets import full_id
+        from flowgym_gym.agents.runs.settings import env_options, parse_assignments
 
     check_seed(options.seed, options.n)
     env_id = full_id(options.env)
@@ -189,12 +191,12 @@ def sample_base_model(options: argparse.Namespace) -> int:
 def train_agent(options: argparse.Namespace) -> int:
     """Train, evaluate, and say what to do next."""
     _import_agents()
-    from flowgym_gym.agents.runs.preparation import prepare
+    from flowgym_gym.agents.runs.preparation import TrainRequest, prepare
     from flowgym_gym.agents.runs.records import tensorboard_installed
     from flowgym_gym.agents.runs.settings import describe, parse_assignments
-    from flowgym_gym.agents.runs.training import run
+    from flowgym_gym.agents.runs.training import carry_out
 
-    prepared = prepare(
+    request = TrainRequest(
         options.env,
         options.algo,
         out=options.out,
@@ -204,13 +206,14 @@ def train_agent(options: argparse.Namespace) -> int:
         resume=options.resume,
         overrides=parse_assignments(_texts(options.set)),
     )
+    prepared = prepare(request)
     config = prepared.config
     here = shlex.quote(str(options.out))
-    again = f"flowgym-gym train {options.env} --algo {config['algo']} --out {here} --resume"
+    again = f"flowgym-gym train {options.env} --algo {config.algo} --out {here} --resume"
     # Hours of work must not depend on whether somebody reads what is said of it.
-    _tell(f"{config['env_id']}, {config['algo']}, seed {config['seed']}")
-    _tell(describe(config["settings"]))
-    result = run(prepared, on_failure=lambda: _tell(f"to go on: {again}"))
+    _tell(f"{config.env_id}, {config.algo}, seed {config.seed}")
+    _tell(describe(config.settings))
+    result = carry_out(prepared, on_failure=lambda: _tell(f"to go on: {again}"))
     if result.signal is not None:
         _tell(f"to go on: {again}")
         return 128 + result.signal
@@ -252,11 +255,15 @@ def export_policy(options: argparse.Namespace) -> int:
 
 def draw_frontier(options: argparse.Namespace) -> int:
     """Measure reward against divergence, as far as it has not been measured yet."""
-    _import_agents()
-    from flowgym_gym.agents.frontier.measure import frontier
-    from flowgym_gym.agents.frontier.report import PICTURE, REPORT, table
-    from flowgym_gym.agents.frontier.spec import BEST_OF
-    from flowgym_gym.agents.runs.settings import parse_assignments
+    from flowgym_gym.agents import imports_of_extra
+
+    if options.algos:
+        _import_agents()
+    with imports_of_extra():
+        from flowgym_gym.agents.frontier.measure import frontier
+        from flowgym_gym.agents.frontier.report import PICTURE, REPORT, table
+        from flowgym_gym.agents.frontier.spec import BEST_OF
+        from flowgym_gym.agents.runs.settings import parse_assignments
 
     result = frontier(
         options.env,

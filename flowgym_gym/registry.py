@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import sys
 import warnings
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean, reason, shown
+from flowgym_gym.parameters import NAMED, parameters_of
 from flowgym_gym.sharing import Shared, places
 
 C = TypeVar("C", bound=type)
@@ -59,11 +59,14 @@ class RegistryEntry:
         return self.entry_point
 
     def options(self) -> set[str] | None:
-        """Names of the keyword arguments that the class takes; None if it takes any."""
-        parameters = self._parameters()
+        """Names of the keyword arguments that the class takes; None if it takes any.
+
+        ``**kwargs`` that the class hands to ``super().__init__`` are those that the next class takes.
+        """
+        parameters = parameters_of(self.cls)
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
             return None
-        return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        return {p.name for p in parameters if p.kind in NAMED}
 
     def instantiate(self, **kwargs: Any) -> Any:
         """Make an instance; ``kwargs`` override the defaults given at registration.
@@ -79,7 +82,7 @@ class RegistryEntry:
                 raise UnknownOptionError(
                     f"{self.id!r} has no option {shown(name)}{did_you_mean(name, options)} (it has {sorted(options)})"
                 )
-        for p in self._parameters():
+        for p in parameters_of(self.cls):
             required = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
             if required and (p.name not in given or p.kind is p.POSITIONAL_ONLY):
                 needs = f" (it needs {self.needs})" if self.needs else ""
@@ -120,12 +123,6 @@ class RegistryEntry:
             make=lambda: self.instantiate(**given),
             good=lambda made: not getattr(made, "stateful", False) and not getattr(made, "moved", False),
         )
-
-    def _parameters(self) -> list[inspect.Parameter]:
-        try:
-            return list(inspect.signature(self.cls).parameters.values())
-        except ValueError:  # of classes that are not written in Python
-            return []
 
 
 class Registry:

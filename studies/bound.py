@@ -1,6 +1,12 @@
 r"""What no policy passes on an environment: ``python -m studies.bound StableDiffusion-Red-v0``.
 
-The estimate and its conditions are those of :mod:`flowgym_gym.optimal_control.bound`.
+A policy has to take initial noises as they come, so its expected return is at most the free energy
+
+.. math:: E_{x_0} \Big[ w \log E\big[ \exp(\lambda r / w) \,\big|\, x_0 \big] \Big],
+
+the inner expectation being over the base model's paths from :math:`x_0`, with :math:`\lambda` the reward scale and
+:math:`w` the weight of control costs (docs/mathematics.md, equation 11). How it is estimated, and when it is not but
+only what the bound is at least, is in :mod:`flowgym_gym.optimal_control.bound`.
 """
 
 from __future__ import annotations
@@ -16,8 +22,8 @@ from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.episodes import held_out_seeds
 from flowgym_gym.agents.runs.presets import full_id, load_preset
 from flowgym_gym.agents.runs.settings import override, parse_assignments
-from flowgym_gym.optimal_control.bound import base_returns, estimated_bound
-from flowgym_gym.statistics import interval
+from flowgym_gym.optimal_control.bound import bound, continued_returns
+from flowgym_gym.statistics import mean_and_interval
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if weight <= 0:
         parser.error(f"control_cost_weight is {weight}, expected a number above 0: without a price there is no bound")
     env = make_vector_env(env_id, settings, args.continuations, AutoresetMode.DISABLED)
-    starts = held_out_seeds(args.noises * args.continuations)[:: args.continuations]
-    found = base_returns(env, tqdm(starts, unit="noise", file=sys.stderr))
-    print(f"base model        {_cell(interval(found.mean(axis=1)))}")
-    value, estimated = estimated_bound(found, weight)
+    seeds = held_out_seeds(args.noises * args.continuations)[:: args.continuations]
+    found = continued_returns(env, tqdm(seeds, unit="noise", file=sys.stderr))
+    print(f"base model        {_cell(mean_and_interval(found.mean(axis=1)))}")
+    value, estimated = bound(found, weight)
     if estimated:
         print(f"no policy passes  {_cell(value)}")
     else:

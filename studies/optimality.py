@@ -14,7 +14,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from flowgym_gym.agents.runs.presets import ALGORITHMS, complete, full_id, load_
 from flowgym_gym.agents.runs.settings import override, parse_assignments
 from flowgym_gym.optimal_control.bound import free_energy
 from flowgym_gym.optimal_control.optimum import Policy, optimal_value, policy_value, uncontrolled_value
-from flowgym_gym.statistics import interval as mean_interval
+from flowgym_gym.statistics import mean_and_interval
 
 RESULTS = Path(__file__).parent / "results" / "optimality.json"
 RUNS = Path("runs/optimality")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if training is None:
             print(f"[{number}/{len(cases)}] {id}, {algo}, seed {seed}", file=sys.stderr, flush=True)
             training = {
-                "id": id, "algo": algo, "seed": seed, "settings": settings,
+                "id": id, "algo": algo, "seed": seed, "settings": dict(settings),
                 **learn(id, algo, seed, changes, folder_of(args.runs, id, algo, seed)),
             }  # fmt: skip
             others = [old for old in results["trainings"] if (old["id"], old["algo"], old["seed"]) != (id, algo, seed)]
@@ -100,7 +100,9 @@ def folder_of(runs: Path, id: str, algo: str, seed: int) -> Path:
     return runs / f"{id.rpartition('/')[2]}-{algo}-{seed}"
 
 
-def recorded(results: dict[str, Any], id: str, algo: str, seed: int, settings: dict[str, Any]) -> dict[str, Any] | None:
+def recorded(
+    results: dict[str, Any], id: str, algo: str, seed: int, settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The result of this training with these settings, if there is one."""
     for old in results["trainings"]:
         # A setting that did not exist when a result was made is at its default.
@@ -109,7 +111,7 @@ def recorded(results: dict[str, Any], id: str, algo: str, seed: int, settings: d
     return None
 
 
-def reference(id: str, settings: dict[str, Any]) -> dict[str, Any]:
+def reference(id: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns to measure an agent against: the base model's, the optimum, the bound."""
     return _reference(id, json.dumps({name: settings[name] for name in ("env", "wrappers")}))
 
@@ -157,20 +159,20 @@ def table(trainings: list[dict[str, Any]]) -> str:
         lines.append(
             f"| `{id}` | {algo.upper()} | {rows[0]['timesteps']:,} | "
             f"{statistics.mean(row['seconds'] for row in rows):.0f} | {reference['uncontrolled']:.3f} | "
-            f"{interval(values, 3)} | {reference['optimum']:.3f} | {reference['bound']:.3f} | "
-            f"{interval(shares, 1)} | {min(shares):.1f} |"
+            f"{mean_cell(values, 3)} | {reference['optimum']:.3f} | {reference['bound']:.3f} | "
+            f"{mean_cell(shares, 1)} | {min(shares):.1f} |"
         )
     return "\n".join(lines)
 
 
-def interval(values: list[float], digits: int) -> str:
+def mean_cell(values: list[float], digits: int) -> str:
     """Mean with its 95 % confidence interval over seeds (Student's t)."""
-    found = mean_interval(np.array(values))
+    found = mean_and_interval(np.array(values))
     mean = f"{found['mean']:.{digits}f}"
     return f"{mean} ± {found['high'] - found['mean']:.{digits}f}" if "high" in found else mean
 
 
-def draw(agents: dict[str, Policy], settings: dict[str, Any], path: Path) -> None:
+def draw(agents: dict[str, Policy], settings: Mapping[str, Any], path: Path) -> None:
     """The actions of the optimum and of agents over state and time, and where their episodes go."""
     env = make_vector_env(DRAWN, settings, TRAJECTORIES, AutoresetMode.DISABLED)
     optimum = optimal_value(env)

@@ -78,7 +78,7 @@ def test_the_long_commands_are_accepted(command, tmp_path, monkeypatch):
         raise AcceptedError
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flowgym_gym.agents.runs.training.run", accept)
+    monkeypatch.setattr("flowgym_gym.agents.runs.training.carry_out", accept)
     monkeypatch.setattr("flowgym_gym.agents.frontier.measure._begin", accept)
     with pytest.raises(AcceptedError):
         main(shlex.split(command, comments=True))

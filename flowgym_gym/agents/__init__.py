@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from flowgym_gym.errors import FlowGymError, MissingExtraError, reason
 
@@ -52,11 +54,25 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with imports_of_extra():
         module = importlib.import_module(_LAZY[name])
+    value: object = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+@contextmanager
+def imports_of_extra() -> Iterator[None]:
+    """Import inside what the ``agents`` extra installs.
+
+    Raises:
+        MissingExtraError: If a library is missing, or cannot be imported; it says which and what to do.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRA:
@@ -72,9 +88,6 @@ def __getattr__(name: str) -> Any:
         raise MissingExtraError(
             f"{__name__} cannot be imported: {type(error).__name__}: {reason(error)}{_where(error)}"
         ) from error
-    value = getattr(module, name)
-    globals()[name] = value
-    return value
 
 
 def _where(error: BaseException) -> str:

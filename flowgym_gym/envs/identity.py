@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from flowgym_gym.errors import StateError, shown
+from flowgym_gym.parameters import NAMED, parameters_of
 from flowgym_gym.registry import Registry, base_model_registry, reward_registry
 
 if TYPE_CHECKING:
@@ -176,8 +177,7 @@ def _unusual(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _defaults(cls: type) -> dict[str, Any]:
-    parameters = inspect.signature(cls).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p for p in parameters_of(cls) if p.kind in NAMED]
     return {p.name: p.default if p.default is p.empty else plain(p.default) for p in named}
 
 

@@ -45,7 +45,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
     """
 
     # A copy, as Gymnasium's SyncVectorEnv before 1.4 writes its mode into the single environments' own.
-    metadata: dict[str, Any] = dict(DenoisingEnv.metadata)
+    metadata = {**DenoisingEnv.metadata}  # noqa: RUF012
 
     def __init__(
         self,

@@ -26,25 +26,16 @@ class FluxBaseModel(FlowMatchBaseModel):
     of a prompt.
 
     Args:
-        checkpoint: See :class:`~flowgym_gym.models.pipeline.LatentBaseModel`, as for all that are not listed here.
+        checkpoint: See :class:`~flowgym_gym.models.pipeline.LatentBaseModel`.
         prompts: See there.
         guidance_scale: What a guidance-distilled network takes as an input, at least 0; None is diffusers' 3.5. Costs
             nothing. Other checkpoints take none: there None, and all from 0 up to 1, which is off in diffusers, change
             nothing.
-        negative_prompt: What classifier-free guidance steers away from.
-        device: See there.
-        dtype: See there.
-        decode_batch_size: See there.
-        height: Of the images, in pixels; None is 1024.
-        width: Of the images, in pixels; None is 1024.
-        denoiser: See there.
-        vae: See there.
-        lora: See there.
-        lora_scale: See there.
-        memory: See there.
-        compile: See there.
         true_cfg_scale: Weight of classifier-free guidance; from 0 up to 1 it is off, above 1 the network
             runs on twice the batch.
+        **options: Further arguments of :class:`~flowgym_gym.models.pipeline.LatentBaseModel`; ``height`` and
+            ``width`` are 1024 where they are None, and ``negative_prompt`` is what classifier-free guidance steers
+            away from.
 
     Raises:
         CheckpointError: If a checkpoint is missing, damaged, or of another family.
@@ -69,40 +60,14 @@ class FluxBaseModel(FlowMatchBaseModel):
         checkpoint: Any = None,
         prompts: str | Sequence[str] | None = None,
         guidance_scale: float | None = None,
-        negative_prompt: str = "",
-        device: torch.device | str | None = None,
-        dtype: str = "float32",
-        decode_batch_size: int = 8,
-        height: int | None = None,
-        width: int | None = None,
-        denoiser: str | None = None,
-        vae: str | None = None,
-        lora: str | None = None,
-        lora_scale: float = 1.0,
-        memory: str | Sequence[str] = (),
-        compile: bool = False,
+        *,
         true_cfg_scale: float = 1.0,
+        **options: Any,
     ) -> None:
         if guidance_scale is not None:
             check_number("guidance_scale", guidance_scale, minimum=0)
         check_number("true_cfg_scale", true_cfg_scale, minimum=0)
-        super().__init__(
-            checkpoint,
-            prompts,
-            true_cfg_scale,
-            negative_prompt,
-            device,
-            dtype,
-            decode_batch_size,
-            height,
-            width,
-            denoiser,
-            vae,
-            lora,
-            lora_scale,
-            memory,
-            compile,
-        )
+        super().__init__(checkpoint, prompts, true_cfg_scale, **options)
         distilled = self.denoiser.config.guidance_embeds
         if guidance_scale is not None and guidance_scale > 1 and not distilled:
             raise OptionError(

@@ -7,19 +7,14 @@ No policy passes the free energy
 the expectation inside being over the free process (Todorov, Efficient computation of optimal actions, PNAS 2009);
 actions without bounds reach it in the limit of small steps.
 
-In more dimensions it is estimated from continuations of the base model. With the returns of the base model it is
-
-.. math:: E_{x_0} \Big[ w \log E\big[ \exp(\lambda r / w) \,\big|\, x_0 \big] \Big],
-
-the inner expectation being over the base model's paths from :math:`x_0`, with :math:`\lambda` the reward scale and
-:math:`w` the weight of control costs (docs/mathematics.md, equation 11). It is estimated from some continuations of
-each of some initial noises; the logarithm of a mean of :math:`n` is low by about its relative variance over
-:math:`2 n`, which is added back. The interval is over initial noises.
-
-Where returns spread over many times :math:`w`, a few of any number of continuations decide, and the estimate stays too
-low. So it is made from quarters of the continuations, too, and where these give another number, by more than half of
-the interval's width, no estimate is printed, but what the bound is at least: without the correction the estimate is low
-on average, so the bound lies above the lower end of its interval.
+For states of one or two dimensions :func:`free_energy` is exact up to its cells. Elsewhere :func:`bound`
+estimates it from some continuations of each of some initial noises: the logarithm of a mean of
+:math:`n` is low by about its relative variance over :math:`2 n`, which is added back. The interval is
+over initial noises. Where returns spread over many times :math:`\lambda`, a few of any number of
+continuations decide, and the estimate stays too low; so it is made from quarters of the
+continuations, too, and where these give another number, by more than half of the interval's width,
+there is no estimate but a value that the free energy is at least: without the correction the estimate
+is low on average.
 """
 
 from __future__ import annotations
@@ -36,7 +31,7 @@ from flowgym_gym.envs import environment_of
 from flowgym_gym.errors import OptionError
 from flowgym_gym.optimal_control.cells import Cells
 from flowgym_gym.optimal_control.problem import decision_problem
-from flowgym_gym.statistics import interval
+from flowgym_gym.statistics import mean_and_interval
 
 
 @torch.no_grad()
@@ -68,35 +63,36 @@ def free_energy(env: Any, cells: int | None = None) -> float:
     return float(weight * (energy * grid.initial()).sum())
 
 
-def base_returns(env: VectorEnv[Any, Any, Any], seeds: Iterable[int]) -> np.ndarray:
-    """Returns of the base model, ``(noises, continuations)``: a row's episodes begin with the same noise and prompt.
+def continued_returns(env: VectorEnv[Any, Any, Any], seeds: Iterable[int]) -> np.ndarray:
+    """Returns of the base model, ``(seeds, continuations)``.
 
     Args:
-        env: A denoising vector environment with autoreset mode ``"Disabled"`` and a sub-environment
-            for each continuation.
-        seeds: One for each initial noise; a row takes the ``env.num_envs`` seeds from it on.
+        env: A denoising vector environment with autoreset mode ``"Disabled"``. Each of its
+            sub-environments plays one continuation.
+        seeds: A row's episodes begin with the noise and the prompt of the first sub-environment,
+            which has this seed; the next ones draw their own noise from the seeds after it.
 
     Raises:
         OptionError: If the process draws no noise.
     """
+    denoising: Any = env.unwrapped
     if not bool((environment_of(env).transitions.std > 0).any()):
         raise OptionError(
-            "this process draws no noise: its control costs are no divergence, and the free energy bounds nothing; "
-            "take a noise_level above 0"
+            "this process draws no noise: its control costs are no divergence, and the free energy "
+            "bounds nothing; take a noise_level above 0"
         )
-    inner: Any = env.unwrapped
-    continuations = env.num_envs
+    n = env.num_envs
     still = np.zeros(env.action_space.shape or (), np.float32)
     rows = []
     for start in seeds:
-        env.reset(seed=[start + i for i in range(continuations)])  # type: ignore[arg-type]
-        state = inner.get_state()
+        env.reset(seed=[start + i for i in range(n)])  # type: ignore[arg-type]
+        state = denoising.get_state()
         for name, array in state.items():
             # Generators stay: they draw each continuation's own noise.
             if name in ("latents", "embeddings") or (name.startswith("kwargs/") and array.ndim):
-                state[name] = np.repeat(array[:1], continuations, axis=0)
-        inner.set_state(state)
-        total, done = np.zeros(continuations), False
+                state[name] = np.repeat(array[:1], n, axis=0)
+        denoising.set_state(state)
+        total, done = np.zeros(n), False
         while not done:
             _, rewards, terminations, _, _ = env.step(still)
             total += rewards
@@ -109,7 +105,7 @@ def free_energies(returns: np.ndarray, weight: float, corrected: bool = True) ->
     """Free energy from each noise, ``(noises,)``, for returns of the base model and this weight of control costs.
 
     Args:
-        returns: From :func:`base_returns`.
+        returns: From :func:`continued_returns`, ``(noises, continuations)``.
         weight: Of the control costs.
         corrected: Add the first-order bias back; without it the estimate is low on average.
 
@@ -124,14 +120,18 @@ def free_energies(returns: np.ndarray, weight: float, corrected: bool = True) ->
     return np.asarray(top[:, 0] + weight * (np.log(mean) + correction))
 
 
-def estimated_bound(returns: np.ndarray, weight: float) -> tuple[dict[str, float], bool]:
-    """Mean free energy with its interval, and whether the continuations are enough for an estimate; see the module.
+def bound(returns: np.ndarray, weight: float) -> tuple[dict[str, float], bool]:
+    """Mean free energy with its interval, and whether the continuations are enough for an estimate.
 
     If they are not, the interval is that of a mean without correction, which is low on average.
+
+    Args:
+        returns: From :func:`continued_returns`, ``(noises, continuations)``.
+        weight: Of the control costs.
     """
-    estimate = interval(free_energies(returns, weight))
+    estimate = mean_and_interval(free_energies(returns, weight))
     size = returns.shape[1] // 4
     quarters = [free_energies(returns[:, i * size : (i + 1) * size], weight).mean() for i in range(4)]
     if abs(estimate["mean"] - np.mean(quarters)) <= estimate["high"] - estimate["mean"]:
         return estimate, True
-    return interval(free_energies(returns, weight, corrected=False)), False
+    return mean_and_interval(free_energies(returns, weight, corrected=False)), False

@@ -9,9 +9,9 @@ from flowgym_gym.agents import evaluate
 from flowgym_gym.agents.runs.episodes import held_out_seeds, play
 from flowgym_gym.agents.runs.evaluation import table
 from flowgym_gym.errors import OptionError
-from flowgym_gym.statistics import interval
+from flowgym_gym.statistics import mean_and_interval
 from flowgym_gym.wrappers.vector import CoarseAction
-from tests.agents.conftest import finished, tiny
+from tests.agents.conftest import finished
 from tests.conftest import RED
 
 
@@ -36,7 +36,7 @@ def test_interval_is_the_closed_form_for_coin_flips():
     p = heads / n
     # The 0.975 quantile of Student's distribution with 99 degrees of freedom, from a printed table.
     half = 1.984217 * math.sqrt(p * (1 - p) / (n - 1))
-    assert interval(values) == pytest.approx(
+    assert mean_and_interval(values) == pytest.approx(
         {"mean": p, "low": p - half, "high": p + half, "std": math.sqrt(p * (1 - p) * n / (n - 1))}
     )
 
@@ -61,7 +61,7 @@ def test_a_reward_that_remembers_scores_agent_and_base_model_by_one_measure():
 @pytest.mark.parametrize("n", [2, 5, 200])
 def test_interval_holds_the_true_mean_in_95_of_100_cases(n):
     rng = np.random.default_rng(0)
-    intervals = [interval(rng.normal(3.0, 2.0, n)) for _ in range(2000)]
+    intervals = [mean_and_interval(rng.normal(3.0, 2.0, n)) for _ in range(2000)]
     covered = np.mean([i["low"] <= 3.0 <= i["high"] for i in intervals])
     assert covered == pytest.approx(0.95, abs=0.015)
 
@@ -108,9 +108,9 @@ def test_the_report_is_about_the_agent_and_the_base_model_on_the_same_seeds():
     assert report["seeds"] == [2**30 + 3, 2**30 + 6]
     played = play(make(), held_out_seeds(4, 3), lambda o: agent.predict(o, deterministic=True)[0])
     base = play(make(), held_out_seeds(4, 3))
-    assert report["agent"]["return"] == pytest.approx(interval(played.returns))
-    assert report["base"]["terminal_reward"] == pytest.approx(interval(base.terminal_rewards))
-    paired = interval(played.returns - base.returns)
+    assert report["agent"]["return"] == pytest.approx(mean_and_interval(played.returns))
+    assert report["base"]["terminal_reward"] == pytest.approx(mean_and_interval(base.terminal_rewards))
+    paired = mean_and_interval(played.returns - base.returns)
     assert report["difference"]["return"] == pytest.approx(paired)
     assert report["agent"]["control_cost"]["mean"] > 0
     json.dumps(report)

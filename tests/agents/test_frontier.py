@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 import flowgym_gym
 from flowgym_gym import FlowTensor, Reward, reward_registry
-from flowgym_gym.agents.frontier import measure
+from flowgym_gym.agents.frontier import measure, trainings
 from flowgym_gym.agents.frontier.measure import frontier
 from flowgym_gym.agents.frontier.report import against_best_of_n, draw, table
 from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
@@ -375,7 +375,7 @@ def test_an_interrupted_command_goes_on_without_repeating_and_ends_as_an_uninter
     assert finished == expected
     assert [row["timesteps"] for row in read_metrics(parts / "runs" / "ppo-3" / "metrics.csv")] == [40, 80]
 
-    monkeypatch.setattr("flowgym_gym.agents.frontier.measure.run", lambda *a: pytest.fail("done before"))
+    monkeypatch.setattr("flowgym_gym.agents.frontier.trainings.carry_out", lambda *a: pytest.fail("done before"))
     assert main(command(parts)) == 0
     assert json.loads((parts / "frontier.json").read_text()) == expected
 
@@ -447,7 +447,7 @@ def test_points_of_earlier_calls_stay(tmp_path):
 def test_what_another_process_did_before_the_folder_was_taken_stays_and_is_not_done_again(tmp_path, monkeypatch):
     options = {"out": tmp_path, "algos": ["ppo"], "pool": 24, "best_of": [2], "episodes": 2, "reward_scales": [30]}
     options |= {"timesteps": 40, "overrides": SMALL}
-    make_env, run = measure._make_env, measure.run
+    make_env, run = measure._make_env, trainings.carry_out
     trained = []
 
     def late(plan):
@@ -456,7 +456,7 @@ def test_what_another_process_did_before_the_folder_was_taken_stays_and_is_not_d
         return make_env(plan)
 
     monkeypatch.setattr(measure, "_make_env", late)
-    monkeypatch.setattr(measure, "run", lambda prepared: (trained.append(prepared.out), run(prepared))[1])
+    monkeypatch.setattr(trainings, "carry_out", lambda prepared: (trained.append(prepared.out), run(prepared))[1])
     report = frontier(GAUSSIAN, strengths=[5], **options).report
     assert set(report["points"]) == {"base", "best-of-2", "endpoint-1", "endpoint-5", "ppo-30"}
     assert trained == [tmp_path / "runs" / "ppo-30"]

@@ -14,11 +14,11 @@ from flowgym_gym.agents.runs.checkpoints import best_checkpoint, best_return, ch
 from flowgym_gym.agents.runs.episodes import held_out_seeds, selection_seeds
 from flowgym_gym.agents.runs.evaluation import Evaluations, table
 from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
-from flowgym_gym.agents.runs.preparation import prepare
+from flowgym_gym.agents.runs.preparation import TrainRequest, prepare
 from flowgym_gym.agents.runs.records import Records
 from flowgym_gym.cli import main
 from flowgym_gym.errors import OptionError
-from flowgym_gym.statistics import interval
+from flowgym_gym.statistics import mean_and_interval
 from flowgym_gym.wrappers import CoarseAction
 from tests.agents.conftest import TINY, finished, resume, same_weights, tiny, untimed
 from tests.agents.test_rewards_in_runs import STANDARDIZED
@@ -84,7 +84,7 @@ def test_evaluations_are_episodes_of_the_deterministic_agent_on_seeds_of_their_o
         for name, value in zip(found, (info["terminal_reward"], cost, paid), strict=True):
             found[name].append(value)
     for name, values in found.items():
-        expected = interval(np.array(values))
+        expected = mean_and_interval(np.array(values))
         for end, what in (("", "mean"), ("_low", "low"), ("_high", "high")):
             assert rows[2][name + end] == pytest.approx(expected[what], rel=1e-3, abs=1e-5)
 
@@ -101,7 +101,7 @@ def test_the_seeds_of_choosing_reporting_and_training_lie_apart():
     with pytest.raises(OptionError, match="seed is"):
         evaluate(object(), 256, seed=largest + 1)
     with pytest.raises(OptionError, match="seed is"):
-        prepare(RED, out="nowhere", num_envs=2, seed=2**30 - 1)
+        prepare(TrainRequest(RED, out="nowhere", num_envs=2, seed=2**30 - 1))
 
 
 def test_episodes_of_choosing_reporting_and_training_have_different_noise():

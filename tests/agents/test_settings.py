@@ -12,7 +12,7 @@ import torch
 
 from flowgym_gym.agents import load_preset
 from flowgym_gym.agents.runs import settings
-from flowgym_gym.agents.runs.preparation import prepare
+from flowgym_gym.agents.runs.preparation import TrainRequest, prepare
 from flowgym_gym.agents.runs.presets import ALGORITHMS, full_id
 from flowgym_gym.agents.runs.settings import check, describe, options, override, parse_assignments
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError
@@ -217,7 +217,7 @@ def test_overrides_take_paths_and_numpys_numbers_as_plain_values(value, plain):
 def test_a_checkpoint_or_a_number_of_numpy_or_pathlib_is_the_same_setting(name):
     value, plain = (Path("models"), "models") if name == "env.checkpoint" else (np.int64(8), 8)
     given, same = (override(load_preset(RED), {name: v}, RED, "ppo") for v in (value, plain))
-    assert json.dumps(given) == json.dumps(same)
+    assert json.dumps(dict(given)) == json.dumps(dict(same))
 
 
 circular: list = []
@@ -264,8 +264,8 @@ def test_one_name_assigned_twice_is_a_contradiction():
 @pytest.mark.parametrize("name", ["timesteps", "num_envs"])
 def test_an_argument_and_an_override_of_another_value_are_a_contradiction(name, tmp_path):
     with pytest.raises(OptionError, match=rf"{name} is 8, but the changes .* have 16"):
-        prepare(RED, out=tmp_path / "run", **{name: 8}, overrides={name: 16})
-    twice, once = (prepare(RED, out=tmp_path / "run", **{name: 8}, overrides=o) for o in ({name: 8}, {}))
+        prepare(TrainRequest(RED, out=tmp_path / "run", **{name: 8}, overrides={name: 16}))
+    twice, once = (prepare(TrainRequest(RED, out=tmp_path / "run", **{name: 8}, overrides=o)) for o in ({name: 8}, {}))
     assert twice == once
 
 

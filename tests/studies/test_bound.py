@@ -4,13 +4,12 @@ import re
 
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
 
 from flowgym_gym.agents import load_preset
 from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.episodes import held_out_seeds
 from flowgym_gym.errors import OptionError
-from flowgym_gym.optimal_control.bound import base_returns, free_energies, free_energy
+from flowgym_gym.optimal_control.bound import continued_returns, free_energies, free_energy
 from flowgym_gym.optimal_control.optimum import uncontrolled_value
 from studies import bound
 
@@ -58,12 +57,10 @@ def test_a_process_without_noise_has_no_bound():
 
 def test_continuations_share_their_beginning_and_nothing_else():
     settings = load_preset(GAUSSIAN)
-    env = make_vector_env(GAUSSIAN, settings, 4, AutoresetMode.DISABLED)
-    found = base_returns(env, held_out_seeds(12)[::4])
+    found = continued_returns(make_vector_env(GAUSSIAN, settings, 4, "Disabled"), held_out_seeds(12)[::4])
     assert len(np.unique(found)) > 6
     settings["env"]["noise_level"] = 1e-6
-    env = make_vector_env(GAUSSIAN, settings, 4, AutoresetMode.DISABLED)
-    still = base_returns(env, held_out_seeds(12)[::4])
+    still = continued_returns(make_vector_env(GAUSSIAN, settings, 4, "Disabled"), held_out_seeds(12)[::4])
     assert still == pytest.approx(np.repeat(still[:, :1], 4, axis=1), abs=1e-5)
     assert len(np.unique(still.round(3))) == 3
 

@@ -6,15 +6,17 @@ What ``frontier.json`` holds already is not done again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 
+from flowgym_gym.agents import imports_of_extra
 from flowgym_gym.agents.frontier.report import (
     PICTURE,
     REPORT,
@@ -26,23 +28,19 @@ from flowgym_gym.agents.frontier.report import (
     draw,
     style,
 )
-from flowgym_gym.agents.frontier.spec import BATCH, BEST_OF, EPISODES, POOL, Agent, Plan, as_json, plan_frontier
+from flowgym_gym.agents.frontier.spec import BATCH, BEST_OF, EPISODES, POOL, Agent, FrontierSpec, Plan, plan_frontier
+from flowgym_gym.agents.kinds import AnyVectorEnv, SomeOptions
 from flowgym_gym.agents.runs import contents
 from flowgym_gym.agents.runs.bars import Bar
-from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.agents.runs.contents import drawn_prompts
 from flowgym_gym.agents.runs.drawing import plain_style
 from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.episodes import held_out_seeds, play
-from flowgym_gym.agents.runs.evaluation import evaluate
-from flowgym_gym.agents.runs.files import CONFIG, locked, versions, write_json
-from flowgym_gym.agents.runs.preparation import Run, differences, prepare, settings_of_run
-from flowgym_gym.agents.runs.results import save_curve
-from flowgym_gym.agents.runs.training import run
+from flowgym_gym.agents.runs.files import locked, versions, write_json
 from flowgym_gym.console import say
 from flowgym_gym.envs import environment_of
 from flowgym_gym.envs.environment import Environment, seeded
-from flowgym_gym.errors import CheckpointError, OptionError, reason, shown
+from flowgym_gym.errors import CheckpointError, OptionError, reason
 from flowgym_gym.optimal_control.best_of_n import (
     BOOTSTRAP_SAMPLES,
     SAMPLES_OF_POOL,
@@ -51,7 +49,10 @@ from flowgym_gym.optimal_control.best_of_n import (
     pool_notes,
 )
 from flowgym_gym.optimal_control.guidance import RewardGuidance, no_gradient
-from flowgym_gym.statistics import CONFIDENCE, FORMULA, interval
+from flowgym_gym.statistics import CONFIDENCE, FORMULA, mean_and_interval
+
+if TYPE_CHECKING:
+    from flowgym_gym.agents.runs.preparation import PreparedRun
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def frontier(
     episodes: int = EPISODES,
     seed: int = 0,
     timesteps: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: SomeOptions | None = None,
     batch_size: int = BATCH,
 ) -> Frontier:
     """Measure the frontier of an environment, or go on with it: what is in ``out`` already is not done again.
@@ -111,18 +112,36 @@ def frontier(
         CheckpointError: If what is in ``out`` is damaged.
     """
     plan = plan_frontier(
-        env_id, out, algos, reward_scales, strengths, gradients, best_of, pool, episodes, seed, timesteps,
-        dict(overrides or {}), batch_size,
-    )  # fmt: skip
+        FrontierSpec(
+            env_id=env_id,
+            out=out,
+            algos=algos,
+            reward_scales=reward_scales,
+            strengths=strengths,
+            gradients=gradients,
+            best_of=best_of,
+            pool=pool,
+            episodes=episodes,
+            seed=seed,
+            timesteps=timesteps,
+            overrides=dict(overrides or {}),
+            batch_size=batch_size,
+        )
+    )
+    return measure(plan)
+
+
+def measure(plan: Plan) -> Frontier:
+    """Measure what a plan has and the folder does not."""
     # What cannot be done is refused before there is a folder.
     report, runs = _begin_runs(plan)
     for _, prepared in runs:
-        make_vector_env(env_id, prepared.config["settings"], 1).close()
+        make_vector_env(plan.env_id, prepared.config.settings, 1).close()
     env = _make_env(plan)
     prompts = drawn_prompts(env)
     known = contents.contents_of(plan.env_id, plan.process["env"], prompts)
     _check_contents(plan, report, known)
-    for note in pool_notes(plan.best_of, plan.pool, len(set(prompts or ()))):
+    for note in pool_notes(plan.best_of, plan.spec.pool, len(set(prompts or ()))):
         say(note)
     plan.out.mkdir(parents=True, exist_ok=True)
     with locked(plan.out):
@@ -133,33 +152,19 @@ def frontier(
         _measure_guidance(plan, report, environment_of(env))
         for agent, prepared in runs:
             say(f"training {agent.algo.upper()} at reward scale {agent.scale:g} in {prepared.out}")
-            result = run(prepared)
-            if result.signal is not None:
-                return Frontier(plan.out, report, result.signal)
-            played = evaluate(prepared.out, episodes, seed)
-            _save_curve(prepared.out)
-            _add(plan, report, agent.name, {**agent.asked, "timesteps": played["timesteps"]}, played["agent"])
+            trained = _trainings().train_agent(plan, prepared)
+            if isinstance(trained, int):
+                return Frontier(plan.out, report, trained)
+            timesteps, measured = trained["timesteps"], trained["agent"]
+            _add(plan, report, agent.name, {**agent.asked, "timesteps": timesteps}, measured)
     return Frontier(plan.out, report)
 
 
-def _prepare_run(plan: Plan, agent: Agent) -> Run:
-    out, asked = plan.out / "runs" / agent.name, agent.asked["overrides"]
-    if not (out / CONFIG).is_file():
-        return prepare(plan.env_id, agent.algo, out=out, timesteps=plan.timesteps, seed=plan.seed, overrides=asked)
-    # Resuming alone would go on with whatever the run has and this call does not name.
-    own, (settings, _) = read_config(out), settings_of_run(plan.env_id, agent.algo, plan.timesteps, None, asked)
-    found = differences(as_json(settings), own["settings"])
-    found += [
-        f"{name} is {shown(value)}, but the run has {shown(has)}"
-        for name, value, has in (
-            ("timesteps", settings["timesteps"], own["settings"]["timesteps"]),
-            ("seed", plan.seed, own["seed"]),
-        )
-        if value != has
-    ]
-    if found:
-        raise OptionError(f"{out} holds another run, move it away to train this agent anew: {'; '.join(found)}")
-    return prepare(plan.env_id, agent.algo, out=out, resume=True)
+def _trainings() -> ModuleType:
+    """The module that trains agents, loaded where there are any: it needs stable-baselines3."""
+    with imports_of_extra():
+        from flowgym_gym.agents.frontier import trainings
+    return trainings
 
 
 def _begin(plan: Plan) -> Report:
@@ -198,11 +203,11 @@ def _begin(plan: Plan) -> Report:
     }
 
 
-def _begin_runs(plan: Plan) -> tuple[Report, list[tuple[Agent, Run]]]:
+def _begin_runs(plan: Plan) -> tuple[Report, list[tuple[Agent, PreparedRun]]]:
     """The report of earlier calls, and the trainings whose points it does not have."""
     report = _begin(plan)
     waiting = [agent for agent in plan.agents if not _is_done(report, agent.name, agent.asked)]
-    return report, [(agent, _prepare_run(plan, agent)) for agent in waiting]
+    return report, [(agent, _trainings().prepare_agent(plan, agent)) for agent in waiting]
 
 
 def _check_contents(plan: Plan, report: Report, known: contents.Contents) -> None:
@@ -215,24 +220,16 @@ def _check_contents(plan: Plan, report: Report, known: contents.Contents) -> Non
         )
 
 
-def _save_curve(out: Path) -> None:
-    """Draw an agent's curve; that it cannot be drawn is no reason to lose the agent's point."""
-    try:
-        save_curve(out)
-    except CheckpointError as error:
-        say(str(error))
-
-
-def _is_done(report: Report, name: str, asked: Mapping[str, Any]) -> bool:
+def _is_done(report: Report, name: str, asked: SomeOptions) -> bool:
     point = report["points"].get(name, {})
     return all(point.get(key) == value for key, value in asked.items()) and bool(point)
 
 
-def _measure_base_model(plan: Plan, report: Report, env: VectorEnv[Any, Any, Any]) -> None:
+def _measure_base_model(plan: Plan, report: Report, env: AnyVectorEnv) -> None:
     """The pool of base samples, and what follows from it: the base model's own mean and best of n."""
-    asked = {"episodes": plan.pool, "seed": plan.seed}
+    asked = {"episodes": plan.spec.pool, "seed": plan.spec.seed}
     if {key: report.get("pool", {}).get(key) for key in asked} != asked:
-        seeds = held_out_seeds(plan.pool, plan.seed)
+        seeds = held_out_seeds(plan.spec.pool, plan.spec.seed)
         played = [play(env, batch) for batch in _batches("base model", seeds, env.num_envs)]
         rewards = np.concatenate([episodes.terminal_rewards for episodes in played])
         prompts = [prompt for episodes in played for prompt in episodes.prompts]
@@ -250,10 +247,16 @@ def _measure_base_model(plan: Plan, report: Report, env: VectorEnv[Any, Any, Any
             f"best of {left_out} is left out: the pool has {of_which}, and an estimate with an interval takes "
             f"{SAMPLES_OF_POOL} n; take a larger pool"
         )
-    best = best_of_n(rewards, max(possible, default=1), prompts, plan.seed)
+    best = best_of_n(rewards, max(possible, default=1), prompts, plan.spec.seed)
     report["best_of_n"] = {end: values.tolist() for end, values in best.items()}
     nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
-    report["points"]["base"] = {"method": "base", "setting": 0, **asked, "reward": interval(rewards), "kl": nothing}
+    report["points"]["base"] = {
+        "method": "base",
+        "setting": 0,
+        **asked,
+        "reward": mean_and_interval(rewards),
+        "kl": nothing,
+    }
     for n in possible:
         report["points"][f"best-of-{n}"] = {
             "method": "best_of_n", "setting": n, **asked,
@@ -275,26 +278,28 @@ def _measure_guidance(plan: Plan, report: Report, environment: Environment[Any])
         for strength in plan.strengths:
             name = f"{gradient}-{strength:g}"
             asked = {
-                "method": gradient, "setting": strength, "episodes": plan.episodes, "seed": plan.seed,
-                "batch_size": plan.batch_size,
+                "method": gradient, "setting": strength, "episodes": plan.spec.episodes, "seed": plan.spec.seed,
+                "batch_size": plan.spec.batch_size,
             }  # fmt: skip
             if _is_done(report, name, asked):
                 continue
             policy = RewardGuidance(environment, strength, gradient)
             rewards, costs = [], []
-            for seeds in _batches(f"guidance {strength:g}", held_out_seeds(plan.episodes, plan.seed), plan.batch_size):
+            for seeds in _batches(
+                f"guidance {strength:g}", held_out_seeds(plan.spec.episodes, plan.spec.seed), plan.spec.batch_size
+            ):
                 with seeded(seeds[0]):
                     sample = environment.sample(len(seeds), policy)
                 rewards.append(sample.rewards.double().cpu().numpy())
                 costs.append(sample.control_costs.double().sum(dim=0).cpu().numpy())
             measured = {
-                "terminal_reward": interval(np.concatenate(rewards)),
-                "control_cost": interval(np.concatenate(costs)),
+                "terminal_reward": mean_and_interval(np.concatenate(rewards)),
+                "control_cost": mean_and_interval(np.concatenate(costs)),
             }
             _add(plan, report, name, asked, measured)
 
 
-def _add(plan: Plan, report: Report, name: str, asked: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+def _add(plan: Plan, report: Report, name: str, asked: SomeOptions, measured: SomeOptions) -> None:
     """Put a point into the report and onto the disk."""
     point = {**asked, "reward": measured["terminal_reward"], "kl": measured["control_cost"]}
     report["points"][name] = point
@@ -316,14 +321,14 @@ def _save(plan: Plan, report: Report) -> None:
         raise CheckpointError(f"{plan.out} cannot be written: {error.strerror or error}") from error
 
 
-def _make_env(plan: Plan) -> VectorEnv[Any, Any, Any]:
+def _make_env(plan: Plan) -> AnyVectorEnv:
     """The process that all methods share; its actions are controls in standard deviations of the transition.
 
     Raises:
         OptionError: If no divergence can be measured on it, or no reward compared.
     """
     settings = {**plan.process, "env": {**plan.process["env"], "action_type": "control", "action_scale": 1.0}}
-    env = make_vector_env(plan.env_id, settings, min(plan.batch_size, plan.pool), AutoresetMode.DISABLED)
+    env = make_vector_env(plan.env_id, settings, min(plan.spec.batch_size, plan.spec.pool), AutoresetMode.DISABLED)
     reward = environment_of(env).reward
     if reward.stateful:
         raise OptionError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
 from flowgym_gym.agents.frontier.spec import resolved_changes
+from flowgym_gym.agents.kinds import Options, SomeOptions
 from flowgym_gym.agents.runs.drawing import Figure, plain_style, plain_text, ticker
 from flowgym_gym.checks import check_number
 from flowgym_gym.optimal_control.best_of_n import best_of_n_curve
@@ -25,11 +25,11 @@ METHODS: dict[str, tuple[str, str, str, str, tuple[int, int]]] = {
 }
 OTHER_METHOD = ("scale", "tab:purple", "X", (5, 5))
 
-Report = dict[str, Any]
-Point = dict[str, Any]
+Report = Options
+Point = Options
 
 
-def against_best_of_n(point: Point, best: Mapping[str, Any]) -> str:
+def against_best_of_n(point: Point, best: SomeOptions) -> str:
     """How a point compares with best of n at the same divergence.
 
     Args:
@@ -116,7 +116,7 @@ def draw(report: Report) -> Figure:
     return figure
 
 
-def as_pool(pool: Mapping[str, Any]) -> dict[str, Any]:
+def as_pool(pool: SomeOptions) -> Options:
     """The pool of a report, or an error unless it is one."""
     rewards, prompts = np.array(pool["rewards"], dtype=float), pool["prompts"]
     good = rewards.ndim == 1 and len(rewards) == pool["episodes"] and np.isfinite(rewards).all()
@@ -125,7 +125,7 @@ def as_pool(pool: Mapping[str, Any]) -> dict[str, Any]:
     return dict(pool)
 
 
-def as_point(point: Mapping[str, Any]) -> Point:
+def as_point(point: SomeOptions) -> Point:
     """A point of a report, with absolute paths, or an error unless it can be drawn."""
     check_number("setting", point["setting"])
     for name in ("reward", "kl"):
@@ -161,7 +161,7 @@ def cell(values: Mapping[str, float]) -> str:
     return f"{values['mean']:.4g}" + (f" ± {half:.2g}" if half else "")
 
 
-def _described(env: Mapping[str, Any]) -> str:
+def _described(env: SomeOptions) -> str:
     """Settings of the environment for the title."""
     text = ", ".join(f"{name}={value}" for name, value in env.items())
     return plain_text(f"\n{text:.100}") if text else ""

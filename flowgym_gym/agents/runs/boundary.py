@@ -8,7 +8,6 @@ counters, random states, running episodes, and of a full replay buffer the trans
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
 
+from flowgym_gym.agents.kinds import Options, SomeOptions
 from flowgym_gym.agents.runs.buffers import buffer_views
 from flowgym_gym.agents.runs.checkpoints import save_checkpoint
 from flowgym_gym.agents.runs.state import State, capture_state, restore_counters
@@ -35,17 +35,17 @@ class Boundary:
         self._model, self._env = model, env
         self._rows = -(-timesteps // env.num_envs)
         self._state: State = ({}, {})
-        self._weights: dict[str, Any] = {}
-        self._variables: dict[str, Any] = {}
-        self._progress: dict[str, Any] = {}
-        self._buffer: dict[str, Any] | None = None
+        self._weights: Options = {}
+        self._variables: Options = {}
+        self._progress: Options = {}
+        self._buffer: Options | None = None
 
     @property
     def timesteps(self) -> int:
         """Timesteps of the state that is kept."""
         return int(self._state[0]["timesteps"])
 
-    def keep(self, progress: Mapping[str, Any]) -> None:
+    def keep(self, progress: SomeOptions) -> None:
         """Copy the state; ``progress`` is what a checkpoint keeps of the training loop."""
         model = self._model
         numbers, arrays = capture_state(model, self._env)
@@ -75,7 +75,7 @@ class Boundary:
             self._restore_rows(self._buffer)
         return save_checkpoint(out, model, self._env, self._progress, self._state)
 
-    def _rows_to_come(self, buffer: DictReplayBuffer) -> dict[str, Any]:
+    def _rows_to_come(self, buffer: DictReplayBuffer) -> Options:
         """Where a buffer stands, and what it holds where the next interval writes."""
         size = buffer.buffer_size
         rows = (buffer.pos + np.arange(min(self._rows, size))) % size
@@ -85,7 +85,7 @@ class Boundary:
         held = {name: view[rows] for name, view in buffer_views(buffer).items()}
         return {"pos": buffer.pos, "full": buffer.full, "rows": rows, "held": held}
 
-    def _restore_rows(self, kept: Mapping[str, Any]) -> None:
+    def _restore_rows(self, kept: SomeOptions) -> None:
         buffer: Any = self._model.replay_buffer  # type: ignore[attr-defined]
         for name, view in buffer_views(buffer).items():
             view[kept["rows"]] = kept["held"][name]

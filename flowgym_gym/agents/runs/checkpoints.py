@@ -30,14 +30,13 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
 from flowgym_gym.agents.runs.buffers import buffer_arrays, buffer_bytes
 from flowgym_gym.agents.runs.config import why
 from flowgym_gym.agents.runs.files import BEST, CHECKPOINTS, UNREADABLE, WRITING, sync, write_json
@@ -109,7 +108,7 @@ def save_checkpoint(
     out: Path,
     model: BaseAlgorithm,
     env: SB3VecEnv,
-    progress: Mapping[str, Any],
+    progress: SomeOptions,
     state: State | None = None,
 ) -> Path:
     """Write a checkpoint, and delete what is older than the few that are kept.
@@ -140,7 +139,7 @@ def save_checkpoint(
     return target
 
 
-def save_best(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping[str, Any], evaluation: Row) -> Path:
+def save_best(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: SomeOptions, evaluation: Row) -> Path:
     """Keep the agent as the best so far, with its evaluation and in place of the one before."""
     target = out / BEST / f"{model.num_timesteps:09d}"
     # From a run that was killed and lost what it did after its last checkpoint.
@@ -176,7 +175,7 @@ def _write_checkpoint(
     target: Path,
     model: BaseAlgorithm,
     state: State,
-    progress: Mapping[str, Any],
+    progress: SomeOptions,
     buffer: DictReplayBuffer | None = None,
 ) -> None:
     """Write a folder in one piece."""
@@ -201,7 +200,7 @@ def _write_checkpoint(
 
 def restore_checkpoint(
     checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv, moved: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> Options:
     """Put agent, environment and random states back to where they were when the checkpoint was written.
 
     The replay buffer is not among them; see :func:`restore_buffer`.
@@ -235,7 +234,7 @@ def unreadable(checkpoint: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(f"checkpoint {checkpoint} cannot be read: {why(error)}")
 
 
-def read_numbers(checkpoint: Path) -> dict[str, Any]:
+def read_numbers(checkpoint: Path) -> Options:
     """What ``state.json`` of a checkpoint holds; raises whatever it may where that is not of this checkpoint."""
     numbers = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     if not isinstance(numbers, dict):
@@ -246,7 +245,7 @@ def read_numbers(checkpoint: Path) -> dict[str, Any]:
     return numbers
 
 
-def freeze_reward(env: VectorEnv[Any, Any, Any], checkpoint: Path | None) -> None:
+def freeze_reward(env: AnyVectorEnv, checkpoint: Path | None) -> None:
     """Let a reward that remembers what it has scored know what it knew at a checkpoint, and nothing more.
 
     Args:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import gymnasium
-from gymnasium.vector import VectorEnv
 
 from flowgym_gym import prompts as sources
+from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
 from flowgym_gym.envs import DenoisingVectorEnv
 from flowgym_gym.errors import OptionError, shown
 from flowgym_gym.models.checkpoints import EMBEDDED
 from flowgym_gym.models.fingerprint import Fingerprint, differences, fingerprint
 from flowgym_gym.registry import base_model_registry, reward_registry
 
-Contents = dict[str, Any]
+Contents: TypeAlias = Options
 
 PROMPTS = "prompts.json"
 # Arguments that name weights: a bare word may be a folder. Others do where they are spelled like a path.
@@ -36,7 +36,7 @@ PUBLISHED = ("ImageReward-v1.0", "v2.0", "v2.1")
 SHOWN = 5
 
 
-def resolved(env: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(env: SomeOptions) -> Options:
     """Arguments of an environment with the paths of everything that is on this machine made absolute.
 
     Links are not followed, so that a link can take the place of what has moved. Names of embedded checkpoints, Hub ids
@@ -45,7 +45,7 @@ def resolved(env: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _map(name, value, _resolved) for name, value in env.items()}
 
 
-def contents_of(env_id: str, env: Mapping[str, Any], prompts: Sequence[str] | None) -> Contents:
+def contents_of(env_id: str, env: SomeOptions, prompts: Sequence[str] | None) -> Contents:
     """What an environment's arguments name holds.
 
     Args:
@@ -66,14 +66,14 @@ def contents_of(env_id: str, env: Mapping[str, Any], prompts: Sequence[str] | No
     return contents
 
 
-def drawn_prompts(env: VectorEnv[Any, Any, Any]) -> list[str] | None:
+def drawn_prompts(env: AnyVectorEnv) -> list[str] | None:
     """The prompts that an environment draws from; None where it takes none."""
     inner = env.unwrapped
     prompts = inner.environment.base_model.prompts if isinstance(inner, DenoisingVectorEnv) else None
     return None if prompts is None else [str(prompt) for prompt in prompts]
 
 
-def check_contents(out: Path, config: Mapping[str, Any], prompts: Sequence[str] | None = None) -> None:
+def check_contents(out: Path, config: SomeOptions, prompts: Sequence[str] | None = None) -> None:
     """Raise an OptionError if what a run's settings name holds something else than when the run began.
 
     Args:
@@ -85,7 +85,7 @@ def check_contents(out: Path, config: Mapping[str, Any], prompts: Sequence[str] 
         OptionError: It names each file and the first prompt that differs.
         CheckpointError: If a file cannot be read.
     """
-    known: Contents = config.get("contents") or {}
+    known = config.get("contents") or {}
     found = [
         line
         for label, was in known.get("files", {}).items()
@@ -100,7 +100,7 @@ def check_contents(out: Path, config: Mapping[str, Any], prompts: Sequence[str] 
         )
 
 
-def check_form(contents: Any) -> None:
+def check_form(contents: Contents | None) -> None:
     """Raise a TypeError, KeyError, AttributeError or ValueError unless a configuration's contents can be read."""
     if contents is None:
         return
@@ -112,11 +112,11 @@ def check_form(contents: Any) -> None:
         raise ValueError(f"contents is {shown(contents, 60)}, expected places and what they hold")
 
 
-def _texts(label: Any, file: Mapping[str, Any]) -> list[Any]:
+def _texts(label: str, file: SomeOptions) -> list[object]:
     return [label, file["place"], *(text for pair in file["holds"].items() for text in pair)]
 
 
-def note(config: Mapping[str, Any]) -> list[str]:
+def note(config: SomeOptions) -> list[str]:
     """What to tell of a run from before runs kept contents, if its settings name anything on this machine."""
     if config.get("contents") is not None:
         return []
@@ -132,9 +132,9 @@ def note(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def moved(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, str]:
+def moved(config: SomeOptions, env: SomeOptions) -> dict[str, str]:
     """Places of a run, each with the new one in ``env`` that holds the same."""
-    known: Contents = config.get("contents") or {}
+    known = config.get("contents") or {}
     now = dict(_places("env", env))
     found = {
         was["place"]: now[label]
@@ -149,7 +149,7 @@ def moved(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def replaced(env: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def replaced(env: SomeOptions, names: Mapping[str, str]) -> Options:
     """Arguments of an environment with some texts replaced by others."""
     return {key: _map(key, value, lambda _, text: names.get(text, text)) for key, value in env.items()}
 
@@ -185,7 +185,7 @@ def relocated(contents: Contents, moves: Mapping[str, str]) -> Contents:
     return found
 
 
-def _prompts_setting(env: Mapping[str, Any]) -> object:
+def _prompts_setting(env: SomeOptions) -> object:
     nested = env.get("base_model_kwargs")
     return env.get("prompts", nested.get("prompts") if isinstance(nested, Mapping) else None)
 
@@ -208,7 +208,7 @@ def _changed_files(label: str, place: str, was: Fingerprint) -> list[str]:
     return [f"{label}: of {place} {', '.join(names[:SHOWN])}{more}"]
 
 
-def _changed_prompts(out: Path, was: Mapping[str, Any], prompts: Sequence[str] | None) -> list[str]:
+def _changed_prompts(out: Path, was: SomeOptions, prompts: Sequence[str] | None) -> list[str]:
     place = was["place"]
     file = sources.prompts_file(place)
     if prompts is None:
@@ -233,7 +233,7 @@ def _changed_prompts(out: Path, was: Mapping[str, Any], prompts: Sequence[str] |
     return [f"env.prompts: in {place} {what}{_advice(out, was)}"]
 
 
-def _advice(out: Path, was: Mapping[str, Any]) -> str:
+def _advice(out: Path, was: SomeOptions) -> str:
     if _kept_prompts(out, was["sha256"]) is None:
         return ""
     return f" (the run's own are kept: --set env.prompts={out / PROMPTS})"
@@ -252,7 +252,7 @@ def _hash(prompts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
-def _map(name: str, value: Any, change: Any) -> Any:
+def _map(name: str, value: object, change: Callable[[str, str], str]) -> object:
     """A value with the texts in it changed; ``change`` is given the name of the innermost argument, and the text."""
     if isinstance(value, Mapping):
         return {key: _map(key, inner, change) for key, inner in value.items()}
@@ -291,7 +291,7 @@ def _is_place(prompts: object) -> bool:
     )
 
 
-def _places(label: str, value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def _places(label: str, value: object, name: str = "") -> Iterator[tuple[str, str]]:
     """Each argument that names weights, with its place: an absolute path, or a Hub id."""
     if isinstance(value, Mapping):
         for key, inner in value.items():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 
-from flowgym_gym.agents.runs.presets import Settings, full_id
+from flowgym_gym.agents.kinds import AnyVectorEnv, SomeOptions
+from flowgym_gym.agents.runs.presets import full_id
 from flowgym_gym.errors import UnknownOptionError, did_you_mean, shown
 from flowgym_gym.wrappers import vector as vector_wrappers
 
@@ -20,12 +19,19 @@ WRAPPERS = {
 
 def make_vector_env(
     env_id: str,
-    settings: Settings,
+    settings: SomeOptions,
     num_envs: int,
     autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     render_mode: str | None = None,
-) -> VectorEnv[Any, Any, Any]:
+) -> AnyVectorEnv:
     """The vector environment that settings describe, wrapped; actions that are vectors have nothing to coarsen.
+
+    Args:
+        env_id: The environment.
+        settings: Of which ``env`` and ``wrappers`` count.
+        num_envs: Number of sub-environments.
+        autoreset_mode: When they are reset.
+        render_mode: Of the environment.
 
     Raises:
         FlowGymError: If the environment or a wrapper does not take its arguments.

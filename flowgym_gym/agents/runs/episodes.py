@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 
+from flowgym_gym.agents.kinds import AnyVectorEnv
 from flowgym_gym.errors import ModelError, OptionError
 
 # Runs have seeds below this, and their sub-environments seeds of 33 bits and more; held-out ones
@@ -68,9 +67,7 @@ def selection_seeds(episodes: int) -> list[int]:
     return [2 * SEEDS + i for i in range(episodes)]
 
 
-def play(
-    env: VectorEnv[Any, Any, Any], seeds: list[int], predict: Predict | None = None, pictures: int = 0
-) -> Episodes:
+def play(env: AnyVectorEnv, seeds: list[int], predict: Predict | None = None, pictures: int = 0) -> Episodes:
     """Play one episode for each seed.
 
     Args:
@@ -108,7 +105,7 @@ def play(
     )
 
 
-def watch(env: VectorEnv[Any, Any, Any], seed: int, predict: Predict) -> list[list[np.ndarray]]:
+def watch(env: AnyVectorEnv, seed: int, predict: Predict) -> list[list[np.ndarray]]:
     """Film the base model and an agent on the same seed.
 
     Args:
@@ -137,7 +134,7 @@ def check_seed(seed: int, num_envs: int = 1) -> None:
         raise OptionError(f"seed is {seed!r}, expected a whole number from 0 to {SEEDS - num_envs}")
 
 
-def frames_of(env: VectorEnv[Any, Any, Any]) -> list[np.ndarray]:
+def frames_of(env: AnyVectorEnv) -> list[np.ndarray]:
     """The samples of a vector environment as pictures; nothing if they are none."""
     try:
         return list(env.render() or ())  # type: ignore[arg-type]

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
 from flowgym_gym.agents.runs.checkpoints import best_return, freeze_reward, save_best
-from flowgym_gym.agents.runs.config import read_config
+from flowgym_gym.agents.runs.config import Config, read_config
 from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.episodes import (
     BATCH,
@@ -44,7 +45,7 @@ from flowgym_gym.agents.runs.state import with_frozen_reward
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, OptionError
-from flowgym_gym.statistics import CONFIDENCE, FORMULA, interval
+from flowgym_gym.statistics import CONFIDENCE, FORMULA, mean_and_interval
 
 EVALUATION = "evaluation.json"
 EVALUATIONS = "evaluations.csv"
@@ -66,14 +67,14 @@ class Evaluations:
 
     COLUMNS = ("timesteps", "episodes", *(f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high")))
 
-    def __init__(self, out: Path, config: dict[str, Any]) -> None:
+    def __init__(self, out: Path, config: Config) -> None:
         self.out = out
-        self.budget = config["settings"]["kl_budget"]
+        self.budget = config.settings.kl_budget
         self.metrics = Metrics(out / EVALUATIONS, self.COLUMNS, self.COLUMNS)
-        self._seeds = selection_seeds(config["settings"]["evaluation_episodes"])
+        self._seeds = selection_seeds(config.settings.evaluation_episodes)
         self._env = evaluation_env(config, min(len(self._seeds), BATCH))
 
-    def run(self, model: BaseAlgorithm, env: SB3VecEnv, progress: Mapping[str, Any]) -> Row:
+    def evaluate(self, model: BaseAlgorithm, env: SB3VecEnv, progress: SomeOptions) -> Row:
         """Evaluate an agent, and keep it if it is the best so far among those within the budget.
 
         Args:
@@ -87,7 +88,7 @@ class Evaluations:
         episodes = self.play(model)
         row: Row = {"timesteps": model.num_timesteps, "episodes": len(self._seeds)}
         for name, attribute in QUANTITIES.items():
-            values = interval(getattr(episodes, attribute))
+            values = mean_and_interval(getattr(episodes, attribute))
             row |= {name: values["mean"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
         self.metrics.append(row)
         if not over_budget(self.budget, row) and episodes.returns.mean() > best_return(self.out):
@@ -116,8 +117,8 @@ def evaluate(
     seed: int = 0,
     *,
     which: str = "best",
-    vector_env: VectorEnv[Any, Any, Any] | None = None,
-) -> dict[str, Any]:
+    vector_env: AnyVectorEnv | None = None,
+) -> Options:
     """Compare an agent, acting deterministically, with the base model on the same held-out seeds.
 
     Args:
@@ -163,7 +164,7 @@ def evaluate(
     seeds = held_out_seeds(episodes, seed)
     played = play(vector_env, seeds, predict=deterministic(agent))
     base = play(vector_env, seeds)
-    report: dict[str, Any] = {
+    report: Options = {
         "episodes": episodes,
         "seed": seed,
         "seeds": [seeds[0], seeds[-1]],
@@ -171,9 +172,11 @@ def evaluate(
         "checkpoint": checkpoint and ("best" if checkpoint.parent.name == BEST else "newest"),
         "confidence": CONFIDENCE,
         "interval": FORMULA,
-        "agent": {name: interval(getattr(played, a)) for name, a in QUANTITIES.items()},
-        "base": {name: interval(getattr(base, a)) for name, a in QUANTITIES.items()},
-        "difference": {name: interval(getattr(played, a) - getattr(base, a)) for name, a in QUANTITIES.items()},
+        "agent": {name: mean_and_interval(getattr(played, a)) for name, a in QUANTITIES.items()},
+        "base": {name: mean_and_interval(getattr(base, a)) for name, a in QUANTITIES.items()},
+        "difference": {
+            name: mean_and_interval(getattr(played, a) - getattr(base, a)) for name, a in QUANTITIES.items()
+        },
         "valid": {"agent": float(played.valids.mean()), "base": float(base.valids.mean())},
     }
     if len(set(base.prompts)) > 1:
@@ -186,7 +189,7 @@ def evaluate(
     return report
 
 
-def by_prompt(agent: Episodes, base: Episodes) -> dict[str, Any]:
+def by_prompt(agent: Episodes, base: Episodes) -> Options:
     """Results of the episodes of each prompt, most frequent first; see :func:`evaluate`."""
     prompts = np.array(base.prompts)
     report = {}
@@ -194,10 +197,10 @@ def by_prompt(agent: Episodes, base: Episodes) -> dict[str, Any]:
         rows = prompts == prompt
         report[prompt] = {
             "episodes": count,
-            "agent": {name: interval(getattr(agent, a)[rows]) for name, a in QUANTITIES.items()},
-            "base": {name: interval(getattr(base, a)[rows]) for name, a in QUANTITIES.items()},
+            "agent": {name: mean_and_interval(getattr(agent, a)[rows]) for name, a in QUANTITIES.items()},
+            "base": {name: mean_and_interval(getattr(base, a)[rows]) for name, a in QUANTITIES.items()},
             "difference": {
-                name: interval((getattr(agent, a) - getattr(base, a))[rows]) for name, a in QUANTITIES.items()
+                name: mean_and_interval((getattr(agent, a) - getattr(base, a))[rows]) for name, a in QUANTITIES.items()
             },
         }
     return report
@@ -213,17 +216,17 @@ def deterministic(agent: Any) -> Predict:
     return predict
 
 
-def evaluation_env(config: dict[str, Any], num_envs: int, checkpoint: Path | None = None) -> VectorEnv[Any, Any, Any]:
+def evaluation_env(config: Config, num_envs: int, checkpoint: Path | None = None) -> AnyVectorEnv:
     """The environment of a run for whole episodes with given seeds.
 
     A reward that remembers what it has scored knows what it knew at the checkpoint, and stays at that.
     """
-    env = make_vector_env(config["env_id"], config["settings"], num_envs, AutoresetMode.DISABLED, "rgb_array")
+    env = make_vector_env(config.env_id, config.settings, num_envs, AutoresetMode.DISABLED, "rgb_array")
     freeze_reward(env, checkpoint)
     return env
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: Options) -> str:
     """An evaluation as a small table, means with their intervals."""
     rows = {name.replace("_", " "): {who: report[who][name] for who in COMPARED} for name in QUANTITIES}
     prompts = report.get("prompts", {})

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowgym_gym.agents.kinds import Options
 from flowgym_gym.agents.sb3.exported import (
     DESCRIPTION,
     FORMAT,
@@ -51,7 +52,7 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OptionError(f"{folder} is there and not an empty folder; choose another one for the policy")
     tensors, architecture = _actor(agent.policy)
-    settings = config["settings"]
+    settings = config.settings
     observation_space: Any = agent.observation_space
     action_space: Any = agent.action_space
     description = {
@@ -65,14 +66,14 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
         },
         "preprocessing": PREPROCESSING,
         "postprocessing": POSTPROCESSING[architecture["distribution"]],
-        "env_id": config["env_id"],
-        "env": settings["env"],
-        "wrappers": settings["wrappers"],
-        "algo": config["algo"],
-        "seed": config["seed"],
+        "env_id": config.env_id,
+        "env": settings.env,
+        "wrappers": settings.wrappers,
+        "algo": config.algo,
+        "seed": config.seed,
         "timesteps": agent.num_timesteps,
         "checkpoint": "best" if checkpoint.parent.name == BEST else "newest",
-        "versions": config.get("versions", {}),
+        "versions": config.versions or {},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
     return folder
 
 
-def _actor(policy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _actor(policy: Any) -> tuple[dict[str, Tensor], Options]:
     """The weights of an agent's actor under the names of :class:`GaussianActor`, and how that is to be built."""
     from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 

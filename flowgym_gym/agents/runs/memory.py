@@ -7,17 +7,20 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gymnasium
-from stable_baselines3.common.vec_env import VecEnv
 
 from flowgym_gym.errors import OptionError
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
 
 AUTO = "auto"
 # Of the memory that is available, what an automatic replay buffer takes at most.
 SHARE = 4
 MEMORY_INFO = Path("/proc/meminfo")
-# What a container may take, what it has taken, and what of that are files that it can give back.
+# What a container may take, what it has taken, and of that the files that it can give back.
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MEMORY_TAKEN = Path("/sys/fs/cgroup/memory.current")
 MEMORY_PARTS = Path("/sys/fs/cgroup/memory.stat")
@@ -26,18 +29,26 @@ MEMORY_PARTS = Path("/sys/fs/cgroup/memory.stat")
 def available_memory() -> int | None:
     """Bytes of memory that are available, as far as the system tells; None where it does not."""
     limits = []
-    with suppress(OSError, TypeError):
-        limits.append(1024 * int(re.search(r"MemAvailable: *(\d+) kB", MEMORY_INFO.read_text())[1]))  # type: ignore[index]
+    free = _number_in(MEMORY_INFO, r"MemAvailable: *(\d+) kB")
+    if free is not None:
+        limits.append(1024 * free)
     with suppress(OSError, ValueError):
         limit, taken = int(MEMORY_LIMIT.read_text()), int(MEMORY_TAKEN.read_text())
-        with suppress(OSError, TypeError):
-            taken -= int(re.search(r"^inactive_file (\d+)$", MEMORY_PARTS.read_text(), re.MULTILINE)[1])  # type: ignore[index]
-        limits.append(max(0, limit - taken))
+        files = _number_in(MEMORY_PARTS, r"^inactive_file (\d+)$") or 0
+        limits.append(max(0, limit - taken + files))
     if not limits:
         # Elsewhere than on Linux: all that there is, taken or not.
         with suppress(AttributeError, OSError, ValueError):
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)
+
+
+def _number_in(path: Path, pattern: str) -> int | None:
+    """The number that a pattern finds in a file; None where there is none."""
+    with suppress(OSError):
+        found = re.search(pattern, path.read_text(), re.MULTILINE)
+        return None if found is None else int(found[1])
+    return None
 
 
 def transition_bytes(env: VecEnv) -> int:

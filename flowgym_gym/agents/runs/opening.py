@@ -61,11 +61,11 @@ def open_agent(out: Path, which: str, only_policy: bool = False) -> tuple[BaseAl
     """
     config = read_config(out)
     candidates = _candidates(out, which)
-    settings = config["settings"]
+    settings = config.settings
     _check_contents(out, config, only_policy)
-    env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
+    env = SB3VecEnv(make_vector_env(config.env_id, settings, settings.num_envs))
     _check_contents(out, config, only_policy, drawn_prompts(env.vector_env))
-    model = make_algorithm(config["algo"], env, settings, seed=None, buffer_size=settings["num_envs"])
+    model = make_algorithm(config.algo, env, settings, seed=None, buffer_size=settings.num_envs)
     failures: list[str] = []
     for checkpoint in candidates:
         try:

@@ -6,11 +6,11 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from flowgym_gym.agents.kinds import Options
 from flowgym_gym.agents.runs.drawing import Figure, plain_style, plain_text
 from flowgym_gym.agents.runs.episodes import Episodes
 from flowgym_gym.agents.runs.metrics import Row
@@ -85,7 +85,7 @@ def learning_curve(
     path: Path,
     rows: Sequence[Row],
     title: str,
-    base: dict[str, Any] | None,
+    base: Options | None,
     evaluations: Sequence[Row] = (),
     best: int | None = None,
 ) -> None:

@@ -31,31 +31,49 @@ TQC takes the presets of SAC, from which it differs in its critics alone, where 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from importlib import resources
-from typing import Any
 
 import gymnasium
 import yaml
 
+from flowgym_gym.agents.kinds import Named, Options, SomeOptions
+from flowgym_gym.agents.runs.bounds import Bounds
 from flowgym_gym.catalogue import DENOISING
 from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean, shown
-
-Settings = dict[str, Any]
 
 ALGORITHMS = ("ppo", "sac", "tqc")
 # Whose presets an algorithm takes, the first first.
 PRESETS = {"ppo": ("ppo",), "sac": ("sac",), "tqc": ("tqc", "sac")}
+COUNT = Bounds(minimum=1, whole=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Settings(Named):
+    """The settings of a training, complete; see the module for what each means.
+
+    It reads as a mapping, too: ``settings["env"]``, ``{**settings}``. The sections are dictionaries
+    by name: what names they may have, the environment, the algorithm and the policy decide.
+    """
+
+    env: Options = field(default_factory=dict)
+    wrappers: Options = field(default_factory=dict)
+    algo: Options = field(default_factory=dict)
+    policy: Options = field(default_factory=dict)
+    num_envs: int = field(default=16, metadata={Bounds.KEY: COUNT})
+    timesteps: int = field(default=20_000, metadata={Bounds.KEY: COUNT})
+    checkpoint_every: int = field(default=10_000, metadata={Bounds.KEY: COUNT})
+    evaluate_every: int | None = field(
+        default=None, metadata={Bounds.KEY: Bounds(minimum=1, whole=True, special=(None,))}
+    )
+    evaluation_episodes: int = field(default=64, metadata={Bounds.KEY: Bounds(minimum=2, whole=True)})
+    kl_budget: float | None = field(default=None, metadata={Bounds.KEY: Bounds(minimum=0, above=True, special=(None,))})
+    final_learning_rate: float | None = field(default=None, metadata={Bounds.KEY: Bounds(minimum=0, special=(None,))})
+
+
 SECTIONS = ("env", "wrappers", "algo", "policy")
-TOP_LEVEL: Settings = {
-    "num_envs": 16,
-    "timesteps": 20_000,
-    "checkpoint_every": 10_000,
-    "evaluate_every": None,
-    "evaluation_episodes": 64,
-    "kl_budget": None,
-    "final_learning_rate": None,
-}
+# The settings that stand in no section.
+TOP_LEVEL = tuple(entry.name for entry in fields(Settings) if entry.name not in SECTIONS)
 
 
 def full_id(env_id: str) -> str:
@@ -77,7 +95,7 @@ def full_id(env_id: str) -> str:
     )
 
 
-def check_algorithm(algo: str) -> str:
+def as_algorithm(algo: object) -> str:
     """The name of the algorithm, or an OptionError if there is none of this name."""
     if not isinstance(algo, str) or algo not in ALGORITHMS:
         raise OptionError(f"algo is {shown(algo)}, expected one of {ALGORITHMS}{did_you_mean(algo, ALGORITHMS)}")
@@ -95,7 +113,7 @@ def load_preset(env_id: str, algo: str = "ppo") -> Settings:
         algo: ``"ppo"``, ``"sac"`` or ``"tqc"``.
 
     Returns:
-        Settings with every part of the module's description.
+        Settings with every part of the module's description; they read as a mapping, too.
 
     Raises:
         UnknownIdError: If the environment does not exist.
@@ -105,7 +123,7 @@ def load_preset(env_id: str, algo: str = "ppo") -> Settings:
     {'coarse_action': 1}
     """
     name = full_id(env_id).rpartition("/")[2]
-    check_algorithm(algo)
+    as_algorithm(algo)
     folder = resources.files("flowgym_gym.agents") / "presets"
     stems = (name, name.partition("-")[0], "default")
     candidates = [folder / f"{stem}.{preset}.yaml" for stem in stems for preset in PRESETS[algo]]
@@ -113,7 +131,7 @@ def load_preset(env_id: str, algo: str = "ppo") -> Settings:
     return complete(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, file.name)
 
 
-def complete(preset: Mapping[str, Any], name: str = "preset") -> Settings:
+def complete(preset: SomeOptions, name: str = "preset") -> Settings:
     """A preset with its missing parts filled in.
 
     Raises:
@@ -125,7 +143,5 @@ def complete(preset: Mapping[str, Any], name: str = "preset") -> Settings:
             raise UnknownOptionError(
                 f"{name} has a part {shown(key)}{did_you_mean(key, parts)} (parts: {', '.join(parts)})"
             )
-    settings: Settings = {**{section: {} for section in SECTIONS}, **TOP_LEVEL, **copy.deepcopy(dict(preset))}
-    for section in SECTIONS:
-        settings[section] = dict(settings[section] or {})
-    return settings
+    own = copy.deepcopy(dict(preset))
+    return Settings(**{**own, **{section: dict(own.get(section) or {}) for section in SECTIONS}})

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from flowgym_gym.agents.kinds import Options, SomeOptions
 from flowgym_gym.agents.runs.bars import Bar
 from flowgym_gym.agents.runs.metrics import Row
 from flowgym_gym.console import say
@@ -55,11 +55,11 @@ class Statistics(BaseCallback):
         row: Row = dict(zip(names, means, strict=True))
         return {**row, "terminal_reward_std": float(ended[:, 0].std()) if len(ended) else None}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Options:
         """What a checkpoint keeps."""
         return {"episodes": self.episodes, "seconds": self.seconds, "costs": self._costs, "returns": self._returns}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: SomeOptions) -> None:
         """Go on from a checkpoint."""
         self.episodes, self.seconds = state["episodes"], state["seconds"]
         self._costs, self._returns = state["costs"].copy(), state["returns"].copy()

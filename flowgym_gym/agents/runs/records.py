@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from flowgym_gym.agents.kinds import SomeOptions
 from flowgym_gym.agents.runs.checkpoints import save_checkpoint
 from flowgym_gym.agents.runs.config import Config
 from flowgym_gym.agents.runs.evaluation import Evaluations, over_budget
@@ -48,12 +48,12 @@ class Records:
         config: Config,
         model: BaseAlgorithm,
         env: SB3VecEnv,
-        progress: Callable[[], Mapping[str, Any]],
+        progress: Callable[[], SomeOptions],
     ) -> None:
         self.out, self._model, self._env, self._progress = out, model, env, progress
-        self._settings = config["settings"]
-        self._metrics = Metrics(out / METRICS, COLUMNS + ALGORITHM_COLUMNS[config["algo"]])
-        self._evaluations = Evaluations(out, config) if self._settings["evaluate_every"] is not None else None
+        self._settings = config.settings
+        self._metrics = Metrics(out / METRICS, COLUMNS + ALGORITHM_COLUMNS[config.algo])
+        self._evaluations = Evaluations(out, config) if self._settings.evaluate_every is not None else None
         self._board = open_board(out, model.num_timesteps)
         # The row that the budget of control costs is held against.
         self._judged: Row | None = None
@@ -74,11 +74,11 @@ class Records:
         self._metrics.append(row)
         if self._board is not None:
             self._board.add(row)
-        done, every = self._model.num_timesteps, self._settings["evaluate_every"]
-        evaluate = every is not None and (done // every > since // every or done >= self._settings["timesteps"])
+        done, every = self._model.num_timesteps, self._settings.evaluate_every
+        evaluate = every is not None and (done // every > since // every or done >= self._settings.timesteps)
         if evaluate:
             self._evaluate()
-        if done // self._settings["checkpoint_every"] > since // self._settings["checkpoint_every"]:
+        if done // self._settings.checkpoint_every > since // self._settings.checkpoint_every:
             self.save()
 
     def save(self) -> None:
@@ -93,7 +93,7 @@ class Records:
     @property
     def excess(self) -> str | None:
         """By what the control cost passes the budget; None if it does not, or there is none."""
-        budget, row = self._settings["kl_budget"], self._judged
+        budget, row = self._settings.kl_budget, self._judged
         if row is None or not over_budget(budget, row):
             return None
         return (
@@ -110,7 +110,7 @@ class Records:
 
     def _evaluate(self) -> None:
         assert self._evaluations is not None
-        self._judged = self._evaluations.run(self._model, self._env, self._progress())
+        self._judged = self._evaluations.evaluate(self._model, self._env, self._progress())
         if self._board is not None:
             self._board.add(self._judged, group="evaluation")
 

@@ -48,8 +48,8 @@ def save_curve(out: Path) -> None:
     config, evaluations = read_config(out), read_metrics(out / EVALUATIONS, Evaluations.COLUMNS)
     # The untrained agent, on the seeds of the curve's other points, is the base model.
     base = next((row for row in evaluations if row["timesteps"] == 0), None)
-    if base is None and config.get("base_model") is not None:
-        base = _means(config["base_model"])
+    if base is None and config.base_model is not None:
+        base = _means(config.base_model)
         if base is None:
             say(f"the base model's means in {out / CONFIG} are damaged; the curve does without them")
     evaluation = out / "evaluation.json"

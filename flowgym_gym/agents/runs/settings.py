@@ -6,57 +6,51 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
 import yaml
 
+from flowgym_gym.agents import imports_of_extra
+from flowgym_gym.agents.kinds import Options, SomeOptions
+from flowgym_gym.agents.runs.bounds import Bounds
 from flowgym_gym.agents.runs.environments import WRAPPERS
-from flowgym_gym.agents.runs.memory import AUTO
 from flowgym_gym.agents.runs.presets import SECTIONS, TOP_LEVEL, Settings, full_id
-from flowgym_gym.agents.sb3.algorithms import classes
 from flowgym_gym.checks import check_mapping
 from flowgym_gym.envs import making
 from flowgym_gym.envs.rollout import DEFAULTS
-from flowgym_gym.errors import OptionError, UnknownOptionError, did_you_mean, shown
+from flowgym_gym.errors import (
+    MissingExtraError,
+    OptionError,
+    UnknownOptionError,
+    did_you_mean,
+    shown,
+)
 from flowgym_gym.registry import base_model_registry
+
+if TYPE_CHECKING:
+    from flowgym_gym.agents.sb3.options import Defaults
+
+# Names that each section knows; None where any name goes.
+Names = dict[str, set[str] | None]
 
 # Arguments of the environment in whose place a wrapper's come.
 REPLACED = {"reward_scale": ("reward_scale",), "time_grid": ("discretization_steps", "spacing")}
 MAX_DEPTH = 50
 # Arguments of `gymnasium.make_vec` that whoever makes the environment gives.
 OF_THE_CALLER = ("id", "num_envs", "autoreset_mode", "render_mode", "vectorization_mode", "vector_kwargs", "wrappers")
-# Arguments of the algorithms that training itself decides, or that the latent policies do not support.
-NOT_SETTABLE = {
-    "self", "policy", "env", "policy_kwargs", "seed", "verbose", "tensorboard_log", "_init_setup_model", "use_sde",
-    "sde_sample_freq", "use_sde_at_warmup", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class",
-    "replay_buffer_kwargs", "optimize_memory_usage", "action_noise", "stats_window_size",
-}  # fmt: skip
-AT_LEAST = {
-    **dict.fromkeys(("num_envs", "timesteps", "checkpoint_every", "evaluate_every", "n_steps", "batch_size", "n_epochs",
-                     "buffer_size", "train_freq", "target_update_interval", "width", "n_critics", "n_quantiles"), 1),
-    **dict.fromkeys(("blocks", "learning_starts", "top_quantiles_to_drop_per_net"), 0),
-    "evaluation_episodes": 2,
-}  # fmt: skip
-POSITIVE = {"learning_rate", "value_scale", "kl_budget", "clip_range", "max_grad_norm", "target_kl"}
-# From 0 to 1.
-FRACTIONS = {"gamma", "gae_lambda", "tau"}
-NOT_NEGATIVE = {"ent_coef", "vf_coef", "final_learning_rate"}
-# Values other than numbers that mean something.
-SPECIAL = {"evaluate_every": None, "kl_budget": None, "final_learning_rate": None, "buffer_size": AUTO}
 # What Python and YAML call JSON's true, false and null.
 WORDS = {"True": True, "False": False, "None": None, "~": None}
 
 
-def options(env_id: str, algo: str, base_model: str | None = None) -> dict[str, set[str] | None]:
+def options(env_id: str, algo: str, base_model: str | None = None) -> Names:
     """Names that each section knows; None where any name goes. The empty section holds the top-level names.
 
     Args:
@@ -64,18 +58,16 @@ def options(env_id: str, algo: str, base_model: str | None = None) -> dict[str, 
         algo: The algorithm.
         base_model: Whose options the environment passes on; by default those of its own base model.
     """
-    algorithm, policy = classes(algo)
-    return {
-        "": set(TOP_LEVEL),
-        "env": _env_options(env_id, base_model),
-        "wrappers": set(WRAPPERS),
-        "algo": set(inspect.signature(algorithm.__init__).parameters) - NOT_SETTABLE,
-        "policy": {p.name for p in inspect.signature(policy).parameters.values() if p.kind is p.KEYWORD_ONLY}
-        - {"use_sde", "optimizer_class", "optimizer_kwargs"},
-    }
+    algorithm, policy = _defaults(algo)
+    return {**process_options(env_id, base_model), "algo": set(algorithm), "policy": set(policy)}
 
 
-def override(settings: Settings, changes: Mapping[str, Any], env_id: str, algo: str) -> Settings:
+def process_options(env_id: str, base_model: str | None = None) -> Names:
+    """As :func:`options`, without those of the agent, which stable-baselines3 has to be asked for."""
+    return {"": set(TOP_LEVEL), "env": _env_options(env_id, base_model), "wrappers": set(WRAPPERS)}
+
+
+def override(settings: Settings, changes: SomeOptions, env_id: str, algo: str) -> Settings:
     """Settings with some values changed.
 
     Args:
@@ -91,19 +83,21 @@ def override(settings: Settings, changes: Mapping[str, Any], env_id: str, algo: 
         OptionError: If a value is of the wrong type or out of range, or contradicts another one.
     """
     check_mapping("overrides", changes)
-    changed = copy.deepcopy(settings)
-    base_model = changes.get("env.base_model", changes.get("base_model", settings["env"].get("base_model")))
-    known = options(env_id, algo, base_model)
+    changed: dict[str, Options] = {name: copy.deepcopy(settings[name]) for name in SECTIONS}
+    changed[""] = {}
+    base_model = changes.get("env.base_model", changes.get("base_model", settings.env.get("base_model")))
+    process = process_options(env_id, base_model)
     given: dict[tuple[str, str], str] = {}
     for key, value in changes.items():
-        where = section, name = _locate(key, known)
+        where = _of_process(key, process) or _locate(key, _all_options(env_id, algo, base_model, key))
+        section, name = where
         first = given.setdefault(where, key)
         if first != key and plain_value(first, changes[first]) != plain_value(key, value):
             raise OptionError(
                 f"{first} is {shown(changes[first])}, but {key} is {shown(value)}, and both mean the same setting; "
                 "give only one of them"
             )
-        (changed[section] if section else changed)[name] = plain_value(key, value)
+        changed[section][name] = plain_value(key, value)
     for wrapper, arguments in REPLACED.items():
         own = changed["wrappers"].get(wrapper)
         for name in arguments if own is not None else ():
@@ -112,11 +106,12 @@ def override(settings: Settings, changes: Mapping[str, Any], env_id: str, algo: 
                     f"env.{name} is {shown(changed['env'][name])}, but wrappers.{wrapper} is {shown(own)} and takes "
                     f"its place; give only one of them, or wrappers.{wrapper}=null"
                 )
-    check(changed, algo)
-    return changed
+    result = Settings(**{**settings, **changed.pop(""), **changed})
+    check(result, algo)
+    return result
 
 
-def plain_value(name: str, value: Any, depth: int = 0) -> Any:
+def plain_value(name: str, value: object, depth: int = 0) -> object:
     """A value as ``config.json`` keeps it: paths as text, numpy's numbers as Python's, tuples as lists.
 
     Args:
@@ -143,7 +138,7 @@ def plain_value(name: str, value: Any, depth: int = 0) -> Any:
     )
 
 
-def check_arguments(changes: Mapping[str, Any], **arguments: Any) -> None:
+def check_arguments(changes: SomeOptions, **arguments: object) -> None:
     """Raise an OptionError where an argument that was given is changed to another value as well."""
     for name, value in arguments.items():
         if value is not None and name in changes and changes[name] != value:
@@ -153,7 +148,7 @@ def check_arguments(changes: Mapping[str, Any], **arguments: Any) -> None:
             )
 
 
-def env_options(env_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def env_options(env_id: str, changes: SomeOptions) -> Options:
     """Arguments of the environment alone, by name with or without ``env.``.
 
     Raises:
@@ -161,7 +156,7 @@ def env_options(env_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         OptionError: If one is given twice.
     """
     names = {key: key.removeprefix("env.") for key in changes}
-    found: dict[str, Any] = {}
+    found: Options = {}
     for key, name in names.items():
         if name in found and found[name] != changes[key]:
             raise OptionError(f"{name} is {shown(found[name])} and {shown(changes[key])}; give only one of them")
@@ -175,7 +170,7 @@ def env_options(env_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_names(settings: Settings, env_id: str, algo: str) -> None:
     """Raise an UnknownOptionError where a section of complete settings has a name that does not exist."""
-    for section, known in options(env_id, algo, settings["env"].get("base_model")).items():
+    for section, known in options(env_id, algo, settings.env.get("base_model")).items():
         if not section or known is None:
             continue
         for name in settings[section]:
@@ -185,25 +180,27 @@ def check_names(settings: Settings, env_id: str, algo: str) -> None:
 
 def check(settings: Settings, algo: str) -> None:
     """Raise an OptionError where a number has the wrong type or is out of range; the environment checks its own."""
-    algorithm, policy = classes(algo)
-    groups = (
-        ("", TOP_LEVEL, {name: settings[name] for name in TOP_LEVEL}),
-        ("algo.", _defaults(algorithm.__init__), settings["algo"]),
-        ("policy.", _defaults(policy), settings["policy"]),
-    )
-    for prefix, defaults, values in groups:
-        for name, value in values.items():
-            _check_value(prefix + name, name, value, defaults.get(name))
+    for entry in fields(Settings):
+        if entry.name in TOP_LEVEL:
+            Bounds.of(entry).check(entry.name, settings[entry.name])
+    if not settings.algo and not settings.policy:
+        return
+    from flowgym_gym.agents.sb3.options import BOUNDS
+
+    defaults = dict(zip(("algo", "policy"), _defaults(algo), strict=True))
+    for section, known in defaults.items():
+        for name, value in settings[section].items():
+            _check_option(f"{section}.{name}", value, known.get(name), BOUNDS.get(name))
     if algo == "tqc":
-        dropped = {**groups[1][1], **settings["algo"]}["top_quantiles_to_drop_per_net"]
-        quantiles = {**groups[2][1], **settings["policy"]}["n_quantiles"]
+        dropped = {**defaults["algo"], **settings.algo}["top_quantiles_to_drop_per_net"]
+        quantiles = {**defaults["policy"], **settings.policy}["n_quantiles"]
         if dropped >= quantiles:
             raise OptionError(
                 f"algo.top_quantiles_to_drop_per_net is {dropped}, expected less than policy.n_quantiles, {quantiles}"
             )
 
 
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+def parse_assignments(assignments: list[str]) -> Options:
     """``["env.noise_level=0.5"]`` to ``{"env.noise_level": 0.5}``.
 
     Values are JSON; lists and mappings may leave out quotes, and anything else is the text that it is.
@@ -216,7 +213,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     >>> parse_assignments(["prompts=[a cat, a dog]"])
     {'prompts': ['a cat', 'a dog']}
     """
-    changes: dict[str, Any] = {}
+    changes: Options = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         name = key.strip()
@@ -232,7 +229,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     return changes
 
 
-def describe(settings: Settings, indent: str = "  ") -> str:
+def describe(settings: SomeOptions, indent: str = "  ") -> str:
     """Settings as lines of text, one part a line."""
     unused = {"evaluation_episodes"} if settings["evaluate_every"] is None else set()
     lines = [f"{name}: {settings[name]}" for name in TOP_LEVEL if name not in unused and settings[name] is not None]
@@ -247,19 +244,50 @@ def _env_options(env_id: str, base_model: str | None) -> set[str] | None:
     return making.option_names(base_model_registry.get(base_model or own))
 
 
-def _locate(key: str, known: dict[str, set[str] | None]) -> tuple[str, str]:
+def _defaults(algo: str) -> tuple[Defaults, Defaults]:
+    """Options of an algorithm and of its policy, with their defaults."""
+    with imports_of_extra():
+        from flowgym_gym.agents.sb3.options import algorithm_options, policy_options
+    return algorithm_options(algo), policy_options(algo)
+
+
+def _all_options(env_id: str, algo: str, base_model: str | None, key: str) -> Names:
+    """All options; without stable-baselines3 those of the process, if the key cannot mean another."""
+    try:
+        return options(env_id, algo, base_model)
+    except MissingExtraError:
+        if key.partition(".")[0] in ("algo", "policy"):
+            raise
+        return process_options(env_id, base_model)
+
+
+def _of_process(key: str, process: Names) -> tuple[str, str] | None:
+    """Where a key belongs if the process has it: none of its names is an agent's option as well."""
+    section, dot, name = key.partition(".")
+    if dot:
+        names = process.get(section, set())
+        return (section, name) if section and (names is None or name in names) else None
+    holders = [section for section, names in process.items() if names is not None and key in names]
+    if "env" in holders and "" not in holders:
+        return "env", key
+    return (holders[0], key) if len(holders) == 1 else None
+
+
+def _locate(key: str, known: Names) -> tuple[str, str]:
+    """Where a key belongs.
+
+    Raises:
+        UnknownOptionError: If no section has it, or several do.
+    """
     section, dot, name = key.partition(".")
     if not dot:
-        section, name = "", key
-        holders = [s for s, names in known.items() if names is not None and name in names]
-        if "env" in holders and "" not in holders:
-            return "env", name
+        holders = [s for s, names in known.items() if names is not None and key in names]
         if len(holders) > 1:
-            dotted = " or ".join(f"{s}.{name}" if s else name for s in holders)
+            dotted = " or ".join(f"{s}.{key}" if s else key for s in holders)
             raise UnknownOptionError(f"{shown(key)} could be {dotted}; give the whole name")
         if holders:
-            return holders[0], name
-    elif section in known and section and (known[section] is None or name in known[section]):  # type: ignore[operator]
+            return holders[0], key
+    elif section and name in (known.get(section) or ()):
         return section, name
     every = [f"{s}.{n}" if s else n for s, names in known.items() for n in names or ()]
     bare = [n for names in known.values() for n in names or ()]
@@ -267,36 +295,23 @@ def _locate(key: str, known: dict[str, set[str] | None]) -> tuple[str, str]:
     raise UnknownOptionError(f"there is no setting {shown(key)}{hint}")
 
 
-def _defaults(function: Any) -> dict[str, Any]:
-    return {p.name: p.default for p in inspect.signature(function).parameters.values()}
-
-
-def _check_value(label: str, name: str, value: Any, default: Any) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and not math.isfinite(value):
-        raise OptionError(f"{label} is {shown(value)}, expected a finite number")
-    if name in SPECIAL and value == SPECIAL[name]:
-        return
-    if name in POSITIVE and value is not None and not (number and value > 0):
-        raise OptionError(f"{label} is {shown(value)}, expected a positive number")
-    if name in FRACTIONS and not (number and 0 <= value <= 1):
-        raise OptionError(f"{label} is {shown(value)}, expected a number from 0 to 1")
-    if name in NOT_NEGATIVE and number and value < 0:
-        raise OptionError(f"{label} is {shown(value)}, expected a number, at least 0")
-    if name == "final_learning_rate" and not number:
-        raise OptionError(f"{label} is {shown(value)}, expected a number, at least 0, or null")
-    if name in AT_LEAST and not (isinstance(value, int) and number and value >= AT_LEAST[name]):
-        raise OptionError(f"{label} is {shown(value)}, expected a whole number, at least {AT_LEAST[name]}")
+def _check_option(label: str, value: object, default: object, bounds: Bounds | None) -> None:
+    """Raise an OptionError unless a value is of the kind of an option's default, and within its bounds."""
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise OptionError(f"{label} is {shown(value)}, expected true or false")
-    elif isinstance(default, int) and not (number and isinstance(value, int)):
-        raise OptionError(f"{label} is {shown(value)}, expected a whole number")
-    elif isinstance(default, float) and not number:
-        raise OptionError(f"{label} is {shown(value)}, expected a number")
+        return
+    if (value is None and default is None) or (isinstance(value, str) and isinstance(default, str)):
+        return
+    if bounds is None and isinstance(default, int | float):
+        bounds = Bounds(whole=isinstance(default, int))
+    if bounds is None and isinstance(value, int | float) and not isinstance(value, bool):
+        bounds = Bounds()
+    if bounds is not None:
+        bounds.check(label, value)
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> object:
     with suppress(ValueError, RecursionError):  # of numbers with thousands of digits, too
         return json.loads(text)
     if text in WORDS:
@@ -310,7 +325,7 @@ def _parse(text: str) -> Any:
     return text
 
 
-def _parse_scalars(value: Any) -> Any:
+def _parse_scalars(value: object) -> object:
     if isinstance(value, dict):
         return {key: _parse_scalars(v) for key, v in value.items()}
-    return [_parse_scalars(v) for v in value] if isinstance(value, list) else _parse(value)
+    return [_parse_scalars(v) for v in value] if isinstance(value, list) else _parse(str(value))

@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.envs import environment_of
 from flowgym_gym.errors import shown
 from flowgym_gym.rewards import Reward
 
 # Numbers and text, and arrays.
-State = tuple[dict[str, Any], dict[str, np.ndarray]]
+State = tuple[Options, dict[str, np.ndarray]]
 # Words that the state of numpy's Mersenne twister has; a position beyond them would be read from foreign memory.
 TWISTER_WORDS = 624
 
 
-def as_progress(model: BaseAlgorithm, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def as_progress(model: BaseAlgorithm, numbers: SomeOptions, arrays: Mapping[str, np.ndarray]) -> Options:
     """Raise a ValueError or KeyError where a state is not one of this agent; returns its ``progress``.
 
     What the environment and the random generators check themselves is not checked here.
@@ -67,7 +67,7 @@ def _check_array(name: str, array: np.ndarray, like: Any) -> None:
         )
 
 
-def with_frozen_reward(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
+def with_frozen_reward(env: AnyVectorEnv) -> AnyVectorEnv:
     """The environment, or, if its reward remembers what it has scored, a copy whose reward stays at what it knows."""
     if not hasattr(env.unwrapped, "rollout") or not reward_of(env).stateful:
         return env
@@ -99,9 +99,7 @@ def capture_state(model: BaseAlgorithm, env: SB3VecEnv) -> State:
     return numbers, arrays
 
 
-def restore_state(
-    model: BaseAlgorithm, env: SB3VecEnv, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> None:
+def restore_state(model: BaseAlgorithm, env: SB3VecEnv, numbers: SomeOptions, arrays: Mapping[str, np.ndarray]) -> None:
     """Undo :func:`capture_state`. The random states come last: what is done before them draws numbers."""
     state = {key.removeprefix("env."): value for key, value in arrays.items() if key.startswith("env.")}
     env.vector_env.unwrapped.set_state(state)  # type: ignore[attr-defined]
@@ -126,7 +124,7 @@ def restore_state(
         torch.cuda.set_rng_state_all(cuda)
 
 
-def restore_counters(model: BaseAlgorithm, numbers: Mapping[str, Any]) -> None:
+def restore_counters(model: BaseAlgorithm, numbers: SomeOptions) -> None:
     """Put an agent's counters back to those of :func:`capture_state`."""
     model.num_timesteps = numbers["timesteps"]
     model._n_updates = numbers["n_updates"]
@@ -142,12 +140,12 @@ def relocated(settings: np.ndarray, moved: Mapping[str, str]) -> np.ndarray:
     return np.array(re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], str(settings)))
 
 
-def reward_of(env: VectorEnv[Any, Any, Any]) -> Reward[Any]:
+def reward_of(env: AnyVectorEnv) -> Reward[Any]:
     """The reward of a denoising vector environment."""
     return environment_of(env).reward
 
 
-def set_reward_state(env: VectorEnv[Any, Any, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def set_reward_state(env: AnyVectorEnv, arrays: Mapping[str, np.ndarray]) -> None:
     """Let a reward know what it knew when the arrays of a checkpoint were written."""
     state = {key.removeprefix("reward."): value for key, value in arrays.items() if key.startswith("reward.")}
     if state:

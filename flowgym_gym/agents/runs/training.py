@@ -11,17 +11,20 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from flowgym_gym.agents.kinds import SomeOptions
 from flowgym_gym.agents.runs import contents
 from flowgym_gym.agents.runs.boundary import Boundary
 from flowgym_gym.agents.runs.buffers import buffer_bytes, restore_buffer
+from flowgym_gym.agents.runs.callbacks import Callbacks, CallbacksArgument, as_callbacks
 from flowgym_gym.agents.runs.checkpoints import check_space, checkpoints, restore_checkpoint
 from flowgym_gym.agents.runs.config import Config
 from flowgym_gym.agents.runs.contents import check_contents
@@ -29,7 +32,14 @@ from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.files import CONFIG, locked, remove_leftovers, write_json
 from flowgym_gym.agents.runs.memory import readable
 from flowgym_gym.agents.runs.metrics import Row
-from flowgym_gym.agents.runs.preparation import Run, RunResult, interval_length, prepare
+from flowgym_gym.agents.runs.preparation import (
+    PreparedRun,
+    RunResult,
+    TrainRequest,
+    interval_length,
+    prepare,
+)
+from flowgym_gym.agents.runs.presets import Settings
 from flowgym_gym.agents.runs.progress import Interruption, Progress, Statistics
 from flowgym_gym.agents.runs.records import ALGORITHM_COLUMNS, Records
 from flowgym_gym.agents.runs.results import play_pictures, save_pictures, show
@@ -51,8 +61,9 @@ def train(
     num_envs: int | None = None,
     seed: int | None = None,
     resume: bool = False,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: SomeOptions | None = None,
     progress: bool = True,
+    callbacks: CallbacksArgument = None,
 ) -> RunResult:
     """Train an agent with the preset of its environment, into a run folder.
 
@@ -68,6 +79,11 @@ def train(
             change.
         overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5, "algo.learning_rate": 1e-4}``.
         progress: Show a progress bar where standard error is a terminal; else an occasional line.
+        callbacks: stable-baselines3's: a ``BaseCallback``, a function of local and global variables, or several. They
+            are called on every step beside this package's own. Where one returns False, training stops at the end of
+            its interval (a rollout of PPO, an episode of SAC and TQC), the first moment whose whole state can be saved:
+            the run can be resumed, and the result's ``stopped`` names the callback. They are not part of the run:
+            give them again when it is resumed.
 
     Returns:
         Where the run is and how far it came. On SIGINT or SIGTERM the run saves a checkpoint and returns.
@@ -80,42 +96,51 @@ def train(
         Exception: Whatever a reward, a model or a lack of memory raises within the training; all that was done before
             the interval in which it came is saved, and the resumed run is bit-equal to one in which it never came.
     """
-    prepared = prepare(
+    asked = as_callbacks(callbacks)
+    request = TrainRequest(
         env_id, algo, out=out, timesteps=timesteps, num_envs=num_envs, seed=seed, resume=resume, overrides=overrides
     )
-    return run(prepared, progress)
+    return carry_out(prepare(request), progress, callbacks=asked)
 
 
 @plain_defaults()
-def run(prepared: Run, progress: bool = True, on_failure: Callable[[], None] = lambda: None) -> RunResult:
+def carry_out(
+    prepared: PreparedRun,
+    progress: bool = True,
+    on_failure: Callable[[], None] = lambda: None,
+    callbacks: Sequence[BaseCallback] = (),
+) -> RunResult:
     """Do what :func:`prepare` has checked; see :func:`train`.
 
     Args:
         prepared: What is to be done.
         progress: As for :func:`train`.
         on_failure: Called when an error has stopped the training, and all of it up to that is saved.
+        callbacks: Called beside this package's own.
     """
     for note in prepared.notes:
         say(note)
-    out, config, algo = prepared.out, copy.deepcopy(prepared.config), prepared.config["algo"]
-    settings = config["settings"]
-    env = SB3VecEnv(make_vector_env(config["env_id"], settings, settings["num_envs"]))
+    out, config = prepared.out, copy.deepcopy(prepared.config)
+    settings = config.settings
+    env = SB3VecEnv(make_vector_env(config.env_id, settings, settings.num_envs))
     prompts = contents.drawn_prompts(env.vector_env)
     check_contents(out, config, prompts)
-    if config.get("contents") is None:
-        config["contents"] = contents.contents_of(config["env_id"], settings["env"], prompts)
-    model = make_algorithm(algo, env, settings, config["seed"], config.get("replay_buffer"))
+    if config.contents is None:
+        config = replace(config, contents=contents.contents_of(config.env_id, settings.env, prompts))
+    model = make_algorithm(config.algo, env, settings, config.seed, config.replay_buffer)
     if isinstance(model, OffPolicyAlgorithm):
-        config["replay_buffer"] = model.buffer_size
-        less = f" of the run's {settings['timesteps']}" if model.buffer_size < settings["timesteps"] else ""
+        config = replace(config, replay_buffer=model.buffer_size)
+        less = f" of the run's {settings.timesteps}" if model.buffer_size < settings.timesteps else ""
         say(f"replay buffer: {model.buffer_size}{less} transitions, {readable(buffer_bytes(model))}")
     # Learning for no time resets the environment and makes what the algorithm needs for the first interval.
     model.learn(total_timesteps=0)
-    check_space(out, model, env, best=settings["evaluate_every"] is not None)
+    check_space(out, model, env, best=settings.evaluate_every is not None)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            result = _run(prepared, config, model, env, progress, on_failure)
+            statistics = Statistics(settings.num_envs)
+            training = _Training(out, config, model, env, Callbacks(callbacks), statistics)
+            result = _run(training, prepared.resume, progress, on_failure)
     except FlowGymError:
         raise
     except (OSError, RuntimeError) as error:
@@ -127,37 +152,48 @@ def run(prepared: Run, progress: bool = True, on_failure: Callable[[], None] = l
     return result
 
 
-def _run(
-    prepared: Run,
-    config: Config,
-    model: BaseAlgorithm,
-    env: SB3VecEnv,
-    progress: bool,
-    on_failure: Callable[[], None],
-) -> RunResult:
+@dataclass
+class _Training:
+    """A training under way.
+
+    Attributes:
+        out: The run folder.
+        config: What its ``config.json`` holds.
+        model: The agent.
+        env: Where it learns.
+        callbacks: Those of whoever trains.
+        statistics: Of the running episodes.
+    """
+
+    out: Path
+    config: Config
+    model: BaseAlgorithm
+    env: SB3VecEnv
+    callbacks: Callbacks
+    statistics: Statistics
+
+    @property
+    def interval(self) -> int:
+        """Timesteps between two moments at which the whole state is known."""
+        steps = self.env.get_attr("discretization_steps")[0]
+        return interval_length(self.config.settings, self.config.algo, steps)
+
+
+def _run(training: _Training, resume: bool, progress: bool, on_failure: Callable[[], None]) -> RunResult:
     """Train in a folder that exists and is locked."""
-    out, settings = prepared.out, config["settings"]
-    statistics = Statistics(settings["num_envs"])
+    out, model, target = training.out, training.model, training.config.settings.timesteps
     remove_leftovers(out)
     with Interruption() as interruption:
-        if prepared.resume:
-            _restore(out, model, env, statistics, config.get("moved", {}))
-        else:
-            # From here on the run can be resumed.
-            write_json(out / CONFIG, config)
-            before = play_pictures(config)
-            config["base_model"] = before.means()
-            save_pictures(out / "before.png", [("before: base model", before)])
-        write_json(out / CONFIG, config)
-        contents.write_prompts(out, config["contents"], contents.drawn_prompts(env.vector_env))
-        with closing(Records(out, config, model, env, statistics.state)) as records:
+        _begin(training, resume)
+        config, env = training.config, training.env
+        with closing(Records(out, config, model, env, training.statistics.state)) as records:
             records.start()
-            boundary = Boundary(model, env, _interval_of(config, env))
-            boundary.keep(statistics.state())
+            boundary = Boundary(model, env, training.interval)
+            boundary.keep(training.statistics.state())
             try:
                 # The bar is closed before anything is said of an error.
-                with closing(Progress(settings["timesteps"], model.num_timesteps, progress)) as shown:
-                    stopped = _learn(model, env, config, records, statistics, interruption, shown, boundary)
+                with closing(Progress(target, model.num_timesteps, progress)) as shown, training.callbacks:
+                    stopped = _learn(training, records, interruption, shown, boundary)
             except DivergedError:
                 # Going on from the last interval would only diverge again.
                 raise
@@ -166,7 +202,7 @@ def _run(
                     on_failure()
                 raise
     # All of the training is saved now, and a signal ends the process as it does elsewhere.
-    result = RunResult(out, model.num_timesteps, settings["timesteps"], interruption.signal, stopped)
+    result = RunResult(out, model.num_timesteps, target, interruption.signal, stopped)
     if result.stopped is not None:
         say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
     elif result.signal is not None and result.timesteps < result.target:
@@ -176,6 +212,22 @@ def _run(
     except Exception as error:
         raise _saved_all_the_same(result, error) from error
     return result
+
+
+def _begin(training: _Training, resume: bool) -> None:
+    """Go on from a checkpoint, or begin the run's folder with samples of the base model."""
+    out, env = training.out, training.env
+    if resume:
+        _restore(out, training.model, env, training.statistics, training.config.moved or {})
+    else:
+        # From here on the run can be resumed.
+        write_json(out / CONFIG, training.config.as_json())
+        before = play_pictures(training.config)
+        training.config = replace(training.config, base_model=before.means())
+        save_pictures(out / "before.png", [("before: base model", before)])
+    write_json(out / CONFIG, training.config.as_json())
+    prompts = contents.drawn_prompts(env.vector_env)
+    contents.write_prompts(out, training.config.contents or {}, prompts)
 
 
 def _saved_all_the_same(result: RunResult, error: Exception) -> FlowGymError:
@@ -189,41 +241,19 @@ def _saved_all_the_same(result: RunResult, error: Exception) -> FlowGymError:
 
 
 def _learn(
-    model: BaseAlgorithm,
-    env: SB3VecEnv,
-    config: Config,
-    records: Records,
-    statistics: Statistics,
-    interruption: Interruption,
-    shown: Progress,
-    boundary: Boundary,
+    training: _Training, records: Records, interruption: Interruption, shown: Progress, boundary: Boundary
 ) -> str | None:
-    """Train interval by interval until the target is reached, a signal has come, or the control cost is too high.
+    """Train interval by interval until the target is reached, a signal has come, or something stops the training.
 
     Returns:
         Why training stopped early by itself, if it did.
     """
-    settings, algo = config["settings"], config["algo"]
-    target = settings["timesteps"]
-    size = _interval_of(config, env)
-    while model.num_timesteps < target and interruption.signal is None and records.excess is None:
+    model, statistics, settings = training.model, training.statistics, training.config.settings
+    target, stopped = settings.timesteps, records.excess
+    while model.num_timesteps < target and interruption.signal is None and stopped is None:
         done, started = model.num_timesteps, time.monotonic()
         rate = _learning_rate(settings, model, done / target)
-        model.lr_schedule = lambda _, rate=rate: rate  # type: ignore[misc]
-        try:
-            model.learn(
-                min(size, target - done),
-                callback=statistics,
-                log_interval=None,  # type: ignore[arg-type]
-                reset_num_timesteps=False,
-            )
-        except ValueError as error:
-            # torch refuses means and deviations of a distribution that are NaN or infinite.
-            if _is_finite(model) and "Expected parameter" not in str(error):
-                raise
-            raise _diverged(records.out, done, rate) from error
-        if not _is_finite(model):
-            raise _diverged(records.out, done, rate)
+        _learn_interval(training, min(training.interval, target - done), rate)
         seconds = time.monotonic() - started
         statistics.seconds += seconds
         steps = model.num_timesteps - done
@@ -234,17 +264,38 @@ def _learn(
             "seconds": round(statistics.seconds, 3),
             "steps_per_second": round(steps / seconds, 1),
             **means,
-            **_algorithm_values(model, algo),
+            **_algorithm_values(model, training.config.algo),
         }
         shown.update(steps, row)
         records.add(row, since=done)
         boundary.keep(statistics.state())
+        stopped = records.excess or training.callbacks.stopped
     records.save()
-    return records.excess if model.num_timesteps < target else None
+    return stopped if model.num_timesteps < target else None
 
 
-def _interval_of(config: Config, env: SB3VecEnv) -> int:
-    return interval_length(config["settings"], config["algo"], env.get_attr("discretization_steps")[0])
+def _learn_interval(training: _Training, timesteps: int, rate: float) -> None:
+    """Let the agent learn for one interval.
+
+    Raises:
+        DivergedError: If its numbers are no longer finite.
+    """
+    model, done = training.model, training.model.num_timesteps
+    model.lr_schedule = lambda _: rate
+    try:
+        model.learn(
+            timesteps,
+            callback=[training.statistics, training.callbacks],
+            log_interval=None,  # type: ignore[arg-type]
+            reset_num_timesteps=False,
+        )
+    except ValueError as error:
+        # torch refuses means and deviations of a distribution that are NaN or infinite.
+        if _is_finite(model) and "Expected parameter" not in str(error):
+            raise
+        raise _diverged(training.out, done, rate) from error
+    if not _is_finite(model):
+        raise _diverged(training.out, done, rate)
 
 
 def _save_boundary(boundary: Boundary, out: Path, error: BaseException) -> bool:
@@ -261,8 +312,8 @@ def _save_boundary(boundary: Boundary, out: Path, error: BaseException) -> bool:
     return True
 
 
-def _learning_rate(settings: dict[str, Any], model: BaseAlgorithm, done: float) -> float:
-    first, final = float(model.learning_rate), settings["final_learning_rate"]  # type: ignore[arg-type]
+def _learning_rate(settings: Settings, model: BaseAlgorithm, done: float) -> float:
+    first, final = float(model.learning_rate), settings.final_learning_rate  # type: ignore[arg-type]
     return first if final is None else first + (float(final) - first) * done
 
 

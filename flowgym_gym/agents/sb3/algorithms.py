@@ -50,10 +50,10 @@ def make_algorithm(
             memory.
     """
     algorithm, policy = classes(algo)
-    hyper = dict(settings["algo"])
+    hyper = dict(settings.algo)
     if algo != "ppo":
         size = hyper.get("buffer_size", AUTO) if buffer_size is None else buffer_size
-        timesteps = settings["timesteps"]
+        timesteps = settings.timesteps
         size = replay_size(env, timesteps) if size == AUTO else max(env.num_envs, min(size, timesteps))
         check_replay_size(env, size)
         hyper["buffer_size"] = size
@@ -61,7 +61,7 @@ def make_algorithm(
         with warnings.catch_warnings():
             # Of short rollouts; `train` says it in a line.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-            return algorithm(policy, env, policy_kwargs=dict(settings["policy"]), seed=seed, verbose=0, **hyper)
+            return algorithm(policy, env, policy_kwargs=dict(settings.policy), seed=seed, verbose=0, **hyper)
     except FlowGymError:
         raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowgym_gym.agents.kinds import Options, SomeOptions
 from flowgym_gym.agents.sb3.networks import ActionHead, LatentEncoder, image_shape
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, OptionError
@@ -72,7 +73,7 @@ class Policy:
         observation_space: Of one environment; its bounds are not kept.
     """
 
-    def __init__(self, actor: GaussianActor, description: dict[str, Any]) -> None:
+    def __init__(self, actor: GaussianActor, description: Options) -> None:
         self.description = description
         self.observation_space = actor.observation_space
         action = description["action_space"]
@@ -136,7 +137,7 @@ class GaussianActor(nn.Module):
         description: What ``policy.json`` holds.
     """
 
-    def __init__(self, description: Mapping[str, Any]) -> None:
+    def __init__(self, description: SomeOptions) -> None:
         super().__init__()
         architecture, shapes = description["architecture"], description["observation_space"]
         channels, height, width = image_shape(tuple(description["action_space"]["shape"]))

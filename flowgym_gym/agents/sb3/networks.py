@@ -14,12 +14,13 @@ zero: the untrained agent is the base model.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import gymnasium
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from flowgym_gym.agents.kinds import AnySpace
 
 TIME_FEATURES = 32
 
@@ -40,7 +41,7 @@ class LatentEncoder(nn.Module):
     """
 
     def __init__(
-        self, observation_space: gymnasium.Space[Any], resolution: tuple[int, int], width: int = 32, blocks: int = 1
+        self, observation_space: AnySpace, resolution: tuple[int, int], width: int = 32, blocks: int = 1
     ) -> None:
         super().__init__()
         # stable-baselines3 sizes its own (linear) layers by features_dim; here they act on each cell of the map.

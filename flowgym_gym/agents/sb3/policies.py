@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
+from flowgym_gym.agents.kinds import AnySpace, Options
 from flowgym_gym.agents.sb3.networks import ActionHead, LatentEncoder, ValueHead, image_shape
 from flowgym_gym.errors import OptionError
 
@@ -60,8 +61,8 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: gymnasium.Space[Any],
-        action_space: gymnasium.Space[Any],
+        observation_space: AnySpace,
+        action_space: AnySpace,
         lr_schedule: Schedule,
         *,
         width: int = 32,
@@ -71,9 +72,9 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         state_dependent_std: bool = False,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
+        optimizer_kwargs: Options | None = None,
     ) -> None:
-        resolution = check_spaces(observation_space, action_space, use_sde)
+        resolution = as_resolution(observation_space, action_space, use_sde)
         self.width, self.blocks, self.value_scale = width, blocks, value_scale
         self.state_dependent_std = state_dependent_std
         super().__init__(
@@ -104,7 +105,7 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         log_std = (self.log_std + self.log_std_net(latent_pi)).clamp(*LOG_STD_RANGE)
         return self.action_dist.proba_distribution(self.action_net(latent_pi), log_std)
 
-    def _get_constructor_parameters(self) -> dict[str, Any]:
+    def _get_constructor_parameters(self) -> Options:
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
@@ -134,7 +135,7 @@ class LatentCritic(ContinuousCritic):
 
     def __init__(
         self,
-        observation_space: gymnasium.Space[Any],
+        observation_space: AnySpace,
         action_space: gymnasium.spaces.Box,
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
@@ -217,7 +218,7 @@ class LatentSACPolicy(SACPolicy):
 
     def __init__(
         self,
-        observation_space: gymnasium.Space[Any],
+        observation_space: AnySpace,
         action_space: gymnasium.spaces.Box,
         lr_schedule: Schedule,
         *,
@@ -228,9 +229,9 @@ class LatentSACPolicy(SACPolicy):
         n_critics: int = 2,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
+        optimizer_kwargs: Options | None = None,
     ) -> None:
-        resolution = check_spaces(observation_space, action_space, use_sde)
+        resolution = as_resolution(observation_space, action_space, use_sde)
         self.width, self.blocks, self.value_scale = width, blocks, value_scale
         super().__init__(
             observation_space,
@@ -255,7 +256,7 @@ class LatentSACPolicy(SACPolicy):
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
         return LatentCritic(value_scale=self.value_scale, **kwargs).to(self.device)
 
-    def _get_constructor_parameters(self) -> dict[str, Any]:
+    def _get_constructor_parameters(self) -> Options:
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
@@ -294,7 +295,7 @@ class LatentTQCPolicy(LatentSACPolicy):
 
     def __init__(
         self,
-        observation_space: gymnasium.Space[Any],
+        observation_space: AnySpace,
         action_space: gymnasium.spaces.Box,
         lr_schedule: Schedule,
         *,
@@ -325,13 +326,11 @@ class LatentTQCPolicy(LatentSACPolicy):
         critic = LatentQuantileCritic(n_quantiles=self.n_quantiles, value_scale=self.value_scale, **kwargs)
         return critic.to(self.device)
 
-    def _get_constructor_parameters(self) -> dict[str, Any]:
+    def _get_constructor_parameters(self) -> Options:
         return {**super()._get_constructor_parameters(), "n_quantiles": self.n_quantiles}
 
 
-def check_spaces(
-    observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], use_sde: bool
-) -> tuple[int, int]:
+def as_resolution(observation_space: AnySpace, action_space: AnySpace, use_sde: bool) -> tuple[int, int]:
     """Height and width of the action, or an OptionError if these policies cannot act in such spaces."""
     if use_sde:
         raise OptionError("use_sde is True, but the latent policies explore with independent noise; leave it False")

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from flowgym_gym import wrappers
+from flowgym_gym.agents.kinds import AnyVectorEnv, Options
 from flowgym_gym.checks import check_seed
 from flowgym_gym.errors import OptionError
 from flowgym_gym.seeding import seeds
@@ -43,7 +44,7 @@ class SB3VecEnv(VecEnv):
     (3, 4, 8, 8)
     """
 
-    def __init__(self, vector_env: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, vector_env: AnyVectorEnv) -> None:
         if not isinstance(vector_env, VectorEnv):
             raise OptionError(
                 f"vector_env is a {type(vector_env).__name__}, expected a gymnasium VectorEnv; make one with "
@@ -163,13 +164,13 @@ class SB3VecEnv(VecEnv):
         wrapped = any(isinstance(env, cls) for env in self._layers() for cls in classes)
         return [wrapped for _ in self._get_indices(indices)]
 
-    def _layers(self) -> list[VectorEnv[Any, Any, Any]]:
+    def _layers(self) -> list[AnyVectorEnv]:
         layers = [self.vector_env]
         while isinstance(layers[-1], VectorWrapper):
             layers.append(layers[-1].env)
         return layers
 
-    def _owner(self, name: str) -> VectorEnv[Any, Any, Any]:
+    def _owner(self, name: str) -> AnyVectorEnv:
         for env in self._layers():
             if hasattr(env, name):
                 return env
@@ -180,9 +181,9 @@ class SB3VecEnv(VecEnv):
             raise OptionError(f"{what} is shared by all sub-environments and cannot be used for {indices} alone")
 
 
-def _info(infos: dict[str, Any], i: int) -> dict[str, Any]:
+def _info(infos: Options, i: int) -> Options:
     """The info of sub-environment ``i`` out of Gymnasium's arrays with ``_key`` masks."""
-    info: dict[str, Any] = {}
+    info: Options = {}
     for key, values in infos.items():
         if not infos.get(f"_{key}", np.zeros(i + 1, dtype=bool))[i]:
             continue
