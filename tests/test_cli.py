@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 import flowgym_gym
+from flowgym_gym import cli
 from flowgym_gym.agents import evaluate, load_policy
+from flowgym_gym.agents.frontier import measure
+from flowgym_gym.agents.runs import evaluation, pictures, results, training
 from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
 from flowgym_gym.agents.runs.records import tensorboard_installed
@@ -23,7 +26,7 @@ SHORT = RED.removeprefix("flowgym/")
 
 @pytest.fixture(autouse=True)
 def _tiny_pictures(monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.runs.results.PICTURES", 2)
+    monkeypatch.setattr(results, "PICTURES", 2)
 
 
 def test_list_names_everything_that_is_registered(capsys):
@@ -79,13 +82,13 @@ def test_a_picture_that_cannot_be_written_is_said(tmp_path, capsys, monkeypatch)
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flowgym_gym.agents.runs.pictures.picture_grid", full)
+    monkeypatch.setattr(pictures, "picture_grid", full)
     assert main(["sample", SHORT, "--n", "1", "--set", "discretization_steps=1", "--out", str(tmp_path / "x.png")]) == 2
     assert capsys.readouterr().err.endswith("x.png, which cannot be written: No space left on device\n")
 
 
 def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.cli.EPISODES", 3)
+    monkeypatch.setattr(cli, "EPISODES", 3)
     out = tmp_path / "run"
     command = ["train", SHORT, "--timesteps", "8", "--num-envs", "2", "--out", str(out)]
     assert main([*command, *assignments()]) == 0
@@ -249,8 +252,8 @@ def test_every_nonsense_is_a_line_with_exit_code_2(name, extra, capsys, tmp_path
     def work(*args, **kwargs):
         raise AssertionError("the work has begun")
 
-    for beginning in ("runs.training.check_space", "frontier.measure._measure_base_model", "runs.evaluation.play"):
-        monkeypatch.setattr(f"flowgym_gym.agents.{beginning}", work)
+    for module, beginning in ((training, "check_space"), (measure, "_measure_base_model"), (evaluation, "play")):
+        monkeypatch.setattr(module, beginning, work)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("hello")
     try:

@@ -9,6 +9,8 @@ import gymnasium
 import pytest
 
 from flowgym_gym import base_model_registry, reward_registry
+from flowgym_gym.agents.frontier import measure
+from flowgym_gym.agents.runs import training
 from flowgym_gym.cli import main
 from flowgym_gym.errors import CheckpointError
 from flowgym_gym.models.checkpoints import EMBEDDED
@@ -78,8 +80,8 @@ def test_the_long_commands_are_accepted(command, tmp_path, monkeypatch):
         raise AcceptedError
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flowgym_gym.agents.runs.training.carry_out", accept)
-    monkeypatch.setattr("flowgym_gym.agents.frontier.measure._begin", accept)
+    monkeypatch.setattr(training, "carry_out", accept)
+    monkeypatch.setattr(measure, "_begin", accept)
     with pytest.raises(AcceptedError):
         main(shlex.split(command, comments=True))
 

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from flowgym_gym.errors import CheckpointError
-from flowgym_gym.models import from_pretrained
+from flowgym_gym.models import from_pretrained, pipeline
 from flowgym_gym.models.checkpoints import find_checkpoint
 from flowgym_gym.rewards.clip import AestheticReward, CLIPScoreReward, PickScoreReward
 from flowgym_gym.rewards.preference import HPSv2Reward, ImageRewardReward
@@ -162,7 +162,7 @@ def test_a_published_name_does_not_hide_a_file(asked, tmp_path):
 
 def test_missing_changes_are_errors_before_the_checkpoint_is_opened(monkeypatch):
     opened = []
-    monkeypatch.setattr("flowgym_gym.models.pipeline.load_pipeline", lambda *args: opened.append(args))
+    monkeypatch.setattr(pipeline, "load_pipeline", lambda *args: opened.append(args))
     for option in ("denoiser", "vae", "lora"):
         with pytest.raises(CheckpointError, match=f"{option} './nowhere' was not found"):
             from_pretrained(tiny.folder("stable_diffusion"), **{option: "./nowhere"})

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from flowgym_gym.agents import load_agent, train
+from flowgym_gym.agents.runs import results
 from flowgym_gym.agents.runs.metrics import read_metrics
 from tests.conftest import RED
 
@@ -95,10 +98,16 @@ def drawing():
 
 
 def draw_little(monkeypatch, drawing=False):
-    monkeypatch.setattr("flowgym_gym.agents.runs.results.PICTURES", 2)
+    monkeypatch.setattr(results, "PICTURES", 2)
     if not drawing:
         for name in ("picture_grid", "learning_curve", "_save_film"):
-            monkeypatch.setattr(f"flowgym_gym.agents.runs.results.{name}", lambda *args: None)
+            monkeypatch.setattr(results, name, lambda *args: None)
+
+
+def forbid_training(monkeypatch):
+    """Fail as soon as an agent would take its first step."""
+    for algorithm in (OnPolicyAlgorithm, OffPolicyAlgorithm):
+        monkeypatch.setattr(algorithm, "collect_rollouts", lambda *args, **kwargs: pytest.fail("work began"))
 
 
 @pytest.fixture(autouse=True)

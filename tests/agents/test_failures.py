@@ -1,12 +1,14 @@
 """A training that fails in the middle of an interval keeps all that was done before that interval."""
 
 import signal
+import sys
 
 import numpy as np
 import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from flowgym_gym.agents.runs import results
 from flowgym_gym.agents.runs.checkpoints import checkpoints
 from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
 from flowgym_gym.cli import main
@@ -124,7 +126,7 @@ def test_the_command_line_shows_the_error_and_the_command_to_go_on_with(tmp_path
 
 
 def test_an_error_is_told_on_a_line_of_its_own_below_the_bar(tmp_path, fail_at, monkeypatch, capsys):
-    monkeypatch.setattr("flowgym_gym.agents.runs.bars.is_terminal", lambda stream: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     fail_at(7, ValueError("the server is away"))
     assert main(command(tmp_path / "run")) == 2
     said = capsys.readouterr().err.split("\n")
@@ -179,7 +181,7 @@ def test_a_closed_terminal_ends_a_run_as_sigterm_does_unless_it_is_ignored(handl
 
 def test_a_failure_of_the_pictures_after_a_training_loses_nothing(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("flowgym_gym.agents.runs.results._save_film", lambda *args: 1 / 0)
+        patch.setattr(results, "_save_film", lambda *args: 1 / 0)
         assert main([*command(tmp_path / "run"), "--timesteps", "16"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == (

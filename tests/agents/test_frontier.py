@@ -12,9 +12,10 @@ from scipy.stats import norm
 
 import flowgym_gym
 from flowgym_gym import FlowTensor, Reward, reward_registry
-from flowgym_gym.agents.frontier import measure, trainings
+from flowgym_gym.agents.frontier import measure, spec, trainings
 from flowgym_gym.agents.frontier.measure import frontier
 from flowgym_gym.agents.frontier.report import against_best_of_n, draw, table
+from flowgym_gym.agents.runs import preparation
 from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
 from flowgym_gym.agents.runs.presets import complete
 from flowgym_gym.cli import main
@@ -368,14 +369,14 @@ def test_an_interrupted_command_goes_on_without_repeating_and_ends_as_an_uninter
     terminate_at(None)
     with monkeypatch.context() as patched:
         for done in ("play", "RewardGuidance"):
-            patched.setattr(f"flowgym_gym.agents.frontier.measure.{done}", lambda *a: pytest.fail("done before"))
+            patched.setattr(measure, done, lambda *a: pytest.fail("done before"))
         assert main(command(parts)) == 0
         assert "resuming at 40 timesteps" in capsys.readouterr().err
     finished, expected = (json.loads((out / "frontier.json").read_text()) for out in (parts, whole))
     assert finished == expected
     assert [row["timesteps"] for row in read_metrics(parts / "runs" / "ppo-3" / "metrics.csv")] == [40, 80]
 
-    monkeypatch.setattr("flowgym_gym.agents.frontier.trainings.carry_out", lambda *a: pytest.fail("done before"))
+    monkeypatch.setattr(trainings, "carry_out", lambda *a: pytest.fail("done before"))
     assert main(command(parts)) == 0
     assert json.loads((parts / "frontier.json").read_text()) == expected
 
@@ -505,12 +506,8 @@ def test_all_agents_steer_the_process_of_the_first_ones_preset(tmp_path, monkeyp
         "sac": {"env": {"discretization_steps": 5, "action_type": "control"}, "policy": {"width": 8}},
     }
     small = {"num_envs": 2, "timesteps": 8, "algo": {"batch_size": 2}}
-    monkeypatch.setattr(
-        "flowgym_gym.agents.frontier.spec.load_preset", lambda id, algo: complete({**small, **presets[algo]})
-    )
-    monkeypatch.setattr(
-        "flowgym_gym.agents.runs.preparation.load_preset", lambda id, algo: complete({**small, **presets[algo]})
-    )
+    monkeypatch.setattr(spec, "load_preset", lambda id, algo: complete({**small, **presets[algo]}))
+    monkeypatch.setattr(preparation, "load_preset", lambda id, algo: complete({**small, **presets[algo]}))
     options = {"pool": 16, "best_of": [2], "episodes": 2, "strengths": [], "reward_scales": [15]}
     report = frontier(
         GAUSSIAN, out=tmp_path / "a", algos=["sac", "ppo"], overrides={"algo.n_steps": 1}, **options
@@ -547,7 +544,7 @@ def test_all_agents_steer_the_process_of_the_first_ones_preset(tmp_path, monkeyp
     ],
 )
 def test_bad_input_is_refused_before_any_work(options, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.frontier.measure.make_vector_env", lambda *a: pytest.fail("work began"))
+    monkeypatch.setattr(measure, "make_vector_env", lambda *a: pytest.fail("work began"))
     with pytest.raises(FlowGymError, match=message):
         frontier(**{"env_id": GAUSSIAN, "out": tmp_path / "new", **options})
     assert not (tmp_path / "new").exists()
@@ -566,7 +563,7 @@ def test_a_reward_that_remembers_has_no_frontier(tmp_path):
 
 
 def test_what_pool_best_of_n_takes_is_said_before_the_first_sample(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("flowgym_gym.agents.frontier.measure.play", lambda *args: pytest.fail(capsys.readouterr().err))
+    monkeypatch.setattr(measure, "play", lambda *args: pytest.fail(capsys.readouterr().err))
     options = {"algos": [], "overrides": {"prompts": PROMPTS}, "pool": 100, "best_of": [2, 8, 64]}
     said = (
         r"best of 8, 64 will be left out: it takes 8 n samples of each prompt, and the pool has 100, about 50 of each "

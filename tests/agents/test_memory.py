@@ -9,7 +9,7 @@ import psutil
 import pytest
 from stable_baselines3.common.buffers import DictReplayBuffer
 
-from flowgym_gym.agents.runs import buffers, memory
+from flowgym_gym.agents.runs import buffers, memory, training
 from flowgym_gym.agents.runs.checkpoints import checkpoints
 from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.errors import OptionError
@@ -116,7 +116,7 @@ def test_where_the_memory_is_unknown_the_whole_run_is_kept(tmp_path, monkeypatch
 
 def test_a_replay_buffer_that_does_not_fit_is_refused_before_any_work(tmp_path, monkeypatch):
     available(monkeypatch, 100 * TRANSITION)
-    monkeypatch.setattr("flowgym_gym.agents.runs.training._run", lambda *args: pytest.fail("work began"))
+    monkeypatch.setattr(training, "_run", lambda *args: pytest.fail("work began"))
     message = (
         r"algo.buffer_size is 200, a replay buffer of 417 kB, but 208 kB of memory are available; give at most 100,"
     )

@@ -1,5 +1,6 @@
 """Killed processes, full disks and other accidents: a run keeps what it had and goes on as if nothing had happened."""
 
+import csv
 import errno
 import os
 import shutil
@@ -8,18 +9,30 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common import base_class
 
 from flowgym_gym.agents import evaluate, load_agent
 from flowgym_gym.agents.runs import checkpoints as checkpointing
-from flowgym_gym.agents.runs import metrics
+from flowgym_gym.agents.runs import metrics, records, training
 from flowgym_gym.agents.runs.checkpoints import best_checkpoint, checkpoints
 from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.agents.runs.files import locked
 from flowgym_gym.agents.runs.metrics import read_metrics
 from flowgym_gym.cli import main
 from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError
-from tests.agents.conftest import assignments, draw_little, finished, resume, same_weights, tiny, untimed
+from tests.agents.conftest import (
+    assignments,
+    draw_little,
+    finished,
+    forbid_training,
+    resume,
+    same_weights,
+    tiny,
+    untimed,
+)
 from tests.agents.killing import KILLS, TIMESTEPS
 from tests.conftest import RED
 
@@ -67,15 +80,17 @@ def same_run(first, second):
     return untimed(first) == untimed(second) and same_weights(first, second)
 
 
-@pytest.mark.parametrize("function", ["records.save_checkpoint", "training.play_pictures", "training.write_json"])
-def test_a_run_killed_before_its_first_checkpoint_starts_over(function, whole, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("module", "function"), [(records, "save_checkpoint"), (training, "play_pictures"), (training, "write_json")]
+)
+def test_a_run_killed_before_its_first_checkpoint_starts_over(module, function, whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(f"flowgym_gym.agents.runs.{function}", killed)
+        patch.setattr(module, function, killed)
         with pytest.raises(KeyboardInterrupt):
             tiny(out, timesteps=32, seed=1)
     capsys.readouterr()
-    if function == "training.write_json":
+    if function == "write_json":
         # Nothing is there yet, and the same command starts it.
         with pytest.raises(OptionError, match="train one there, not resumed"):
             resume(out)
@@ -91,7 +106,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(function, whole, t
 
 def test_a_run_that_started_over_may_have_another_length(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("flowgym_gym.agents.runs.records.save_checkpoint", killed)
+        patch.setattr(records, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             tiny(tmp_path, timesteps=32)
     assert resume(tmp_path, timesteps=8).timesteps == 8
@@ -185,7 +200,7 @@ def free_space(monkeypatch, free):
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_a_disk_that_is_too_full_is_refused_before_the_first_step(algo, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.runs.training._learn", lambda *args: pytest.fail("work began"))
+    forbid_training(monkeypatch)
     free_space(monkeypatch, 1_000_000)
     with pytest.raises(OptionError, match=r"needs about \d+ MB of disk space.* but 1 MB are free; make room"):
         tiny(tmp_path / "deep" / "run", algo)
@@ -193,7 +208,7 @@ def test_a_disk_that_is_too_full_is_refused_before_the_first_step(algo, tmp_path
 
 
 def test_the_replay_buffer_counts_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.runs.training._learn", lambda *args: pytest.fail("work began"))
+    forbid_training(monkeypatch)
     # A transition of this environment: two observations of 257 numbers, 4 of action, and reward, end and time-out.
     size = 100_000 * 4 * (2 * 257 + 4 + 3)
     free_space(monkeypatch, 2 * size)
@@ -247,24 +262,24 @@ def full_disk_in_torch(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("target", "failure"),
+    ("owner", "function", "failure"),
     [
-        ("flowgym_gym.agents.runs.checkpoints.np.savez", full_disk),
-        ("stable_baselines3.common.base_class.save_to_zip_file", full_disk),
-        ("stable_baselines3.common.base_class.save_to_zip_file", full_disk_in_torch),
-        ("flowgym_gym.agents.runs.files.os.fsync", full_disk),
-        ("flowgym_gym.agents.runs.metrics.csv.DictWriter.writerow", full_disk),
+        (np, "savez", full_disk),
+        (base_class, "save_to_zip_file", full_disk),
+        (base_class, "save_to_zip_file", full_disk_in_torch),
+        (os, "fsync", full_disk),
+        (csv.DictWriter, "writerow", full_disk),
     ],
 )
 def test_a_disk_that_fills_later_ends_the_run_and_leaves_the_last_checkpoint(
-    target, failure, whole, tmp_path, monkeypatch, capsys
+    owner, function, failure, whole, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
 
         def append(self, row, append=metrics.Metrics.append):
             if row["timesteps"] == 24:
-                patch.setattr(target, failure)
+                patch.setattr(owner, function, failure)
             append(self, row)
 
         patch.setattr(metrics.Metrics, "append", append)
@@ -297,7 +312,7 @@ def test_a_disk_that_fills_later_ends_the_run_and_leaves_the_last_checkpoint(
 def test_a_disk_that_is_full_from_the_start_leaves_a_run_that_starts_over(whole, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("flowgym_gym.agents.runs.checkpoints.np.savez", full_disk)
+        patch.setattr(np, "savez", full_disk)
         with pytest.raises(CheckpointError, match="the run has no checkpoint yet"):
             tiny(out, timesteps=32, seed=1)
     resume(out)
@@ -308,7 +323,7 @@ def test_other_errors_of_training_are_not_taken_for_a_full_disk(tmp_path, monkey
     def fail(*args):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("flowgym_gym.agents.runs.training._learn", fail)
+    monkeypatch.setattr(PPO, "train", fail)
     with pytest.raises(RuntimeError, match="shapes do not match") as caught:
         tiny(tmp_path)
     assert not isinstance(caught.value, FlowGymError)
@@ -316,6 +331,6 @@ def test_other_errors_of_training_are_not_taken_for_a_full_disk(tmp_path, monkey
 
 def test_an_evaluation_that_cannot_be_written_says_so(tmp_path, monkeypatch):
     finished(tmp_path, timesteps=8)
-    monkeypatch.setattr("flowgym_gym.agents.runs.files.os.fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(CheckpointError, match=r"evaluation\.json cannot be written: No space left"):
         evaluate(tmp_path, episodes=2)

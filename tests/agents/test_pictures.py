@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from flowgym_gym.agents import load_agent
+from flowgym_gym.agents.runs import pictures
 from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.agents.runs.episodes import Episodes, watch
 from flowgym_gym.agents.runs.evaluation import evaluation_env
@@ -106,9 +107,7 @@ def test_a_run_films_base_model_and_agent(tmp_path):
 
 def test_the_evaluations_and_the_best_are_drawn_into_the_learning_curve(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        "flowgym_gym.agents.runs.pictures.Figure.savefig", lambda self, *args, **kwargs: drawn.append(self)
-    )
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
     names = ("terminal_reward", "return", "control_cost")
     rows = [{"timesteps": 8 * i, **dict.fromkeys(names, float(i))} for i in range(1, 4)]
     evaluations = [

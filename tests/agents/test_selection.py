@@ -10,6 +10,7 @@ import torch
 
 from flowgym_gym.agents import evaluate, load_agent, train
 from flowgym_gym.agents.runs import records as recording
+from flowgym_gym.agents.runs import results, training
 from flowgym_gym.agents.runs.checkpoints import best_checkpoint, best_return, checkpoints
 from flowgym_gym.agents.runs.episodes import held_out_seeds, selection_seeds
 from flowgym_gym.agents.runs.evaluation import Evaluations, table
@@ -141,9 +142,7 @@ def test_without_evaluations_the_newest_agent_is_used(tmp_path):
 
 def test_the_pictures_after_training_are_of_the_best_agent(tmp_path, costs, monkeypatch):
     played = []
-    monkeypatch.setattr(
-        "flowgym_gym.agents.runs.results._save_film", lambda path, config, agent: played.append(agent.num_timesteps)
-    )
+    monkeypatch.setattr(results, "_save_film", lambda path, config, agent: played.append(agent.num_timesteps))
     costs((0, 1.0), (1, 7.0), (1, 5.0))
     tiny(tmp_path, timesteps=16, overrides=EVERY)
     assert played == [8]
@@ -182,7 +181,7 @@ def test_evaluations_of_lost_work_are_made_anew(tmp_path, monkeypatch, costs):
     with monkeypatch.context() as patch:
         patch.setattr(recording.Records, "add", killed)
         # A process that is killed saves nothing.
-        patch.setattr("flowgym_gym.agents.runs.training.Boundary.save", killed)
+        patch.setattr(training.Boundary, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             tiny(tmp_path, timesteps=24, overrides={**EVERY, "checkpoint_every": 1000})
     assert [row["timesteps"] for row in evaluations(tmp_path)] == [0, 8, 16]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import flowgym_gym
-from flowgym_gym import console
+from flowgym_gym import cli, console
 from flowgym_gym.agents.frontier.report import _described
 from flowgym_gym.agents.runs import progress
 from flowgym_gym.agents.runs.bars import Bar
@@ -142,7 +142,7 @@ def test_a_prompt_that_the_console_cannot_write_is_trained_on_and_evaluated(enco
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    monkeypatch.setattr("flowgym_gym.cli.EPISODES", 4)
+    monkeypatch.setattr(cli, "EPISODES", 4)
     run = tmp_path / "run"
     prompts = f'--set=env.prompts=["{EMOJI}", "a dog"]'
     command = ["train", RED, "--timesteps", "8", "--num-envs", "2", "--out", str(run), prompts]

@@ -15,6 +15,7 @@ from stable_baselines3 import PPO, SAC
 
 from flowgym_gym import BaseModel
 from flowgym_gym.agents import evaluate, export, load_agent, load_policy, train
+from flowgym_gym.agents.runs import results, training
 from flowgym_gym.agents.runs.checkpoints import checkpoints
 from flowgym_gym.agents.runs.metrics import Metrics, read_metrics
 from flowgym_gym.agents.runs.results import save_curve
@@ -227,7 +228,7 @@ def test_the_learning_rate_goes_linearly_to_its_final_value(tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_any_work(kwargs, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.runs.training.make_vector_env", lambda *a, **k: pytest.fail("work began"))
+    monkeypatch.setattr(training, "make_vector_env", lambda *a, **k: pytest.fail("work began"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     (tmp_path / "file").touch()
@@ -313,7 +314,7 @@ def test_a_resumed_run_needs_no_algorithm(tmp_path):
 
 def test_a_curves_base_model_is_that_of_its_evaluations(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("flowgym_gym.agents.runs.results.learning_curve", lambda *args: drawn.append(args[3]))
+    monkeypatch.setattr(results, "learning_curve", lambda *args: drawn.append(args[3]))
     tiny(tmp_path, timesteps=8, overrides={"evaluate_every": 8, "evaluation_episodes": 3})
     first = read_metrics(tmp_path / "evaluations.csv")[0]
     assert drawn[-1]["episodes"] == 3
@@ -371,7 +372,7 @@ def test_a_signal_after_the_training_is_not_swallowed(tmp_path, monkeypatch):
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patched:
-            patched.setattr("flowgym_gym.agents.runs.results._save_film", interrupt)
+            patched.setattr(results, "_save_film", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 tiny(tmp_path)
     finally:
@@ -434,7 +435,7 @@ def test_samples_that_are_no_pictures_train_without_pictures(algo, tmp_path, mon
 
 
 def test_the_untrained_agent_is_the_base_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("flowgym_gym.agents.runs.training._learn", lambda *a: None)
+    monkeypatch.setattr(training, "_learn", lambda *a: None)
     tiny(tmp_path)
     report = evaluate(tmp_path, episodes=2)
     assert report["timesteps"] == 0

@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 import flowgym_gym
 from flowgym_gym import FlowTensor, base_model_registry, reward_registry, wrappers
 from flowgym_gym.agents import SB3VecEnv
+from flowgym_gym.envs import environment
 from flowgym_gym.errors import FlowGymError, ModelError, OptionError, RewardError, StateError
 from flowgym_gym.models.gaussian_mixture import GaussianMixtureBaseModel
 from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
@@ -497,7 +498,7 @@ def test_a_grid_whose_scale_cannot_be_worked_out_changes_nothing(monkeypatch):
     def overflow(*_):
         raise OverflowError
 
-    monkeypatch.setattr("flowgym_gym.envs.environment.default_action_scale", overflow)
+    monkeypatch.setattr(environment, "default_action_scale", overflow)
     with pytest.raises(OverflowError):
         env.set_time_grid(2)
     assert vars(env) == before

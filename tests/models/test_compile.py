@@ -6,6 +6,7 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from flowgym_gym.errors import OptionError
+from flowgym_gym.models import checkpoints
 from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
 from flowgym_gym.sharing import Shared
 from tests.conftest import RED
@@ -20,7 +21,7 @@ def final_latent(**kwargs):
 
 
 def test_only_the_network_that_was_asked_for_is_compiled(monkeypatch, model):
-    monkeypatch.setattr("flowgym_gym.models.checkpoints._pipelines", Shared())
+    monkeypatch.setattr(checkpoints, "_pipelines", Shared())
     compiled = []
     monkeypatch.setattr(UNet2DConditionModel, "compile", lambda self, *args, **kwargs: compiled.append(self))
     fast = StableDiffusionBaseModel(compile=True)
