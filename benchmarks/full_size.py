@@ -1,4 +1,6 @@
-"""The architecture of Stable Diffusion 1.5 (860 M parameters in the U-Net) with random weights, as a folder."""
+"""The architecture of Stable Diffusion 1.5 (860 M parameters in the U-Net) with random weights, as
+a folder.
+"""
 
 from __future__ import annotations
 

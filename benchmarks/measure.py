@@ -1,7 +1,9 @@
-"""How it is timed: rows take turns, so that what slows the machine slows them all, and ratios are taken round by round.
+"""How it is timed: rows take turns, so that what slows the machine slows them all, and ratios are
+taken round by round.
 
-Besides the whole time, the time inside the network and the decoder is taken, by timing their calls; what is left is
-overhead, a figure that a noisy machine disturbs much less than the ratio of two times.
+Besides the whole time, the time inside the network and the decoder is taken, by timing their calls;
+what is left is overhead, a figure that a noisy machine disturbs much less than the ratio of two
+times.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ import torch
 
 from benchmarks.rows import BARE, Case, Row
 
-LIBRARIES = ("flowgym_gym", "gymnasium", "torch", "diffusers", "transformers", "stable_baselines3", "numpy")
+LIBRARIES = (
+    "flowgym_gym",
+    "gymnasium",
+    "torch",
+    "diffusers",
+    "transformers",
+    "stable_baselines3",
+    "numpy",
+)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -32,11 +42,17 @@ def machine(device: str) -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if "model name" in line
+        ]
         model = names[0] if names else model
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "python": platform.python_version(),
@@ -77,7 +93,9 @@ def inside_the_network(case: Case) -> Iterator[list[float]]:
             delattr(owner, name)
 
 
-def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict[str, dict[str, float | None]]:
+def compare(
+    rows: Sequence[Row], case: Case, rounds: int, seed: int = 0
+) -> dict[str, dict[str, float | None]]:
     """Time rows against each other.
 
     Args:
@@ -87,10 +105,11 @@ def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict
         seed: Of the order in which they take turns.
 
     Returns:
-        For each row the median environment steps per second, the median of the rounds' ratios of time per step to the
-        bare loop's with its quartiles, the same ratio of the time inside network and decoder alone (1 but for the
-        machine's noise, as the calls are the same), the share of its time outside them, and the peak of its memory
-        above what it started with, in MB; the last three are None where the network runs elsewhere.
+        For each row the median environment steps per second, the median of the rounds' ratios of
+        time per step to the bare loop's with its quartiles, the same ratio of the time inside
+        network and decoder alone (1 but for the machine's noise, as the calls are the same), the
+        share of its time outside them, and the peak of its memory above what it started with, in
+        MB; the last three are None where the network runs elsewhere.
     """
     order = random.Random(seed)
     seconds: dict[str, list[float]] = {row.key: [] for row in rows}
@@ -117,13 +136,17 @@ def compare(rows: Sequence[Row], case: Case, rounds: int, seed: int = 0) -> dict
             print(f"  round {number + 1} of {rounds}", end="\r", file=sys.stderr, flush=True)
     results = {}
     for row in rows:
-        ratios = sorted(mine / bare for mine, bare in zip(seconds[row.key], seconds[BARE], strict=True))
+        ratios = sorted(
+            mine / bare for mine, bare in zip(seconds[row.key], seconds[BARE], strict=True)
+        )
         results[row.key] = {
             "steps_per_second": 1 / statistics.median(seconds[row.key]),
             "ratio": statistics.median(ratios),
             "ratio_low": ratios[len(ratios) // 4],
             "ratio_high": ratios[-1 - len(ratios) // 4],
-            "network_ratio": _median_ratio(inside[row.key], inside[BARE]) if row.here and all(inside[BARE]) else None,
+            "network_ratio": _median_ratio(inside[row.key], inside[BARE])
+            if row.here and all(inside[BARE])
+            else None,
             "outside_network": statistics.median(outside[row.key]) if row.here else None,
             "peak_memory_mb": memory[row.key] if row.here else None,
         }
@@ -144,7 +167,9 @@ def _timed(episode: Any, device: str) -> tuple[int, float]:
 
 
 def _peak(episode: Any, device: str) -> float | None:
-    """Peak memory of an episode above what was in use before, in MB; None where this cannot be told."""
+    """Peak memory of an episode above what was in use before, in MB; None where this cannot be
+    told.
+    """
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.synchronize()

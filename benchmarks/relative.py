@@ -1,4 +1,6 @@
-"""The nearest relative, diffusiongym, on the same network: a base model written in its own interface."""
+"""The nearest relative, diffusiongym, on the same network: a base model written in its own
+interface.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class SharedStableDiffusion(BaseModel):  # type: ignore[misc]
     def forward(self, x: Any, t: torch.Tensor, **kwargs: Any) -> Any:
         """The U-Net's prediction."""
         unet = self.pipe.unet
-        output = unet(x.data.to(unet.dtype), self.scheduler.model_input(t), kwargs["encoder_hidden_states"])
+        output = unet(
+            x.data.to(unet.dtype), self.scheduler.model_input(t), kwargs["encoder_hidden_states"]
+        )
         return DDTensor(output.sample.to(x.data.dtype))
 
     def postprocess(self, x: Any) -> Any:
@@ -57,7 +61,9 @@ class SharedStableDiffusion(BaseModel):  # type: ignore[misc]
 class Red(Reward):  # type: ignore[misc]
     """Mean of the red channel."""
 
-    def __call__(self, sample: Any, latent: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, sample: Any, latent: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score pictures."""
         rewards = sample.data[:, 0].mean(dim=(1, 2))
         return rewards, torch.ones_like(rewards)

@@ -1,7 +1,7 @@
 """What is timed: every row is one way to denoise a batch from noise to scored pictures.
 
-A row is opened for a case (a checkpoint, a device, a number of sub-environments and of steps) and then runs episodes;
-opening, which loads the network and starts worker processes, is not timed.
+A row is opened for a case (a checkpoint, a device, a number of sub-environments and of steps) and
+then runs episodes; opening, which loads the network and starts worker processes, is not timed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Case:
 
     @property
     def pipe(self) -> StableDiffusionPipeline:
-        """The pipeline that the environments use too, so that every row runs the very same network."""
+        """The pipeline that the environments use too, so that every row runs the very same
+        network.
+        """
         model = load_base_model(
             "images/stable_diffusion", **{k: v for k, v in self.options.items() if "steps" not in k}
         )
@@ -80,9 +82,10 @@ class Row:
     Attributes:
         key: Short name, as in the results file.
         title: What it is.
-        open: Context manager from a case to a function that runs an episode and returns the number of steps of all
-            sub-environments together.
-        largest: Largest number of sub-environments it is run with, where more would only repeat the same.
+        open: Context manager from a case to a function that runs an episode and returns the number
+            of steps of all sub-environments together.
+        largest: Largest number of sub-environments it is run with, where more would only repeat the
+            same.
         here: Whether the network that the rows share is what it calls, in this process.
     """
 
@@ -100,7 +103,12 @@ def bare_loop(case: Case) -> Iterator[Episode]:
     unet, vae, dtype = pipe.unet, pipe.vae, getattr(torch, case.dtype)
     ddim = DDIMScheduler.from_config(pipe.scheduler.config)
     ddim.set_timesteps(case.steps)
-    shape = (case.num_envs, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    shape = (
+        case.num_envs,
+        unet.config.in_channels,
+        unet.config.sample_size,
+        unet.config.sample_size,
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         embeddings, _ = pipe.encode_prompt(PROMPT, case.device, case.num_envs, False)
@@ -113,7 +121,9 @@ def bare_loop(case: Case) -> Iterator[Episode]:
                 noise = torch.randn(shape, generator=generator).to(case.device)
                 x = ddim.step(output, k, x, eta=1.0, variance_noise=noise, return_dict=False)[0]
             latents = (x / vae.config.scaling_factor).to(dtype)
-            pictures = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(DECODE_BATCH)])
+            pictures = torch.cat(
+                [vae.decode(part, return_dict=False)[0] for part in latents.split(DECODE_BATCH)]
+            )
             (pictures.float() / 2 + 0.5).clamp(0, 1)[:, 0].mean(dim=(1, 2)).cpu()
         return case.num_envs * case.steps
 
@@ -149,7 +159,11 @@ def torch_environment(case: Case) -> Iterator[Episode]:
     """``sample`` of the torch-native environment."""
     options = dict(case.options)
     env = flowgym_gym.make(
-        "images/stable_diffusion", "images/red", int(options.pop("discretization_steps")), reward_scale=100, **options
+        "images/stable_diffusion",
+        "images/red",
+        int(options.pop("discretization_steps")),
+        reward_scale=100,
+        **options,
     )
 
     def episode() -> int:
@@ -174,7 +188,9 @@ def relative(case: Case) -> Iterator[Episode]:
     yield episode
 
 
-def _zero_actions(envs: Any, shape: tuple[int, ...] | None, case: Case, reset: bool = True) -> Episode:
+def _zero_actions(
+    envs: Any, shape: tuple[int, ...] | None, case: Case, reset: bool = True
+) -> Episode:
     actions = np.zeros(shape or (), np.float32)
 
     def episode() -> int:
@@ -200,7 +216,9 @@ def _denoising_vector(**options: Any) -> Callable[[Case], object]:
 @contextmanager
 def sb3_environment(case: Case) -> Iterator[Episode]:
     """The same through ``SB3VecEnv``, which resets in the last step of an episode."""
-    envs = SB3VecEnv(gymnasium.make_vec(ID, num_envs=case.num_envs, autoreset_mode="SameStep", **case.options))
+    envs = SB3VecEnv(
+        gymnasium.make_vec(ID, num_envs=case.num_envs, autoreset_mode="SameStep", **case.options)
+    )
     envs.reset()
     yield _zero_actions(envs, (case.num_envs, *(envs.action_space.shape or ())), case, reset=False)
     envs.close()
@@ -209,7 +227,9 @@ def sb3_environment(case: Case) -> Iterator[Episode]:
 def _gymnasium_vector(cls: Callable[..., Any]) -> Callable[[Case], object]:
     @contextmanager
     def open_(case: Case) -> Iterator[Episode]:
-        envs = cls([lambda: gymnasium.make(ID, disable_env_checker=True, **case.options)] * case.num_envs)
+        envs = cls(
+            [lambda: gymnasium.make(ID, disable_env_checker=True, **case.options)] * case.num_envs
+        )
         yield _zero_actions(envs, envs.action_space.shape, case)
         envs.close()
 
@@ -218,7 +238,9 @@ def _gymnasium_vector(cls: Callable[..., Any]) -> Callable[[Case], object]:
 
 @contextmanager
 def training(case: Case) -> Iterator[Episode]:
-    """A PPO training run: roll-outs, the policy's own calls, and updates, as many per step as in the preset."""
+    """A PPO training run: roll-outs, the policy's own calls, and updates, as many per step as in
+    the preset.
+    """
     env_id = ID.partition(":")[2]
     settings = load_preset(env_id, "ppo")
     settings = replace(settings, env={**settings.env, **case.options}, num_envs=case.num_envs)
@@ -244,7 +266,9 @@ def available(row: Row) -> bool:
         importlib.import_module("benchmarks.relative")
     except Exception as error:
         print(
-            f"diffusiongym cannot be imported ({type(error).__name__}: {error}); its row is left out", file=sys.stderr
+            f"diffusiongym cannot be imported ({type(error).__name__}: {error}); its row is left "
+            "out",
+            file=sys.stderr,
         )
         return False
     return True
@@ -257,9 +281,22 @@ ROWS = (
     Row("sample", "flowgym_gym.make(...).sample", torch_environment),
     Row("diffusiongym", "diffusiongym's env.sample", relative),
     Row("vector", "DenoisingVectorEnv", _denoising_vector()),
-    Row("compiled", "DenoisingVectorEnv with compile=True", _denoising_vector(compile=True), here=False),
+    Row(
+        "compiled",
+        "DenoisingVectorEnv with compile=True",
+        _denoising_vector(compile=True),
+        here=False,
+    ),
     Row("sb3", "SB3VecEnv", sb3_environment),
-    Row("sync", "SyncVectorEnv of single environments", _gymnasium_vector(SyncVectorEnv), largest=16),
-    Row("async", "AsyncVectorEnv of single environments", _gymnasium_vector(AsyncVectorEnv), largest=4, here=False),
+    Row(
+        "sync", "SyncVectorEnv of single environments", _gymnasium_vector(SyncVectorEnv), largest=16
+    ),
+    Row(
+        "async",
+        "AsyncVectorEnv of single environments",
+        _gymnasium_vector(AsyncVectorEnv),
+        largest=4,
+        here=False,
+    ),
     Row("ppo", "PPO training run", training),
 )

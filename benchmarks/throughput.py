@@ -1,8 +1,10 @@
-"""Pictures per second beside diffusers' pipeline: ``python -m benchmarks.throughput --device cuda --dtype bfloat16``.
+"""Pictures per second beside diffusers' pipeline: ``python -m benchmarks.throughput --device cuda
+--dtype bfloat16``.
 
-The environment's ``sample`` beside the pipeline as diffusers runs it (eager), and what ``channels_last``,
-``torch.compile`` and CUDA graphs gain, on the same weights and steps. The network's share of the processor's peak is in
-units of what the largest of a few matrix products reaches in the same number format on the same device.
+The environment's ``sample`` beside the pipeline as diffusers runs it (eager), and what
+``channels_last``, ``torch.compile`` and CUDA graphs gain, on the same weights and steps. The
+network's share of the processor's peak is in units of what the largest of a few matrix products
+reaches in the same number format on the same device.
 """
 
 from __future__ import annotations
@@ -32,13 +34,17 @@ from flowgym_gym.models import from_pipeline
 from flowgym_gym.rewards.loading import load_reward
 
 EAGER = "diffusers' pipeline, eager"
-# How the network and the decoder are prepared, by name: memory format, and torch.compile's mode or None.
+# How the network and the decoder are prepared, by name: memory format, and torch.compile's mode or
+# None.
 VARIANTS: dict[str, tuple[torch.memory_format, str | None]] = {
     "sample, eager": (torch.contiguous_format, None),
     "sample, channels_last": (torch.channels_last, None),
     "sample, torch.compile": (torch.contiguous_format, "default"),
     "sample, torch.compile and channels_last": (torch.channels_last, "default"),
-    "sample, torch.compile with CUDA graphs and channels_last": (torch.channels_last, "reduce-overhead"),
+    "sample, torch.compile with CUDA graphs and channels_last": (
+        torch.channels_last,
+        "reduce-overhead",
+    ),
 }
 MATRIX_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
 
@@ -56,10 +62,17 @@ def main() -> None:
     parser.add_argument("--name", help="of the results file; by default the machine's")
     args = parser.parse_args()
     found = machine(args.device)
-    name = args.name or re.sub(r"[^a-z0-9]+", "-", (found["device"] if args.device != "cpu" else found["cpu"]).lower())
+    name = args.name or re.sub(
+        r"[^a-z0-9]+", "-", (found["device"] if args.device != "cpu" else found["cpu"]).lower()
+    )
     path = RESULTS / f"throughput-{name.strip('-')}.json"
     peak = matrix_peak(args.device, args.dtype)
-    results: dict[str, Any] = {"machine": found, "dtype": args.dtype, "steps": args.steps, "peak_tflops": peak}
+    results: dict[str, Any] = {
+        "machine": found,
+        "dtype": args.dtype,
+        "steps": args.steps,
+        "peak_tflops": peak,
+    }
     results |= {"checkpoint": args.checkpoint, "rounds": args.rounds, "batches": {}}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = args.checkpoint
@@ -70,7 +83,10 @@ def main() -> None:
             try:
                 rows = compare(case, args.variants, args.rounds, peak)
             except torch.OutOfMemoryError as error:
-                print(f"{batch} pictures at a time do not fit: {str(error).partition('.')[0]}", file=sys.stderr)
+                print(
+                    f"{batch} pictures at a time do not fit: {str(error).partition('.')[0]}",
+                    file=sys.stderr,
+                )
                 break
             results["batches"][str(batch)] = rows
             path.parent.mkdir(exist_ok=True)
@@ -79,7 +95,9 @@ def main() -> None:
     print(f"results in {path}", file=sys.stderr)
 
 
-def compare(case: Case, variants: list[str], rounds: int, peak: float) -> dict[str, dict[str, float]]:
+def compare(
+    case: Case, variants: list[str], rounds: int, peak: float
+) -> dict[str, dict[str, float]]:
     """Time the variants in turns.
 
     Args:
@@ -89,8 +107,9 @@ def compare(case: Case, variants: list[str], rounds: int, peak: float) -> dict[s
         peak: In TFLOP/s; see :func:`matrix_peak`.
 
     Returns:
-        For diffusers' pipeline and each variant the median pictures per second, the median ratio of the rounds to the
-        pipeline's speed, and the network's share of the peak if all time were the network's.
+        For diffusers' pipeline and each variant the median pictures per second, the median ratio of
+        the rounds to the pipeline's speed, and the network's share of the peak if all time were the
+        network's.
     """
     flops = network_flops(case)
     results: dict[str, Any] = {}
@@ -100,8 +119,12 @@ def compare(case: Case, variants: list[str], rounds: int, peak: float) -> dict[s
             eager(), sample()
             pairs = [(timed(eager, case.device), timed(sample, case.device)) for _ in range(rounds)]
             ours = statistics.median(mine for _, mine in pairs)
-            results.setdefault(EAGER, row(case, statistics.median(theirs for theirs, _ in pairs), 1.0, flops, peak))
-            results[name] = row(case, ours, statistics.median(theirs / mine for theirs, mine in pairs), flops, peak)
+            results.setdefault(
+                EAGER, row(case, statistics.median(theirs for theirs, _ in pairs), 1.0, flops, peak)
+            )
+            results[name] = row(
+                case, ours, statistics.median(theirs / mine for theirs, mine in pairs), flops, peak
+            )
             del sample
     return results
 
@@ -109,10 +132,16 @@ def compare(case: Case, variants: list[str], rounds: int, peak: float) -> dict[s
 def row(case: Case, seconds: float, ratio: float, flops: float, peak: float) -> dict[str, float]:
     """The figures of one variant from its seconds for a batch."""
     achieved = flops * case.num_envs * case.steps / seconds / 1e12
-    return {"pictures_per_second": case.num_envs / seconds, "ratio": ratio, "share_of_peak": achieved / peak}
+    return {
+        "pictures_per_second": case.num_envs / seconds,
+        "ratio": ratio,
+        "share_of_peak": achieved / peak,
+    }
 
 
-def prepared(case: Case, memory_format: torch.memory_format, mode: str | None) -> Callable[[], object]:
+def prepared(
+    case: Case, memory_format: torch.memory_format, mode: str | None
+) -> Callable[[], object]:
     """A function that samples and scores a batch with a network prepared in this way."""
     pipe = copy.deepcopy(case.pipe)
     for part in (pipe.unet, pipe.vae):
@@ -139,7 +168,9 @@ def network_flops(case: Case) -> float:
     unet = case.pipe.unet
     size = unet.config.sample_size
     x = torch.zeros(1, unet.config.in_channels, size, size, dtype=unet.dtype, device=unet.device)
-    prompt = torch.zeros(1, 77, unet.config.cross_attention_dim, dtype=unet.dtype, device=unet.device)
+    prompt = torch.zeros(
+        1, 77, unet.config.cross_attention_dim, dtype=unet.dtype, device=unet.device
+    )
     with FlopCounterMode(display=False) as counter:
         unet(x, 1, prompt)
     return float(counter.get_total_flops())
@@ -152,7 +183,10 @@ def matrix_peak(device: str, dtype: str, repeats: int = 5) -> float:
     for n in MATRIX_SIZES["cpu" if device == "cpu" else "cuda"]:
         a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
         a @ a
-        best = max(best, *(2 * n**3 / timed(partial(torch.matmul, a, a), device) / 1e12 for _ in range(repeats)))
+        best = max(
+            best,
+            *(2 * n**3 / timed(partial(torch.matmul, a, a), device) / 1e12 for _ in range(repeats)),
+        )
     return best
 
 
@@ -166,7 +200,8 @@ def table(batch: int, rows: dict[str, dict[str, float]]) -> str:
     ]
     for name, values in rows.items():
         lines.append(
-            f"| {name} | {values['pictures_per_second']:.3g} | {values['ratio']:.2f} | {values['share_of_peak']:.0%} |"
+            f"| {name} | {values['pictures_per_second']:.3g} | {values['ratio']:.2f} | "
+            f"{values['share_of_peak']:.0%} |"
         )
     return "\n".join(lines)
 

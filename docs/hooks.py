@@ -1,4 +1,6 @@
-"""What mkdocs does before it reads a page: files of the repository that are no pages are linked where they lie."""
+"""What mkdocs does before it reads a page: files of the repository that are no pages are linked
+where they lie.
+"""
 
 from __future__ import annotations
 
@@ -29,4 +31,6 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
     if name is None:
         return None
     text = (ROOT / name).read_text(encoding="utf-8")
-    return re.sub(r"\]\((?!https?:|#|\.\./)(docs/)?", lambda found: "](" if found[1] else "](../", text)
+    return re.sub(
+        r"\]\((?!https?:|#|\.\./)(docs/)?", lambda found: "](" if found[1] else "](../", text
+    )

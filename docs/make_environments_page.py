@@ -1,4 +1,6 @@
-"""Makes the table of docs/environments.md from the catalogue: ``python docs/make_environments_page.py``."""
+"""Makes the table of docs/environments.md from the catalogue: ``python
+docs/make_environments_page.py``.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def wanted(id: str) -> str:
     model, reward = parts
     weights = [need for need in re.split("[;,] ", reward.needs) if ":" in need]
     checkpoint = ["checkpoint"] if getattr(model.cls, "default_checkpoint", "") is None else []
-    return ", ".join(f"`{name}`" for name in (*checkpoint, *(need.partition(":")[0] for need in weights)))
+    return ", ".join(
+        f"`{name}`" for name in (*checkpoint, *(need.partition(":")[0] for need in weights))
+    )
 
 
 def said(entry: RegistryEntry) -> str:

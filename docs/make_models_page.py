@@ -1,8 +1,8 @@
 """Makes the table of docs/models.md from the registry: ``python docs/make_models_page.py``.
 
-Families, checkpoint ids and licences come from the registered classes; shapes, outputs and schedules from the code that
-opens a checkpoint, on networks of the checkpoint's full-size architecture that are built without memory for their
-weights.
+Families, checkpoint ids and licences come from the registered classes; shapes, outputs and
+schedules from the code that opens a checkpoint, on networks of the checkpoint's full-size
+architecture that are built without memory for their weights.
 """
 
 from __future__ import annotations
@@ -42,13 +42,20 @@ def clip_text(hidden: int, layers: int, heads: int, projected: bool = False) -> 
         num_attention_heads=heads,
         projection_dim=hidden,
     )
-    return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config)
+    return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(
+        config
+    )
 
 
 def t5_xxl() -> nn.Module:
     """The encoder of T5 1.1 XXL."""
     config = transformers.T5Config(
-        d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu", vocab_size=32128
+        d_model=4096,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+        vocab_size=32128,
     )
     return transformers.T5EncoderModel(config)
 
@@ -80,11 +87,16 @@ def stable_diffusion_2() -> dict[str, Any]:
     """Stable Diffusion 2.1."""
     return {
         "unet": diffusers.UNet2DConditionModel(
-            sample_size=96, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+            sample_size=96,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
         ),
         "text_encoder": clip_text(1024, 23, 16),
         "vae": vae(),
-        "scheduler": partial(diffusers.DDIMScheduler, **SD_SCHEDULE, prediction_type="v_prediction"),
+        "scheduler": partial(
+            diffusers.DDIMScheduler, **SD_SCHEDULE, prediction_type="v_prediction"
+        ),
     }
 
 
@@ -109,7 +121,10 @@ def stable_diffusion_xl() -> dict[str, Any]:
         "vae": vae(),
         "scheduler": partial(
             diffusers.EulerDiscreteScheduler,
-            **{k: SD_SCHEDULE[k] for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset")},
+            **{
+                k: SD_SCHEDULE[k]
+                for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset")
+            },
         ),
     }
 
@@ -147,7 +162,9 @@ def flux(distilled: bool) -> dict[str, Any]:
         "text_encoder": clip_text(768, 12, 12),
         "text_encoder_2": t5_xxl(),
         "vae": vae(16),
-        "scheduler": partial(diffusers.FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=distilled),
+        "scheduler": partial(
+            diffusers.FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=distilled
+        ),
         "default_sample_size": 128,
     }
 
@@ -155,7 +172,9 @@ def flux(distilled: bool) -> dict[str, Any]:
 def pixart() -> dict[str, Any]:
     """PixArt for 1024 pixels."""
     return {
-        "transformer": diffusers.PixArtTransformer2DModel(sample_size=128, patch_size=2, caption_channels=4096),
+        "transformer": diffusers.PixArtTransformer2DModel(
+            sample_size=128, patch_size=2, caption_channels=4096
+        ),
         "text_encoder": t5_xxl(),
         "vae": vae(),
         "scheduler": diffusers.DPMSolverMultistepScheduler,
@@ -214,11 +233,15 @@ def table() -> str:
         if not issubclass(cls, PipelineBaseModel):
             continue
         for checkpoint, licence in cls.checkpoints.items():
-            rows.append(f"| `{id}` | `{checkpoint}` | {row(cls, ARCHITECTURES[checkpoint], licence)} |")
+            rows.append(
+                f"| `{id}` | `{checkpoint}` | {row(cls, ARCHITECTURES[checkpoint], licence)} |"
+            )
     return "\n".join(rows)
 
 
-def row(cls: type[PipelineBaseModel], architecture: Callable[[], dict[str, Any]], licence: str) -> str:
+def row(
+    cls: type[PipelineBaseModel], architecture: Callable[[], dict[str, Any]], licence: str
+) -> str:
     """The columns that a checkpoint's architecture decides."""
     with torch.device("meta"):
         built = architecture()
@@ -233,11 +256,18 @@ def row(cls: type[PipelineBaseModel], architecture: Callable[[], dict[str, Any]]
     schedule, output = model._read_schedule()
     parameters = sum(p.numel() for part in parts.values() for p in part.parameters())
     kind = type(schedule).__name__
-    if issubclass(cls, LatentBaseModel) and model.state_shape[0] != parts["vae"].config.latent_channels:
+    if (
+        issubclass(cls, LatentBaseModel)
+        and model.state_shape[0] != parts["vae"].config.latent_channels
+    ):
         raise SystemExit(f"{cls.__name__}: state and autoencoder do not fit")
     shape = " x ".join(map(str, model.state_shape))
     count = f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
-    memory = f"{2 * parameters / 2**30:.1f} GiB" if parameters > 2**28 else f"{2 * parameters / 2**20:.0f} MiB"
+    memory = (
+        f"{2 * parameters / 2**30:.1f} GiB"
+        if parameters > 2**28
+        else f"{2 * parameters / 2**20:.0f} MiB"
+    )
     return f"{shape} | `{output}` | `{kind}` | {licence} | {count} | {memory}"
 
 

@@ -1,7 +1,8 @@
-"""stable-baselines3 on the batched environment, with a convolutional policy that keeps the latent's layout.
+"""stable-baselines3 on the batched environment, with a convolutional policy that keeps the latent's
+layout.
 
-Thirty-two environments share each call of the network. The agent sees the whole latent and answers with one number for
-each of its channels, which keeps the search small.
+Thirty-two environments share each call of the network. The agent sees the whole latent and answers
+with one number for each of its channels, which keeps the search small.
 """
 
 import gymnasium
@@ -14,23 +15,41 @@ from flowgym_gym.wrappers.vector import CoarseAction
 ID = "flowgym/StableDiffusion-Redness-v0"
 PROCESS = {"discretization_steps": 5, "action_type": "noise", "action_scale": 0.3}
 PAY = {"reward_scale": 100.0, "control_cost_weight": 0.05}
-HYPERPARAMETERS = {"n_steps": 5, "batch_size": 40, "n_epochs": 5, "learning_rate": 1e-3, "gamma": 1.0, "device": "cpu"}
+HYPERPARAMETERS = {
+    "n_steps": 5,
+    "batch_size": 40,
+    "n_epochs": 5,
+    "learning_rate": 1e-3,
+    "gamma": 1.0,
+    "device": "cpu",
+}
 
 
 def make(num_envs, autoreset_mode):
-    return CoarseAction(gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1)
+    return CoarseAction(
+        gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1
+    )
 
 
 def main(timesteps=4_800, episodes=64):
     envs = SB3VecEnv(make(32, "SameStep"))
     network = {"width": 16, "value_scale": 100.0}  # and vf_coef is 0.5 / value_scale**2
-    agent = PPO(LatentActorCriticPolicy, envs, vf_coef=5e-5, policy_kwargs=network, seed=0, **HYPERPARAMETERS)
+    agent = PPO(
+        LatentActorCriticPolicy,
+        envs,
+        vf_coef=5e-5,
+        policy_kwargs=network,
+        seed=0,
+        **HYPERPARAMETERS,
+    )
     agent.learn(timesteps)
 
     # The same held-out seeds for both; the agent acts without exploring.
     report = evaluate(agent, episodes, vector_env=make(min(32, episodes), "Disabled"))
     for who in ("base", "agent"):
-        redness, cost, paid = (report[who][name]["mean"] for name in ("terminal_reward", "control_cost", "return"))
+        redness, cost, paid = (
+            report[who][name]["mean"] for name in ("terminal_reward", "control_cost", "return")
+        )
         print(f"{who:5}: redness {redness:.3f}, control cost {cost:.1f} nats, return {paid:.1f}")
     return report
 

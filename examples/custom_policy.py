@@ -1,7 +1,8 @@
 """A policy of one's own for stable-baselines3 on the dictionary of latent and time.
 
-The features are what one might try first: mean and standard deviation of every channel, and the time. The policy is
-stable-baselines3's own, but for its last layer, which starts at zero, so that the untrained agent is the base model.
+The features are what one might try first: mean and standard deviation of every channel, and the
+time. The policy is stable-baselines3's own, but for its last layer, which starts at zero, so that
+the untrained agent is the base model.
 """
 
 import gymnasium
@@ -21,16 +22,26 @@ PAY = {"reward_scale": 10.0, "control_cost_weight": 0.005}
 
 class ChannelStatistics(BaseFeaturesExtractor):
     def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=2 * observation_space["latent"].shape[0] + 1)
+        super().__init__(
+            observation_space, features_dim=2 * observation_space["latent"].shape[0] + 1
+        )
 
     def forward(self, observations):
         latent = observations["latent"]
-        return torch.cat([latent.mean(dim=(2, 3)), latent.std(dim=(2, 3)), observations["time"]], dim=1)
+        return torch.cat(
+            [latent.mean(dim=(2, 3)), latent.std(dim=(2, 3)), observations["time"]], dim=1
+        )
 
 
 class BaseModelFirst(MultiInputActorCriticPolicy):
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, features_extractor_class=ChannelStatistics, net_arch=[64], log_std_init=-1.0, **kwargs)
+        super().__init__(
+            *args,
+            features_extractor_class=ChannelStatistics,
+            net_arch=[64],
+            log_std_init=-1.0,
+            **kwargs,
+        )
 
     def _build(self, lr_schedule):
         super()._build(lr_schedule)
@@ -39,12 +50,23 @@ class BaseModelFirst(MultiInputActorCriticPolicy):
 
 
 def make(num_envs, autoreset_mode):
-    return CoarseAction(gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1)
+    return CoarseAction(
+        gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1
+    )
 
 
 def main(timesteps=4_800, episodes=64):
     envs = SB3VecEnv(make(32, "SameStep"))
-    agent = PPO(BaseModelFirst, envs, n_steps=5, batch_size=40, learning_rate=1e-3, gamma=1.0, seed=0, device="cpu")
+    agent = PPO(
+        BaseModelFirst,
+        envs,
+        n_steps=5,
+        batch_size=40,
+        learning_rate=1e-3,
+        gamma=1.0,
+        seed=0,
+        device="cpu",
+    )
     agent.learn(timesteps)
     report = evaluate(agent, episodes, vector_env=make(min(32, episodes), "Disabled"))
     for who in ("base", "agent"):

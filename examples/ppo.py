@@ -1,7 +1,8 @@
 """PPO by hand: stable-baselines3 on the plain environment, about a minute on a laptop.
 
-The agent steers samples of a Gaussian mixture on the line to where the reward is highest, at -2.5. What an optimal
-agent would be paid is known, so the last line says how much of the way PPO has come.
+The agent steers samples of a Gaussian mixture on the line to where the reward is highest, at -2.5.
+What an optimal agent would be paid is known, so the last line says how much of the way PPO has
+come.
 """
 
 import gymnasium

@@ -1,7 +1,8 @@
 """REINFORCE by hand on the torch environment; the policy is the steered sampler itself, as in DDPO.
 
-Every denoising step draws the next state from a normal distribution, whose mean the network below moves. So the
-probability of a trajectory is known exactly, and no noise is added to the actions. What is climbed is
+Every denoising step draws the next state from a normal distribution, whose mean the network below
+moves. So the probability of a trajectory is known exactly, and no noise is added to the actions.
+What is climbed is
 
     E[R] = E[reward - KL(steered || free)], by its gradient E[(R - b) d log p(trajectory) - d KL].
 """
@@ -19,9 +20,16 @@ def main(iterations=300):
     torch.manual_seed(0)
 
     # An action of 1 moves the next state by one standard deviation.
-    env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", 10, reward_scale=30.0, action_type="control")
-    network = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
-    nn.init.zeros_(network[-1].weight), nn.init.zeros_(network[-1].bias)  # Untrained, it is the base model.
+    env = flowgym_gym.make(
+        "1d/gaussian_mixture", "1d/gaussian", 10, reward_scale=30.0, action_type="control"
+    )
+    network = nn.Sequential(
+        nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1)
+    )
+    (
+        nn.init.zeros_(network[-1].weight),
+        nn.init.zeros_(network[-1].bias),
+    )  # Untrained, it is the base model.
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
 
     def policy(x, t):
@@ -35,7 +43,12 @@ def main(iterations=300):
         advantages = to_go - to_go.mean(dim=1, keepdim=True)
 
         # All steps of all trajectories as one batch.
-        x, following = torch.stack([state.data for state in sample.trajectory]).unfold(0, 2, 1).flatten(0, 1).unbind(-1)
+        x, following = (
+            torch.stack([state.data for state in sample.trajectory])
+            .unfold(0, 2, 1)
+            .flatten(0, 1)
+            .unbind(-1)
+        )
         index = torch.arange(env.discretization_steps).repeat_interleave(len(sample))
         action, output = policy(FlowTensor(x), env.times[index]), env.predict(FlowTensor(x), index)
         log_prob = env.log_prob(x, output, action, following, index)
@@ -50,7 +63,10 @@ def main(iterations=300):
     sample = env.sample(4096, policy)
     mean = (env.reward_scale * sample.rewards - sample.control_costs.sum(dim=0)).mean().item()
     base, bound = uncontrolled_value(env), free_energy(env)
-    print(f"return of the base model {base:.2f}, of REINFORCE {mean:.2f}; no policy passes {bound:.2f}")
+    print(
+        f"return of the base model {base:.2f}, of REINFORCE {mean:.2f}; no policy passes "
+        f"{bound:.2f}"
+    )
     return base, mean, bound
 
 

@@ -1,7 +1,9 @@
-"""The batched environment in TorchRL: its own check of an environment, and whole episodes as a TensorDict.
+"""The batched environment in TorchRL: its own check of an environment, and whole episodes as a
+TensorDict.
 
-TorchRL takes vector environments that reset in the same step or, better, not by themselves: ``autoreset_mode`` says so
-here, since Gymnasium's default, the next step, is refused. With "SameStep" TorchRL loses an episode's last observation.
+TorchRL takes vector environments that reset in the same step or, better, not by themselves:
+``autoreset_mode`` says so here, since Gymnasium's default, the next step, is refused. With
+"SameStep" TorchRL loses an episode's last observation.
 """
 
 import gymnasium
@@ -17,7 +19,9 @@ MODES = ("Disabled", "SameStep")
 
 
 class WithoutPrompts(VectorWrapper):
-    """Leaves the prompts out of the infos: where episodes reset in the same step, TorchRL takes numbers alone."""
+    """Leaves the prompts out of the infos: where episodes reset in the same step, TorchRL takes
+    numbers alone.
+    """
 
     def __init__(self, env):
         super().__init__(env)
@@ -36,7 +40,9 @@ class WithoutPrompts(VectorWrapper):
 
 
 def make(mode, num_envs=3, **kwargs):
-    envs = gymnasium.make_vec(ID, num_envs=num_envs, autoreset_mode=mode, discretization_steps=STEPS, **kwargs)
+    envs = gymnasium.make_vec(
+        ID, num_envs=num_envs, autoreset_mode=mode, discretization_steps=STEPS, **kwargs
+    )
     return GymWrapper(WithoutPrompts(envs) if mode == "SameStep" else envs)
 
 
@@ -48,7 +54,10 @@ def main():
         env.set_seed(0)
         rollouts[mode] = env.rollout(2 * STEPS, break_when_any_done=False)
         returns = rollouts[mode]["next", "reward"].squeeze(-1).unflatten(-1, (2, STEPS)).sum(-1)
-        print(f"{mode}: specs are right; returns of two episodes each {returns.numpy().round(2).tolist()}")
+        print(
+            f"{mode}: specs are right; returns of two episodes each "
+            f"{returns.numpy().round(2).tolist()}"
+        )
     return rollouts
 
 

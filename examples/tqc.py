@@ -1,7 +1,7 @@
 """TQC from sb3-contrib steers Stable Diffusion to red pictures, in about a minute on a laptop.
 
-It learns off-policy, so it needs few episodes. Sixteen environments share each call of the network, and a coarse action
-(one number per latent channel) keeps the search small.
+It learns off-policy, so it needs few episodes. Sixteen environments share each call of the network,
+and a coarse action (one number per latent channel) keeps the search small.
 """
 
 import gymnasium
@@ -17,7 +17,9 @@ PAY = {"reward_scale": 10.0, "control_cost_weight": 0.005}
 
 
 def make(num_envs, autoreset_mode):
-    return CoarseAction(gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1)
+    return CoarseAction(
+        gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1
+    )
 
 
 def main(timesteps=4_000, episodes=64):
@@ -40,7 +42,9 @@ def main(timesteps=4_000, episodes=64):
     # The same held-out seeds for both; the agent acts without exploring.
     report = evaluate(agent, episodes, vector_env=make(min(32, episodes), "Disabled"))
     for who in ("base", "agent"):
-        red, cost, paid = (report[who][name]["mean"] for name in ("terminal_reward", "control_cost", "return"))
+        red, cost, paid = (
+            report[who][name]["mean"] for name in ("terminal_reward", "control_cost", "return")
+        )
         print(f"{who:5}: red {red:.3f}, control cost {cost:.1f} nats, return {paid:.2f}")
     return report
 

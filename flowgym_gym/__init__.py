@@ -1,7 +1,7 @@
 """Diffusion and flow models as Gymnasium environments: one denoising step is one ``Env.step``.
 
-Importing this package registers the environment ids with Gymnasium. It imports neither torch nor diffusers:
-the public names below, and the subpackages, are loaded when they are first used.
+Importing this package registers the environment ids with Gymnasium. It imports neither torch nor
+diffusers: the public names below, and the subpackages, are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ _LAZY = {
 }
 
 _SUBMODULES = {
-    "agents", "dynamics", "envs", "models", "optimal_control", "prompts", "rewards", "schedulers", "time_grid", "types",
+    "agents", "dynamics", "envs", "models", "optimal_control", "prompts", "rewards", "schedulers",
+    "time_grid", "types",
     "wrappers",
 }  # fmt: skip
 

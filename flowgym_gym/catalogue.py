@@ -74,11 +74,13 @@ REWARDS: dict[str, Item] = {
     ),
     "images/pickscore": Item(
         "rewards.clip:PickScoreReward",
-        "a prompt; weights: yuvalkirstain/PickScore_v1, processor: laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        "a prompt; weights: yuvalkirstain/PickScore_v1, processor: "
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     ),
     "images/aesthetic": Item(
         "rewards.clip:AestheticReward",
-        "clip: openai/clip-vit-large-patch14, head: a file of sac+logos+ava1-l14-linearMSE or sa_0_4_vit_l_14_linear",
+        "clip: openai/clip-vit-large-patch14, head: a file of sac+logos+ava1-l14-linearMSE or "
+        "sa_0_4_vit_l_14_linear",
     ),
     "images/image_reward": Item(
         "rewards.preference:ImageRewardReward",
@@ -90,7 +92,9 @@ REWARDS: dict[str, Item] = {
     ),
     "1d/binary": Item("rewards.vectors:BinaryReward"),
     "1d/gaussian": Item("rewards.vectors:GaussianReward"),
-    "2d/gaussian": Item("rewards.vectors:GaussianReward", defaults={"mean": (-2.0, -2.0), "std": 0.8}),
+    "2d/gaussian": Item(
+        "rewards.vectors:GaussianReward", defaults={"mean": (-2.0, -2.0), "std": 0.8}
+    ),
 }
 
 # Rewards made of rewards, which score whatever those score: each is there in every domain.
@@ -112,7 +116,9 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "flowgym/StableDiffusion-Sharpness-v0": _pays(SD, "images/sharpness", reward_scale=2000.0),
     "flowgym/StableDiffusion-Symmetry-v0": _pays(SD, "images/symmetry", reward_scale=300.0),
     "flowgym/StableDiffusion-Compression-v0": _pays(SD, "images/compression", reward_scale=30.0),
-    "flowgym/StableDiffusion-Incompression-v0": _pays(SD, "images/incompression", reward_scale=30.0),
+    "flowgym/StableDiffusion-Incompression-v0": _pays(
+        SD, "images/incompression", reward_scale=30.0
+    ),
     "flowgym/StableDiffusionXL-Red-v0": _pays("images/stable_diffusion_xl", "images/red"),
     "flowgym/StableDiffusion3-Red-v0": _pays("images/stable_diffusion_3", "images/red"),
     "flowgym/Flux-Red-v0": _pays("images/flux", "images/red"),
@@ -125,9 +131,15 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "flowgym/StableDiffusion-Aesthetic-v0": _pays(SD, "images/aesthetic", reward_scale=10.0),
     "flowgym/StableDiffusion-ImageReward-v0": _pays(SD, "images/image_reward", reward_scale=10.0),
     "flowgym/StableDiffusion-HPSv2-v0": _pays(SD, "images/hpsv2"),
-    "flowgym/GaussianMixture-Binary-v0": _pays("1d/gaussian_mixture", "1d/binary", **SHORT, reward_scale=10.0),
-    "flowgym/GaussianMixture-Gaussian-v0": _pays("1d/gaussian_mixture", "1d/gaussian", **SHORT, reward_scale=30.0),
-    "flowgym/GaussianMixture-Gaussian2D-v0": _pays("2d/gaussian_mixture", "2d/gaussian", **SHORT, reward_scale=50.0),
+    "flowgym/GaussianMixture-Binary-v0": _pays(
+        "1d/gaussian_mixture", "1d/binary", **SHORT, reward_scale=10.0
+    ),
+    "flowgym/GaussianMixture-Gaussian-v0": _pays(
+        "1d/gaussian_mixture", "1d/gaussian", **SHORT, reward_scale=30.0
+    ),
+    "flowgym/GaussianMixture-Gaussian2D-v0": _pays(
+        "2d/gaussian_mixture", "2d/gaussian", **SHORT, reward_scale=50.0
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""Checks of arguments that several parts share; each raises an OptionError that names value and expectation."""
+"""Checks of arguments that several parts share; each raises an OptionError that names value and
+expectation.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,14 @@ def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
 
 
 def check_weight(name: str, value: object, minimum: float = -math.inf, times: float = 1.0) -> None:
-    """As :func:`check_number`, for what is multiplied with numbers up to ``times``: float32 must hold the product."""
+    """As :func:`check_number`, for what is multiplied with numbers up to ``times``: float32 must
+    hold the product.
+    """
     check_number(name, value, minimum)
     if abs(float(value)) * times > LARGEST:  # type: ignore[arg-type]
         raise OptionError(
-            f"{name} is {shown(value)}, which gives rewards beyond float32; expected at most {LARGEST / times:.3g}"
+            f"{name} is {shown(value)}, which gives rewards beyond float32; expected at most "
+            f"{LARGEST / times:.3g}"
         )
 
 
@@ -47,22 +52,31 @@ def check_whole(name: str, value: object, minimum: int = 1, maximum: int | None 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise an OptionError unless ``value`` is one of ``choices``."""
     choices = tuple(choices)
-    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+    if not any(
+        value is choice or (type(value) is type(choice) and value == choice) for choice in choices
+    ):
         raise OptionError(f"{name} is {shown(value)}, expected one of {choices}")
 
 
-def check_once(name: str, value: object, where: str, others: Mapping[str, Any], key: str = "") -> None:
-    """Raise an OptionError if what ``name`` says is said again in the arguments ``others``, as ``key``."""
+def check_once(
+    name: str, value: object, where: str, others: Mapping[str, Any], key: str = ""
+) -> None:
+    """Raise an OptionError if what ``name`` says is said again in the arguments ``others``, as
+    ``key``.
+    """
     key = key or name
     if key in others:
         raise OptionError(
-            f"{name} is {shown(value)}, but {where} has {key!r}: {shown(others[key])}; give only one of them"
+            f"{name} is {shown(value)}, but {where} has {key!r}: {shown(others[key])}; give only "
+            "one of them"
         )
 
 
 def check_mapping(name: str, value: object) -> None:
     """Raise an OptionError unless ``value`` is None or a dictionary of arguments by name."""
-    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+    if value is not None and not (
+        isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    ):
         raise OptionError(f"{name} is {shown(value)}, expected a dictionary of arguments by name")
 
 

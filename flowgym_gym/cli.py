@@ -1,8 +1,9 @@
-"""The command line ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``, ``export``, ``frontier``.
+"""The command line ``flowgym-gym``: ``list``, ``sample``, ``train``, ``evaluate``, ``export``,
+``frontier``.
 
-Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after SIGINT and SIGTERM,
-141 if standard output cannot be written, as after ``| head``.
-torch and everything that needs it are imported by the commands that use them.
+Exit codes: 0 for success, 2 for input that cannot be used (one line says what), 130 and 143 after
+SIGINT and SIGTERM, 141 if standard output cannot be written, as after ``| head``. torch and
+everything that needs it are imported by the commands that use them.
 """
 
 from __future__ import annotations
@@ -70,13 +71,19 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"%(prog)s {flowgym_gym.__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="environment ids, base models, and rewards with what they need")
+    listing = commands.add_parser(
+        "list", help="environment ids, base models, and rewards with what they need"
+    )
     listing.set_defaults(command=list_ids)
 
     sample = commands.add_parser("sample", help="pictures of the base model with their rewards")
     sample.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
-    sample.add_argument("--n", type=int, default=16, help="number of samples (default: %(default)s)")
-    sample.add_argument("--seed", type=int, default=0, help="seed of the first sample (default: %(default)s)")
+    sample.add_argument(
+        "--n", type=int, default=16, help="number of samples (default: %(default)s)"
+    )
+    sample.add_argument(
+        "--seed", type=int, default=0, help="seed of the first sample (default: %(default)s)"
+    )
     sample.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG file to write")
     _add_set(sample, "an argument of the environment, such as prompts='a red heart'")
     sample.set_defaults(command=sample_base_model)
@@ -85,58 +92,109 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
     train.add_argument("--algo", help="ppo, sac or tqc (default: ppo, with --resume the run's own)")
     train.add_argument(
-        "--timesteps", type=int, help="environment steps of all sub-environments (default: the preset's)"
+        "--timesteps",
+        type=int,
+        help="environment steps of all sub-environments (default: the preset's)",
     )
-    train.add_argument("--num-envs", type=int, help="number of sub-environments (default: the preset's)")
+    train.add_argument(
+        "--num-envs", type=int, help="number of sub-environments (default: the preset's)"
+    )
     train.add_argument(
         "--seed",
         type=int,
-        help="random seed (default: 0); its sub-environments get seeds that no other seed's have (flowgym_gym.seeds), "
+        help="random seed (default: 0); its sub-environments get seeds that no other seed's have "
+        "(flowgym_gym.seeds), "
         "so that runs with different seeds share no noise",
     )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    train.add_argument("--no-evaluate", action="store_true", help="do not compare agent and base model at the end")
-    _add_set(train, "a setting of the preset, such as env.noise_level=0.5 or algo.learning_rate=1e-4")
+    train.add_argument(
+        "--no-evaluate", action="store_true", help="do not compare agent and base model at the end"
+    )
+    _add_set(
+        train, "a setting of the preset, such as env.noise_level=0.5 or algo.learning_rate=1e-4"
+    )
     train.set_defaults(command=train_agent)
 
-    evaluate = commands.add_parser("evaluate", help="compare the agent of a run with the base model")
+    evaluate = commands.add_parser(
+        "evaluate", help="compare the agent of a run with the base model"
+    )
     evaluate.add_argument("run", type=Path, metavar="DIR", help="run folder")
-    evaluate.add_argument("--episodes", type=int, default=EPISODES, help="episodes of each (default: %(default)s)")
-    evaluate.add_argument("--seed", type=int, default=0, help="first held-out seed (default: %(default)s)")
+    evaluate.add_argument(
+        "--episodes", type=int, default=EPISODES, help="episodes of each (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--seed", type=int, default=0, help="first held-out seed (default: %(default)s)"
+    )
     _add_which(evaluate)
     evaluate.set_defaults(command=evaluate_run)
 
-    export = commands.add_parser("export", help="write a run's policy alone, to act without stable-baselines3")
+    export = commands.add_parser(
+        "export", help="write a run's policy alone, to act without stable-baselines3"
+    )
     export.add_argument("run", type=Path, metavar="DIR", help="run folder")
-    export.add_argument("--out", type=Path, required=True, metavar="POLICY_DIR", help="folder to write, new or empty")
+    export.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="POLICY_DIR",
+        help="folder to write, new or empty",
+    )
     _add_which(export)
     export.set_defaults(command=export_policy)
 
-    frontier = commands.add_parser("frontier", help="reward against divergence: best of n, guidance and agents")
-    frontier.add_argument("env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0")
-    frontier.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder; what it holds is not repeated"
+    frontier = commands.add_parser(
+        "frontier", help="reward against divergence: best of n, guidance and agents"
     )
-    frontier.add_argument("--algos", nargs="*", default=["ppo", "sac"], help="agents (default: ppo sac)")
     frontier.add_argument(
-        "--reward-scales", type=float, nargs="+", metavar="S", help="what a reward of 1 is worth in nats, for agents"
+        "env", metavar="ENV", help="environment id, such as StableDiffusion-Red-v0"
     )
-    frontier.add_argument("--strengths", type=float, nargs="*", metavar="S", help="the same for guidance")
+    frontier.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder; what it holds is not repeated",
+    )
+    frontier.add_argument(
+        "--algos", nargs="*", default=["ppo", "sac"], help="agents (default: ppo sac)"
+    )
+    frontier.add_argument(
+        "--reward-scales",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="what a reward of 1 is worth in nats, for agents",
+    )
+    frontier.add_argument(
+        "--strengths", type=float, nargs="*", metavar="S", help="the same for guidance"
+    )
     frontier.add_argument(
         "--gradients",
         nargs="*",
         default=["endpoint"],
         help="guidance's gradient: endpoint, network (default: endpoint)",
     )
-    frontier.add_argument("--best-of", type=int, nargs="+", metavar="N", help="numbers of samples (default: 2 to 64)")
-    frontier.add_argument("--pool", type=int, default=1024, help="base samples to estimate from (default: %(default)s)")
     frontier.add_argument(
-        "--episodes", type=int, default=EPISODES, help="of each guidance and agent (default: %(default)s)"
+        "--best-of", type=int, nargs="+", metavar="N", help="numbers of samples (default: 2 to 64)"
+    )
+    frontier.add_argument(
+        "--pool",
+        type=int,
+        default=1024,
+        help="base samples to estimate from (default: %(default)s)",
+    )
+    frontier.add_argument(
+        "--episodes",
+        type=int,
+        default=EPISODES,
+        help="of each guidance and agent (default: %(default)s)",
     )
     frontier.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     frontier.add_argument("--timesteps", type=int, help="of each training (default: the preset's)")
-    frontier.add_argument("--batch-size", type=int, default=32, help="episodes at a time (default: %(default)s)")
+    frontier.add_argument(
+        "--batch-size", type=int, default=32, help="episodes at a time (default: %(default)s)"
+    )
     _add_set(frontier, "a setting of the presets, such as env.prompts='a red heart'")
     frontier.set_defaults(command=draw_frontier)
     return root
@@ -145,9 +203,13 @@ def parser() -> argparse.ArgumentParser:
 def list_ids(options: argparse.Namespace) -> int:
     """Print what is registered."""
     ids = sorted(id for id in gymnasium.registry if id.startswith("flowgym/"))
-    registries = {"base models": flowgym_gym.base_model_registry, "rewards": flowgym_gym.reward_registry}
+    registries = {
+        "base models": flowgym_gym.base_model_registry,
+        "rewards": flowgym_gym.reward_registry,
+    }
     needs = {
-        title: {name: registry.get(name).needs for name in registry.list()} for title, registry in registries.items()
+        title: {name: registry.get(name).needs for name in registry.list()}
+        for title, registry in registries.items()
     }
     for title, entries in {"environments": dict.fromkeys(ids, ""), **needs}.items():
         _tell(f"{title}:")
@@ -174,7 +236,11 @@ def sample_base_model(options: argparse.Namespace) -> int:
     env_id = full_id(options.env)
     kwargs = env_options(env_id, parse_assignments(_texts(options.set)))
     env = gymnasium.make_vec(
-        env_id, num_envs=min(options.n, BATCH), autoreset_mode="Disabled", render_mode="rgb_array", **kwargs
+        env_id,
+        num_envs=min(options.n, BATCH),
+        autoreset_mode="Disabled",
+        render_mode="rgb_array",
+        **kwargs,
     )
     env.reset(seed=options.seed)
     if not frames_of(env):
@@ -183,8 +249,13 @@ def sample_base_model(options: argparse.Namespace) -> int:
     try:
         picture_grid(options.out, [(env_id, episodes)])
     except OSError as error:
-        raise OptionError(f"--out is {options.out}, which cannot be written: {error.strerror or error}") from error
-    _tell(f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in {options.out}")
+        raise OptionError(
+            f"--out is {options.out}, which cannot be written: {error.strerror or error}"
+        ) from error
+    _tell(
+        f"mean reward {episodes.terminal_rewards.mean():.4f} of {options.n} samples; pictures in "
+        f"{options.out}"
+    )
     return 0
 
 
@@ -218,8 +289,12 @@ def train_agent(options: argparse.Namespace) -> int:
         _tell(f"to go on: {again}")
         return 128 + result.signal
     # Of samples that are no pictures there is no comparison to see.
-    drawn = " and ".join(name for name in ("learning_curve.png", "comparison.png") if (options.out / name).is_file())
-    _tell(f"trained for {result.timesteps} timesteps; see {drawn or 'metrics.csv'} in {options.out}")
+    drawn = " and ".join(
+        name for name in ("learning_curve.png", "comparison.png") if (options.out / name).is_file()
+    )
+    _tell(
+        f"trained for {result.timesteps} timesteps; see {drawn or 'metrics.csv'} in {options.out}"
+    )
     commands = [f"flowgym-gym evaluate {here}"]
     if not options.no_evaluate:
         _evaluate(options.out, EPISODES, seed=0)
@@ -249,7 +324,9 @@ def export_policy(options: argparse.Namespace) -> int:
     from flowgym_gym.agents import export
 
     folder = export(options.run, options.out, options.which)
-    _tell(f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it")
+    _tell(
+        f"the policy is in {folder}; flowgym_gym.agents.load_policy({str(folder)!r}) acts with it"
+    )
     return 0
 
 
@@ -297,7 +374,9 @@ def _evaluate(out: Path, episodes: int, seed: int, which: str = "best") -> None:
 
 
 def _texts(arguments: Sequence[str]) -> list[str]:
-    """Arguments as the UTF-8 that was typed, also where the locale, such as ``LANG=C``, has let Python escape it."""
+    """Arguments as the UTF-8 that was typed, also where the locale, such as ``LANG=C``, has let
+    Python escape it.
+    """
     texts = []
     for text in arguments:
         try:
@@ -314,7 +393,9 @@ def _tell(text: str) -> None:
 
 
 def _add_set(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"{what}; can be repeated")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"{what}; can be repeated"
+    )
 
 
 def _add_which(command: argparse.ArgumentParser) -> None:
@@ -322,7 +403,8 @@ def _add_which(command: argparse.ArgumentParser) -> None:
         "--which",
         choices=["best", "newest"],
         default="best",
-        help="the agent: the best in the evaluations of the run, if it had any, or the newest (default: %(default)s)",
+        help="the agent: the best in the evaluations of the run, if it had any, or the newest "
+        "(default: %(default)s)",
     )
 
 
@@ -339,7 +421,10 @@ def _check_path(name: str, path: Path) -> None:
         path.lstat()
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:  # too long, through a file, not permitted, or with a NUL in it
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # too long, through a file, not permitted, or with a NUL in it
         flag = "DIR" if name == "run" else f"--{name}"
         why = (isinstance(error, OSError) and error.strerror) or reason(error)
         raise OptionError(f"{flag} is {shown(str(path))}, which cannot be used: {why}") from error
@@ -351,4 +436,6 @@ def _check_png(path: Path) -> None:
     if path.is_dir():
         raise OptionError(f"--out is {path}, which is a folder; expected a file to write")
     if not path.absolute().parent.is_dir():
-        raise OptionError(f"--out is {path}, but there is no folder {path.absolute().parent}; make it first")
+        raise OptionError(
+            f"--out is {path}, but there is no folder {path.absolute().parent}; make it first"
+        )

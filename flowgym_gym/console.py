@@ -1,7 +1,7 @@
 """What is said to the user, on consoles of every encoding, and where there is none.
 
-A prompt may hold an emoji and a console may be of code page 1252; standard error may be closed, a pipe that nobody
-reads, or None (``pythonw``). None of that is a reason to end a training.
+A prompt may hold an emoji and a console may be of code page 1252; standard error may be closed, a
+pipe that nobody reads, or None (``pythonw``). None of that is a reason to end a training.
 """
 
 from __future__ import annotations

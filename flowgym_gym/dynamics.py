@@ -1,12 +1,14 @@
 r"""One controlled transition from a visited time to the next: the only implementation there is.
 
 A network output is first read as a pair :math:`(x_1, \varepsilon)` with
-:math:`x_t = \alpha_t x_1 + \beta_t \varepsilon` (table ``OUTPUTS``). A transition :math:`t \to s` then is the Gaussian
+:math:`x_t = \alpha_t x_1 + \beta_t \varepsilon` (table ``OUTPUTS``). A transition :math:`t \to s`
+then is the Gaussian
 
 .. math:: x_s = \mu + g_t c + \tau z, \qquad z \sim \mathcal N(0, I),
 
-in which the correction :math:`c` moves the mean linearly: it is added to the predicted velocity, to the predicted
-noise, or, as the control of stochastic optimal control, to :math:`z` itself (:math:`g_t = \tau`).
+in which the correction :math:`c` moves the mean linearly: it is added to the predicted velocity, to
+the predicted noise, or, as the control of stochastic optimal control, to :math:`z` itself
+(:math:`g_t = \tau`).
 
 Sampler ``"ddim"`` with noise level :math:`e`:
 
@@ -15,16 +17,18 @@ Sampler ``"ddim"`` with noise level :math:`e`:
              \left( \beta_t^2 - \frac{\alpha_t^2}{\alpha_s^2} \beta_s^2 \right), \qquad
     \mu = \alpha_s x_1 + \sqrt{\beta_s^2 - \tau^2}\, \varepsilon .
 
-On a diffusion schedule this is DDIM's own variance (Song et al., ICLR 2021, equation 16); :math:`e = 0` is the
-probability-flow ODE, :math:`e = 1` ancestral sampling, whose path is memoryless.
+On a diffusion schedule this is DDIM's own variance (Song et al., ICLR 2021, equation 16); :math:`e
+= 0` is the probability-flow ODE, :math:`e = 1` ancestral sampling, whose path is memoryless.
 
 Sampler ``"euler"`` is Euler-Maruyama on :math:`dx = b\, dt + \sigma\, dB`, with
-:math:`b = v + \frac{\sigma^2}{2 \eta} (v - \kappa x)` (Domingo-Enrich et al., Adjoint Matching, ICLR 2025).
+:math:`b = v + \frac{\sigma^2}{2 \eta} (v - \kappa x)` (Domingo-Enrich et al., Adjoint Matching,
+ICLR 2025).
 
 The control cost of a step is the divergence of the steered transition from the free one,
-:math:`\tfrac12 \lVert g_t c / \tau \rVert^2`; over an episode it sums to the divergence of the two path measures.
-Where an episode draws no noise at all (:math:`e = 0`), the memoryless :math:`\tau` (of ``"ddim"`` with :math:`e = 1`)
-takes its place and the cost is a control energy. Where even that is 0 the correction has no effect and costs nothing.
+:math:`\tfrac12 \lVert g_t c / \tau \rVert^2`; over an episode it sums to the divergence of the two
+path measures. Where an episode draws no noise at all (:math:`e = 0`), the memoryless :math:`\tau`
+(of ``"ddim"`` with :math:`e = 1`) takes its place and the cost is a control energy. Where even that
+is 0 the correction has no effect and costs nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +64,9 @@ class Schedule:
 
     @property
     def wronskian(self) -> Tensor:
-        r""":math:`\dot\alpha \beta - \alpha \dot\beta`, the determinant of the map from data and noise."""
+        r""":math:`\dot\alpha \beta - \alpha \dot\beta`, the determinant of the map from data and
+        noise.
+        """
         return self.alpha_dot * self.beta - self.alpha * self.beta_dot
 
 
@@ -93,7 +99,8 @@ OUTPUTS: dict[str, Callable[[Schedule], tuple[Pair, Pair]]] = {
 
 @dataclass(frozen=True)
 class Transitions:
-    """Coefficients of every transition of a grid, each of shape ``(steps,)``, float32, on the model's device.
+    """Coefficients of every transition of a grid, each of shape ``(steps,)``, float32, on the
+    model's device.
 
     Attributes:
         endpoint_x: Weight of the state in the expected sample ``x_1``.
@@ -128,14 +135,15 @@ class Transitions:
         Args:
             grid: The visited times.
             output_type: What the network predicts, a key of ``OUTPUTS``.
-            action_type: What a correction is added to: the predicted ``"velocity"`` or ``"noise"``, or, for
-                ``"control"``, the standard normal ``z`` that the transition draws.
+            action_type: What a correction is added to: the predicted ``"velocity"`` or ``"noise"``,
+                or, for ``"control"``, the standard normal ``z`` that the transition draws.
             sampler: ``"ddim"`` or ``"euler"``.
             noise_level: 0 (deterministic), or 1e-6 to 1 (memoryless).
             device: Where the coefficients are kept.
 
         Raises:
-            OptionError: If an argument is unknown or out of range, or if a coefficient would be infinite.
+            OptionError: If an argument is unknown or out of range, or if a coefficient would be
+                infinite.
         """
         check_choice("output_type", output_type, OUTPUTS)
         check_choice("action_type", action_type, ACTION_TYPES)
@@ -143,7 +151,8 @@ class Transitions:
         check_number("noise_level", noise_level, minimum=0)
         if noise_level > 1 or 0 < noise_level < LEAST_NOISE:
             raise OptionError(
-                f"noise_level is {noise_level}, expected 0 (ODE) or a number from {LEAST_NOISE} to 1 (memoryless)"
+                f"noise_level is {noise_level}, expected 0 (ODE) or a number from {LEAST_NOISE} to "
+                "1 (memoryless)"
             )
 
         start = Schedule(grid.alpha[:-1], grid.beta[:-1], grid.alpha_dot[:-1], grid.beta_dot[:-1])
@@ -155,7 +164,9 @@ class Transitions:
         if action_type == "control":
             gain = cost_std
         else:
-            (_, shift_endpoint), (_, shift_noise) = OUTPUTS["epsilon" if action_type == "noise" else "velocity"](start)
+            (_, shift_endpoint), (_, shift_noise) = OUTPUTS[
+                "epsilon" if action_type == "noise" else "velocity"
+            ](start)
             gain = from_endpoint * shift_endpoint + from_noise * shift_noise
         coefficients = cls(
             endpoint_x=p,
@@ -174,26 +185,35 @@ class Transitions:
         if (from_x < -1).any():
             warnings.warn(
                 f"Euler-Maruyama is unstable on this grid: it weighs the state at time "
-                f"{grid.times[:-1][from_x < -1][0]:.3g} by {from_x.min():.3g}; take more steps, a grid that starts "
-                "later, or the 'ddim' sampler",
+                f"{grid.times[:-1][from_x < -1][0]:.3g} by {from_x.min():.3g}; take more steps, a "
+                "grid that starts later, or the 'ddim' sampler",
                 stacklevel=2,
             )
-        return cls(**{f.name: getattr(coefficients, f.name).to(device, torch.float32) for f in fields(cls)})
+        return cls(
+            **{f.name: getattr(coefficients, f.name).to(device, torch.float32) for f in fields(cls)}
+        )
 
     def at(self, index: Tensor, ndim: int) -> Transitions:
-        """The coefficients of one transition per batch element, shaped to broadcast over ``ndim`` dimensions.
+        """The coefficients of one transition per batch element, shaped to broadcast over ``ndim``
+        dimensions.
 
         Args:
             index: Which transition each element takes, int64, shape ``(n,)``.
             ndim: Number of dimensions of the states, batch included.
         """
-        return Transitions(**{f.name: append_dims(getattr(self, f.name)[index], ndim) for f in fields(self)})
+        return Transitions(
+            **{f.name: append_dims(getattr(self, f.name)[index], ndim) for f in fields(self)}
+        )
 
     def endpoint(self, x: Tensor, output: Tensor) -> Tensor:
-        """The sample ``x_1`` that the model expects, shape ``(n, *)``; call on coefficients from :meth:`at`."""
+        """The sample ``x_1`` that the model expects, shape ``(n, *)``; call on coefficients from
+        :meth:`at`.
+        """
         return self.endpoint_x * x + self.endpoint_output * output
 
-    def step(self, x: Tensor, output: Tensor, correction: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, output: Tensor, correction: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Take the transition; call on coefficients from :meth:`at`.
 
         Args:
@@ -217,7 +237,8 @@ def control_cost(delta_mean: Tensor, std: Tensor) -> Tensor:
 
     Args:
         delta_mean: How far the correction moved the mean, shape ``(n, *)``.
-        std: Standard deviation of the transition, broadcastable to ``delta_mean``; 0 where nothing can be steered.
+        std: Standard deviation of the transition, broadcastable to ``delta_mean``; 0 where nothing
+            can be steered.
 
     Returns:
         Cost in nats, shape ``(n,)``; 0 where ``std`` is 0.
@@ -231,11 +252,12 @@ def control_cost(delta_mean: Tensor, std: Tensor) -> Tensor:
 
 
 def default_action_scale(transitions: Transitions, dimensions: int, cost: float) -> float:
-    r"""Action scale at which uniformly random actions in [-1, 1] cost ``cost`` nats over an episode on average.
+    r"""Action scale at which uniformly random actions in [-1, 1] cost ``cost`` nats over an episode
+    on average.
 
     The expected cost of such an agent is
-    :math:`\tfrac12 \cdot \text{scale}^2 \cdot \tfrac{d}{3} \sum_t (g_t / \tau_t)^2`, a third being the mean square of a
-    uniform number in [-1, 1].
+    :math:`\tfrac12 \cdot \text{scale}^2 \cdot \tfrac{d}{3} \sum_t (g_t / \tau_t)^2`, a third being
+    the mean square of a uniform number in [-1, 1].
 
     Args:
         transitions: Coefficients of the whole grid.
@@ -250,10 +272,14 @@ def default_action_scale(transitions: Transitions, dimensions: int, cost: float)
     return math.sqrt(6 * cost / (dimensions * squares)) if squares > 0 else 1.0
 
 
-def check_costs(transitions: Transitions, dimensions: int, action_scale: float, weight: float) -> None:
-    r"""Raise an OptionError where the control cost of an action in [-1, 1] would be infinite in float32.
+def check_costs(
+    transitions: Transitions, dimensions: int, action_scale: float, weight: float
+) -> None:
+    r"""Raise an OptionError where the control cost of an action in [-1, 1] would be infinite in
+    float32.
 
-    The largest cost of a step is :math:`\tfrac12 d\, (\text{scale}\; g_t / \tau_t)^2`, that of an action of ones.
+    The largest cost of a step is :math:`\tfrac12 d\, (\text{scale}\; g_t / \tau_t)^2`, that of an
+    action of ones.
 
     Args:
         transitions: Coefficients of the whole grid.
@@ -267,20 +293,32 @@ def check_costs(transitions: Transitions, dimensions: int, action_scale: float, 
     # The squares are summed before they are halved, and the weight multiplies the cost.
     if not cost * max(weight, 2.0) <= LARGEST / 2:
         raise OptionError(
-            f"action_scale is {action_scale:.4g} and control_cost_weight {weight:.4g}: a step would cost up to "
-            f"{cost:.3g} nats, and its reward be infinite in float32; take smaller ones"
+            f"action_scale is {action_scale:.4g} and control_cost_weight {weight:.4g}: a step "
+            f"would cost up to {cost:.3g} nats, and its reward be infinite in float32; take "
+            "smaller ones"
         )
 
 
-def _ddim_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights of ``x``, ``x_1`` and ``eps`` in the mean of the next state, and its standard deviation."""
+def _ddim_weights(
+    grid: Grid, start: Schedule, noise_level: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of ``x``, ``x_1`` and ``eps`` in the mean of the next state, and its standard
+    deviation.
+    """
     alpha_s, beta_s = grid.alpha[1:], grid.beta[1:]
     variance = (beta_s / start.beta) ** 2 * (start.beta**2 - (start.alpha / alpha_s * beta_s) ** 2)
     variance = noise_level**2 * variance.clamp(min=0)
-    return torch.zeros_like(alpha_s), alpha_s, (beta_s**2 - variance).clamp(min=0).sqrt(), variance.sqrt()
+    return (
+        torch.zeros_like(alpha_s),
+        alpha_s,
+        (beta_s**2 - variance).clamp(min=0).sqrt(),
+        variance.sqrt(),
+    )
 
 
-def _euler_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _euler_weights(
+    grid: Grid, start: Schedule, noise_level: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``_ddim_weights``, for a step of Euler-Maruyama."""
     dt = grid.times.diff()
     from_x, along_velocity, sigma = torch.ones_like(dt), dt, torch.zeros_like(dt)
@@ -291,7 +329,12 @@ def _euler_weights(grid: Grid, start: Schedule, noise_level: float) -> tuple[Ten
         kappa_over_eta = start.alpha_dot / (start.beta * start.wronskian)
         from_x = 1 - dt * sigma**2 / 2 * kappa_over_eta
         along_velocity = dt + dt * sigma**2 / 2 * inverse_eta
-    return from_x, along_velocity * start.alpha_dot, along_velocity * start.beta_dot, sigma * dt.sqrt()
+    return (
+        from_x,
+        along_velocity * start.alpha_dot,
+        along_velocity * start.beta_dot,
+        sigma * dt.sqrt(),
+    )
 
 
 def _raise_singular(
@@ -316,6 +359,7 @@ def _raise_singular(
     else:
         advice.append("check the schedule's derivatives there")
     raise OptionError(
-        f"{output_type!r} predictions with {action_type!r} corrections and the {sampler!r} sampler are singular at "
-        f"time {time:.4g} of this grid (alpha = {alpha:.4g}, beta = {beta:.4g}); {', or '.join(advice)}"
+        f"{output_type!r} predictions with {action_type!r} corrections and the {sampler!r} sampler "
+        f"are singular at time {time:.4g} of this grid (alpha = {alpha:.4g}, beta = {beta:.4g}); "
+        f"{', or '.join(advice)}"
     )

@@ -1,7 +1,7 @@
 """The errors that this package raises for input it cannot use.
 
-Each also derives from the standard error of its kind, so ``except ValueError`` and Gymnasium's own error classes
-work as everywhere else.
+Each also derives from the standard error of its kind, so ``except ValueError`` and Gymnasium's own
+error classes work as everywhere else.
 """
 
 from __future__ import annotations
@@ -82,10 +82,12 @@ class ClosedEnvironmentError(FlowGymError, gymnasium.error.ClosedEnvironmentErro
 
 
 def did_you_mean(word: object, choices: Iterable[str]) -> str:
-    """The choice that ``word`` is a misspelling of, as the end of an error message, or an empty string.
+    """The choice that ``word`` is a misspelling of, as the end of an error message, or an empty
+    string.
 
-    Names are compared part by part (``images/red``, ``learning_rate``), so that a long part that agrees
-    does not make up for another that means something else; leading or trailing parts may be left out.
+    Names are compared part by part (``images/red``, ``learning_rate``), so that a long part that
+    agrees does not make up for another that means something else; leading or trailing parts may be
+    left out.
 
     >>> did_you_mean("images/rde", ["images/red", "images/redness"])
     "; did you mean 'images/red'?"
@@ -136,7 +138,8 @@ def shown(value: object, limit: int = 200) -> str:
 
 
 def reason(error: BaseException, limit: int = 600) -> str:
-    r"""What a library's error says, all of its lines joined into one; its name where it says nothing.
+    r"""What a library's error says, all of its lines joined into one; its name where it says
+    nothing.
 
     >>> reason(ValueError("two\n  lines")), reason(KeyError())
     ('two lines', 'KeyError')

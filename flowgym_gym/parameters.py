@@ -38,9 +38,13 @@ def parameters_of(cls: type) -> tuple[inspect.Parameter, ...]:
     except ValueError:
         return ()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
-        # What an instance is made by otherwise, such as a metaclass, hands nothing on that is seen here.
+        # What an instance is made by otherwise, such as a metaclass, hands nothing on that is seen
+        # here.
         lines = [above for above in cls.__mro__ if "__init__" in vars(above)]
-        if lines and list(inspect.signature(vars(lines[0])["__init__"]).parameters.values())[1:] == own:
+        if (
+            lines
+            and list(inspect.signature(vars(lines[0])["__init__"]).parameters.values())[1:] == own
+        ):
             return tuple(_follow(lines))
     return tuple(own)
 
@@ -60,7 +64,9 @@ def _follow(lines: list[type]) -> Iterator[inspect.Parameter]:
         return
     yield from (parameter for parameter in own if parameter is not rest)
     # What the call itself gives is no longer open.
-    given = {parameter.name for parameter in own} | {keyword.arg for keyword in call.keywords if keyword.arg}
+    given = {parameter.name for parameter in own} | {
+        keyword.arg for keyword in call.keywords if keyword.arg
+    }
     for place, parameter in enumerate(_follow(lines[1:])):
         if parameter.kind is parameter.VAR_KEYWORD:
             yield parameter
@@ -69,7 +75,9 @@ def _follow(lines: list[type]) -> Iterator[inspect.Parameter]:
 
 
 def _handed_on(method: Callable[..., Any], name: str) -> ast.Call | None:
-    """The call ``super().__init__(..., **name)`` in a method that does nothing else with them; else None."""
+    """The call ``super().__init__(..., **name)`` in a method that does nothing else with them; else
+    None.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, SyntaxError):  # made up at run time

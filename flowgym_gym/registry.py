@@ -1,4 +1,5 @@
-"""Base models and rewards by name, as ``"domain/name"``: ``"images/stable_diffusion"``, ``"images/red"``.
+"""Base models and rewards by name, as ``"domain/name"``: ``"images/stable_diffusion"``,
+``"images/red"``.
 
 >>> from flowgym_gym.registry import Registry
 >>> registry = Registry("fruit")
@@ -20,7 +21,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
-from flowgym_gym.errors import OptionError, UnknownIdError, UnknownOptionError, did_you_mean, reason, shown
+from flowgym_gym.errors import (
+    OptionError,
+    UnknownIdError,
+    UnknownOptionError,
+    did_you_mean,
+    reason,
+    shown,
+)
 from flowgym_gym.parameters import NAMED, parameters_of
 from flowgym_gym.sharing import Shared, places
 
@@ -61,7 +69,8 @@ class RegistryEntry:
     def options(self) -> set[str] | None:
         """Names of the keyword arguments that the class takes; None if it takes any.
 
-        ``**kwargs`` that the class hands to ``super().__init__`` are those that the next class takes.
+        ``**kwargs`` that the class hands to ``super().__init__`` are those that the next class
+        takes.
         """
         parameters = parameters_of(self.cls)
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -73,29 +82,35 @@ class RegistryEntry:
 
         Raises:
             UnknownOptionError: If the class has no argument of that name.
-            OptionError: If an argument is missing that the class has no default for, or the class is abstract.
+            OptionError: If an argument is missing that the class has no default for, or the class
+                is abstract.
         """
         options = self.options()
         given = {**self.default_kwargs, **kwargs}
         for name in given:
             if options is not None and name not in options:
                 raise UnknownOptionError(
-                    f"{self.id!r} has no option {shown(name)}{did_you_mean(name, options)} (it has {sorted(options)})"
+                    f"{self.id!r} has no option {shown(name)}{did_you_mean(name, options)} (it has "
+                    f"{sorted(options)})"
                 )
         for p in parameters_of(self.cls):
             required = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
             if required and (p.name not in given or p.kind is p.POSITIONAL_ONLY):
                 needs = f" (it needs {self.needs})" if self.needs else ""
                 raise OptionError(
-                    f"{self.id!r} needs the argument {p.name!r}, which was not given{needs}; give it in "
-                    f"{self.kind}_kwargs={{{p.name!r}: ...}}"
+                    f"{self.id!r} needs the argument {p.name!r}, which was not given{needs}; give "
+                    f"it in {self.kind}_kwargs={{{p.name!r}: ...}}"
                 )
         missing = sorted(getattr(self.cls, "__abstractmethods__", ()))
         if missing:
-            raise OptionError(f"{self.id!r} is a {self.cls.__name__}, which does not define {', '.join(missing)}")
+            raise OptionError(
+                f"{self.id!r} is a {self.cls.__name__}, which does not define {', '.join(missing)}"
+            )
         return self.cls(**given)
 
-    def shared(self, arguments: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> Any:
+    def shared(
+        self, arguments: Mapping[str, Any], resolved: Mapping[str, Any] | None = None
+    ) -> Any:
         """The instance with these arguments, made once per process for all who ask for it.
 
         It is made anew where a file that the arguments name has changed, and for everyone where it
@@ -121,7 +136,9 @@ class RegistryEntry:
             (self.cls, text, files),
             files,
             make=lambda: self.instantiate(**given),
-            good=lambda made: not getattr(made, "stateful", False) and not getattr(made, "moved", False),
+            good=lambda made: (
+                not getattr(made, "stateful", False) and not getattr(made, "moved", False)
+            ),
         )
 
 
@@ -143,32 +160,50 @@ class Registry:
     ) -> Callable[[C], C]: ...
 
     @overload
-    def register(self, id: str, entry_point: type | str, *, needs: str = "", **default_kwargs: Any) -> type | str: ...
+    def register(
+        self, id: str, entry_point: type | str, *, needs: str = "", **default_kwargs: Any
+    ) -> type | str: ...
 
     def register(
-        self, id: str, entry_point: type | str | None = None, *, needs: str = "", **default_kwargs: Any
+        self,
+        id: str,
+        entry_point: type | str | None = None,
+        *,
+        needs: str = "",
+        **default_kwargs: Any,
     ) -> Any:
-        """Register a class, as a decorator or directly; a string ``"module:Class"`` is imported on first use.
+        """Register a class, as a decorator or directly; a string ``"module:Class"`` is imported on
+        first use.
 
         Args:
-            id: ``"domain/name"``; a base model and a reward go together if their domains are the same.
+            id: ``"domain/name"``; a base model and a reward go together if their domains are the
+                same.
             entry_point: The class; left out when used as a decorator.
-            needs: What it needs besides this package, such as a prompt or weights; ``flowgym-gym list`` shows it.
+            needs: What it needs besides this package, such as a prompt or weights; ``flowgym-gym
+                list`` shows it.
             **default_kwargs: Arguments of the class that an id fixes.
 
         Raises:
-            OptionError: If ``id`` is not of that form, or what is registered is no class, such as a function that
-                makes one.
+            OptionError: If ``id`` is not of that form, or what is registered is no class, such as a
+                function that makes one.
         """
         if not isinstance(id, str) or not all(id.partition("/")):
-            raise OptionError(f"a {self.kind} id reads 'domain/name', such as 'images/my_{self.kind}'; got {shown(id)}")
+            raise OptionError(
+                f"a {self.kind} id reads 'domain/name', such as 'images/my_{self.kind}'; got "
+                f"{shown(id)}"
+            )
 
         def add(cls: Any) -> Any:
             _check_entry_point(cls, f"{self.kind} {id!r}")
             old = self._entries.get(id)
             if old is not None and _name(old.entry_point) != _name(cls):
-                warnings.warn(f"{self.kind} {id!r} is registered again: {_name(cls)} replaces it", stacklevel=3)
-            self._entries[id] = RegistryEntry(id, cls, default_kwargs, needs, self.kind, self._instances)
+                warnings.warn(
+                    f"{self.kind} {id!r} is registered again: {_name(cls)} replaces it",
+                    stacklevel=3,
+                )
+            self._entries[id] = RegistryEntry(
+                id, cls, default_kwargs, needs, self.kind, self._instances
+            )
             return cls
 
         return add if entry_point is None else add(entry_point)
@@ -187,7 +222,9 @@ class Registry:
         return self._entries[id]
 
     def forget_instances(self) -> None:
-        """Forget what :meth:`RegistryEntry.shared` made, so that its memory is freed once nobody uses it."""
+        """Forget what :meth:`RegistryEntry.shared` made, so that its memory is freed once nobody
+        uses it.
+        """
         self._instances.clear()
 
     def list(self) -> list[str]:
@@ -216,10 +253,18 @@ def _check_entry_point(entry_point: object, what: str) -> None:
     good = isinstance(entry_point, type)
     if isinstance(entry_point, str):
         module, colon, name = entry_point.partition(":")
-        good = bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+        good = bool(colon) and all(
+            part.isidentifier() for part in (*module.split("."), *name.split("."))
+        )
     if not good:
-        function = "; of a function make a subclass whose __init__ does the same" if callable(entry_point) else ""
-        raise OptionError(f"{what} is {shown(entry_point)}, expected a class or 'module:Class'{function}")
+        function = (
+            "; of a function make a subclass whose __init__ does the same"
+            if callable(entry_point)
+            else ""
+        )
+        raise OptionError(
+            f"{what} is {shown(entry_point)}, expected a class or 'module:Class'{function}"
+        )
 
 
 def _import_class(entry_point: str, what: str) -> type:
@@ -233,8 +278,14 @@ def _import_class(entry_point: str, what: str) -> type:
         raise OptionError(f"{where}, but there is no such module ({reason(error)})") from error
     for part in name.split("."):
         if not hasattr(found, part):
-            classes = [key for key, value in getattr(found, "__dict__", {}).items() if isinstance(value, type)]
-            raise OptionError(f"{where}, but there is no {part!r} in it{did_you_mean(part, classes)}")
+            classes = [
+                key
+                for key, value in getattr(found, "__dict__", {}).items()
+                if isinstance(value, type)
+            ]
+            raise OptionError(
+                f"{where}, but there is no {part!r} in it{did_you_mean(part, classes)}"
+            )
         found = getattr(found, part)
     if not isinstance(found, type):
         _check_entry_point(None if isinstance(found, str) else found, f"{where}, which")

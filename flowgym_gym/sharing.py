@@ -1,7 +1,8 @@
-"""Models and rewards that are made once per process, for as long as the files they were made of stay the same.
+"""Models and rewards that are made once per process, for as long as the files they were made of
+stay the same.
 
-What arguments name is known by its absolute path, so that a relative one means another thing in another folder, and by
-the times and sizes of the files that lie there.
+What arguments name is known by its absolute path, so that a relative one means another thing in
+another folder, and by the times and sizes of the files that lie there.
 """
 
 from __future__ import annotations
@@ -20,19 +21,28 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 class Shared:
-    """Values by key; one is made again where the files it was made of have changed, in place of the older one."""
+    """Values by key; one is made again where the files it was made of have changed, in place of the
+    older one.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[list[Stamp], Any]] = {}
 
-    def get(self, key: Hashable, places: Iterable[str], make: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
+    def get(
+        self,
+        key: Hashable,
+        places: Iterable[str],
+        make: Callable[[], Any],
+        good: Callable[[Any], bool],
+    ) -> Any:
         """The value of a key.
 
         Args:
             key: What it is known by.
             places: Files and folders that it is made of.
             make: Makes it.
-            good: Whether a value may be shared, when it is made and later, when it is handed out again.
+            good: Whether a value may be shared, when it is made and later, when it is handed out
+                again.
         """
         stamps = [stamp(place) for place in places]
         kept = self._kept.get(key)
@@ -53,7 +63,11 @@ def stamp(place: str) -> Stamp:
     path = Path(place)
     files = [path]
     if path.is_dir():
-        files = [Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names]
+        files = [
+            Path(folder) / name
+            for folder, _, names in os.walk(path, followlinks=True)
+            for name in names
+        ]
     found = []
     for file in sorted(files):
         try:
@@ -65,7 +79,9 @@ def stamp(place: str) -> Stamp:
 
 
 def places(value: Any) -> Iterator[str]:
-    """Absolute paths of what arguments name on this machine, wherever in dictionaries and lists it stands."""
+    """Absolute paths of what arguments name on this machine, wherever in dictionaries and lists it
+    stands.
+    """
     if isinstance(value, Mapping):
         for entry in value.values():
             yield from places(entry)

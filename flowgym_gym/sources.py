@@ -1,6 +1,7 @@
 """Where checkpoints and weights are: a folder or file on this machine, or a repository of the Hub.
 
-One rule holds for every name of weights, such as ``checkpoint``, ``lora`` and the arguments of rewards:
+One rule holds for every name of weights, such as ``checkpoint``, ``lora`` and the arguments of
+rewards:
 
 1. What exists on this machine is that, always.
 2. ``"hub:owner/name"`` is the Hub's ``owner/name``.
@@ -86,7 +87,9 @@ def find_source(argument: str, value: object, expected: str) -> Source:
         # Caches of the Hub are links to files without an ending, which are not followed.
         return Source(os.path.abspath(path), local=True, file=True)
     if path.exists():
-        raise CheckpointError(f"{argument} {shown(name)} is neither a folder nor a file; expected {expected}")
+        raise CheckpointError(
+            f"{argument} {shown(name)} is neither a folder nor a file; expected {expected}"
+        )
     id = name.removeprefix(HUB)
     if isinstance(value, str) and is_hub_id(id) and (id != name or not looks_local(id)):
         return Source(id, local=False)
@@ -94,7 +97,8 @@ def find_source(argument: str, value: object, expected: str) -> Source:
 
 
 def find_file(argument: str, value: object, expected: str) -> Path:
-    """A file on this machine, by the same rule; one on the Hub, ``"owner/name:file"``, is brought here.
+    """A file on this machine, by the same rule; one on the Hub, ``"owner/name:file"``, is brought
+    here.
 
     Raises:
         CheckpointError: If it is no name, or the file is missing or cannot be had.
@@ -104,7 +108,9 @@ def find_file(argument: str, value: object, expected: str) -> Path:
     if path.is_file():
         return Path(os.path.abspath(path))
     if path.exists():
-        raise CheckpointError(f"{argument} {shown(name)} is a folder or no file; expected {expected}")
+        raise CheckpointError(
+            f"{argument} {shown(name)} is a folder or no file; expected {expected}"
+        )
     id, colon, file = name.removeprefix(HUB).partition(":")
     inside = colon and file and ".." not in file.split("/") and not file.startswith("/")
     known = name.startswith(HUB) or not looks_local(id)
@@ -116,8 +122,8 @@ def find_file(argument: str, value: object, expected: str) -> Path:
         return Path(hf_hub_download(id, file))
     except Exception as error:
         raise CheckpointError(
-            f"{file!r} of {id!r} on the Hub could not be had: {type(error).__name__}: {reason(error)}; "
-            f"expected {expected}"
+            f"{file!r} of {id!r} on the Hub could not be had: {type(error).__name__}: "
+            f"{reason(error)}; expected {expected}"
         ) from error
 
 
@@ -153,7 +159,9 @@ def exists(name: object) -> bool:
         return False
 
 
-def _missing(argument: str, name: str, path: Path, expected: str, id: str, file: str = "") -> CheckpointError:
+def _missing(
+    argument: str, name: str, path: Path, expected: str, id: str, file: str = ""
+) -> CheckpointError:
     where = f"{argument} {shown(name)} was not found, looked for in {shown(os.path.abspath(path))}"
     insist = f"; if the Hub's {id!r} is meant, write {HUB + id + file!r}" if is_hub_id(id) else ""
     return CheckpointError(f"{where}; expected {expected}{insist}")

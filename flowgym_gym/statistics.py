@@ -7,11 +7,15 @@ import math
 import numpy as np
 
 CONFIDENCE = 0.95
-FORMULA = "mean +- t * s / sqrt(n), s with denominator n - 1, t of Student's distribution with n - 1 degrees of freedom"
+FORMULA = (
+    "mean +- t * s / sqrt(n), s with denominator n - 1, t of Student's distribution with n - 1 "
+    "degrees of freedom"
+)
 
 
 def mean_and_interval(values: np.ndarray) -> dict[str, float]:
-    """Mean with its 95 % confidence interval, and the sample standard deviation; of a single value the mean alone.
+    """Mean with its 95 % confidence interval, and the sample standard deviation; of a single value
+    the mean alone.
 
     >>> {k: round(v, 3) for k, v in mean_and_interval(np.array([1.0, 2.0, 3.0, 4.0])).items()}
     {'mean': 2.5, 'low': 0.446, 'high': 4.554, 'std': 1.291}

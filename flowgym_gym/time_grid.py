@@ -1,8 +1,9 @@
 """Which times, and which of the model's time steps, an episode visits.
 
-An episode of ``steps`` transitions visits ``steps`` states and ends in one more. On a discrete schedule the grid
-carries the integer time steps themselves, so that no rounding of a time decides them. The spacings are those of
-diffusers (Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, WACV 2024, table 2).
+An episode of ``steps`` transitions visits ``steps`` states and ends in one more. On a discrete
+schedule the grid carries the integer time steps themselves, so that no rounding of a time decides
+them. The spacings are those of diffusers (Lin et al., Common Diffusion Noise Schedules and Sample
+Steps are Flawed, WACV 2024, table 2).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ SPACINGS = ("leading", "trailing", "linspace")
 
 @dataclass(frozen=True)
 class Grid:
-    """The states an episode goes through, and the schedule's coefficients there; float64, on the CPU.
+    """The states an episode goes through, and the schedule's coefficients there; float64, on the
+    CPU.
 
     Attributes:
         times: Increasing, shape ``(steps + 1,)``, the last one 1.
-        timesteps: The model's integer time steps, shape ``(steps,)``; None where the model takes ``t`` itself.
+        timesteps: The model's integer time steps, shape ``(steps,)``; None where the model takes
+            ``t`` itself.
         alpha: Weight of the data, shape ``(steps + 1,)``.
         beta: Weight of the noise, shape ``(steps + 1,)``.
         alpha_dot: Time derivative of ``alpha``; the last one is not used.
@@ -47,28 +50,42 @@ class Grid:
     sigma: Tensor
 
     def __post_init__(self) -> None:
-        # The last transition may take no time: on a discrete schedule time step 0 lies at time 1, before the final one.
+        # The last transition may take no time: on a discrete schedule time step 0 lies at time 1,
+        # before the final one.
         wrong = self.times[:-1].diff() <= 0
-        if len(self.times) < 2 or bool(wrong.any()) or not 0 <= self.times[0] <= self.times[-2] <= self.times[-1] == 1:
+        if (
+            len(self.times) < 2
+            or bool(wrong.any())
+            or not 0 <= self.times[0] <= self.times[-2] <= self.times[-1] == 1
+        ):
             for at in wrong.nonzero().flatten().tolist():
                 raise OptionError(
-                    f"times go from {self.times[at].item():.6g} to {self.times[at + 1].item():.6g} at step {at} of the "
-                    "grid, expected times that increase from 0 (noise) to 1 (data)"
+                    f"times go from {self.times[at].item():.6g} to {self.times[at + 1].item():.6g} "
+                    f"at step {at} of the grid, expected times that increase from 0 (noise) to 1 "
+                    "(data)"
                 )
             raise OptionError(
-                f"times are {shown(self.times.tolist())}, expected two or more that lie in [0, 1] and end with 1"
+                f"times are {shown(self.times.tolist())}, expected two or more that lie in [0, 1] "
+                "and end with 1"
             )
         for name in ("alpha", "beta", "alpha_dot", "beta_dot", "sigma"):
             values = getattr(self, name)
             if values.shape != self.times.shape:
                 raise OptionError(
-                    f"{name} of the grid has shape {tuple(values.shape)}, expected {tuple(self.times.shape)}"
+                    f"{name} of the grid has shape {tuple(values.shape)}, expected "
+                    f"{tuple(self.times.shape)}"
                 )
-        for name, values, rises in (("alpha", self.alpha, self.alpha.diff()), ("beta", self.beta, -self.beta.diff())):
-            if not bool(torch.isfinite(values).all() and (values >= 0).all() and (rises >= -1e-12).all()):
+        for name, values, rises in (
+            ("alpha", self.alpha, self.alpha.diff()),
+            ("beta", self.beta, -self.beta.diff()),
+        ):
+            if not bool(
+                torch.isfinite(values).all() and (values >= 0).all() and (rises >= -1e-12).all()
+            ):
                 raise OptionError(
-                    f"{name} goes from {values[0].item():.4g} to {values[-1].item():.4g} along the grid; time runs "
-                    "from noise (0) to data (1), so alpha must not fall, beta must not rise, and neither be negative"
+                    f"{name} goes from {values[0].item():.4g} to {values[-1].item():.4g} along the "
+                    "grid; time runs from noise (0) to data (1), so alpha must not fall, beta "
+                    "must not rise, and neither be negative"
                 )
 
     @property
@@ -84,8 +101,8 @@ def check_steps(steps: Steps, spacing: str | None, spacings: Sequence[str]) -> l
         The visited times if ``steps`` lists them, else None.
 
     Raises:
-        OptionError: Unless ``steps`` is a positive integer or a sequence of finite numbers, and ``spacing`` is None or
-            known; a sequence leaves nothing to be spaced.
+        OptionError: Unless ``steps`` is a positive integer or a sequence of finite numbers, and
+            ``spacing`` is None or known; a sequence leaves nothing to be spaced.
     """
     if isinstance(steps, Sequence | np.ndarray | Tensor) and not isinstance(steps, str | bytes):
         try:
@@ -93,10 +110,14 @@ def check_steps(steps: Steps, spacing: str | None, spacings: Sequence[str]) -> l
         except (TypeError, ValueError, RuntimeError, OverflowError):
             times = torch.empty(0, device="cpu")
         if times.ndim != 1 or len(times) == 0 or not bool(torch.isfinite(times).all()):
-            raise OptionError(f"discretization_steps is {shown(steps)}, expected a number of steps or a list of times")
+            raise OptionError(
+                f"discretization_steps is {shown(steps)}, expected a number of steps or a list of "
+                "times"
+            )
         if spacing is not None:
             raise OptionError(
-                f"spacing is {shown(spacing)}, but discretization_steps lists the times; leave one of them out"
+                f"spacing is {shown(spacing)}, but discretization_steps lists the times; leave one "
+                "of them out"
             )
         return times.tolist()
     check_whole("discretization_steps", steps, maximum=MAX_STEPS)
@@ -114,12 +135,15 @@ def check_timesteps(size: int, timesteps: Sequence[float]) -> np.ndarray:
     k = np.asarray(timesteps)
     if (k != np.round(k)).any() or k.max() >= size or k.min() < 0:
         raise OptionError(
-            f"discretization_steps is {shown(list(timesteps))}, expected time steps of the model: whole numbers from "
-            f"{size - 1} (noise) to 0 (data)"
+            f"discretization_steps is {shown(list(timesteps))}, expected time steps of the model: "
+            f"whole numbers from {size - 1} (noise) to 0 (data)"
         )
     k = k.astype(np.int64)
     for i in np.flatnonzero(np.diff(k) >= 0)[:1]:
-        raise OptionError(f"time step {k[i]} is followed by {k[i + 1]}; listed time steps must decrease, noise first")
+        raise OptionError(
+            f"time step {k[i]} is followed by {k[i + 1]}; listed time steps must decrease, noise "
+            "first"
+        )
     return k
 
 
@@ -139,7 +163,9 @@ def visited_timesteps(size: int, steps: int, spacing: str, steps_offset: int) ->
         OptionError: If the grid would leave the model's range or visit a time step twice.
     """
     if steps > size:
-        raise OptionError(f"discretization_steps is {steps}, but the model has only {size} time steps")
+        raise OptionError(
+            f"discretization_steps is {steps}, but the model has only {size} time steps"
+        )
     k: np.ndarray
     if spacing == "leading":
         k = np.arange(steps)[::-1] * (size // steps) + steps_offset
@@ -150,7 +176,8 @@ def visited_timesteps(size: int, steps: int, spacing: str, steps_offset: int) ->
     k = k.astype(np.int64)
     if k[0] >= size or k[-1] < 0 or (np.diff(k) >= 0).any():
         raise OptionError(
-            f"{steps} {spacing} steps with offset {steps_offset} would visit time steps {k[-1]} to {k[0]}, "
-            f"but each of 0 to {size - 1} can be visited once; take fewer steps or another spacing"
+            f"{steps} {spacing} steps with offset {steps_offset} would visit time steps {k[-1]} to "
+            f"{k[0]}, but each of 0 to {size - 1} can be visited once; take fewer steps or another "
+            "spacing"
         )
     return k

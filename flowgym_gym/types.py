@@ -34,11 +34,16 @@ class FlowTensor:
         if not isinstance(data, Tensor):
             raise TypeError(f"FlowTensor holds a torch.Tensor, got {type(data).__name__}")
         if data.ndim < 1:
-            raise ValueError("FlowTensor holds a batch, shape (n, *); got a tensor with no dimension")
+            raise ValueError(
+                "FlowTensor holds a batch, shape (n, *); got a tensor with no dimension"
+            )
         self.data = data
 
     def __repr__(self) -> str:
-        return f"FlowTensor(shape={tuple(self.data.shape)}, dtype={self.data.dtype}, device={self.data.device})"
+        return (
+            f"FlowTensor(shape={tuple(self.data.shape)}, dtype={self.data.dtype}, "
+            f"device={self.data.device})"
+        )
 
     def __len__(self) -> int:
         return self.data.shape[0]
@@ -127,7 +132,9 @@ class FlowTensor:
         """Record operations for gradients, in place."""
         return self.apply(lambda x: x.requires_grad_(mode))
 
-    def gradient(self: D, outputs: Tensor, create_graph: bool = False, retain_graph: bool = False) -> D:
+    def gradient(
+        self: D, outputs: Tensor, create_graph: bool = False, retain_graph: bool = False
+    ) -> D:
         """Gradient of the sum of ``outputs`` with respect to the states."""
         (gradient,) = torch.autograd.grad(
             outputs.sum(), self.data, create_graph=create_graph, retain_graph=retain_graph
@@ -168,7 +175,9 @@ class FlowTensor:
 
 
 def oddity(tensor: Tensor) -> str | None:
-    """What keeps a tensor from being an array of real numbers, in words; None where nothing does."""
+    """What keeps a tensor from being an array of real numbers, in words; None where nothing
+    does.
+    """
     if tensor.device.type == "meta":
         return "a tensor on the device 'meta', which holds no numbers"
     if tensor.is_quantized:
@@ -195,5 +204,7 @@ def real_tensor(values: object, device: torch.device | str = "cpu") -> Tensor:
 
 
 def append_dims(values: Tensor, ndim: int) -> Tensor:
-    """Append dimensions of size 1 to a tensor of shape ``(n,)`` until it has ``ndim``, so that it broadcasts."""
+    """Append dimensions of size 1 to a tensor of shape ``(n,)`` until it has ``ndim``, so that it
+    broadcasts.
+    """
     return values.reshape(values.shape + (1,) * (ndim - values.ndim))

@@ -18,24 +18,28 @@ def check_filled(where: str, model: nn.Module, report: Mapping[str, Any]) -> Non
     Args:
         where: Where the weights are, for messages.
         model: What they were loaded into.
-        report: What ``from_pretrained(..., output_loading_info=True)`` of diffusers or transformers returned; what the
-            libraries themselves regard as harmless is not in it.
+        report: What ``from_pretrained(..., output_loading_info=True)`` of diffusers or transformers
+            returned; what the libraries themselves regard as harmless is not in it.
     """
     kind = type(model).__name__
     if missing := sorted(report["missing_keys"]):
         unused = sorted(report["unexpected_keys"])
         left_over = f"; left over: {some(unused)}" if unused else ""
-        raise CheckpointError(f"{where} does not fill a {kind}; missing: {some(missing)}{left_over}")
+        raise CheckpointError(
+            f"{where} does not fill a {kind}; missing: {some(missing)}{left_over}"
+        )
     if mismatched := sorted(report["mismatched_keys"]):
         name, got, expected = mismatched[0]
         raise CheckpointError(
-            f"{where} does not fit a {kind}; of another shape: {some([key for key, *_ in mismatched])}; "
-            f"{name} has shape {tuple(got)}, expected {tuple(expected)}"
+            f"{where} does not fit a {kind}; of another shape: "
+            f"{some([key for key, *_ in mismatched])}; {name} has shape {tuple(got)}, expected "
+            f"{tuple(expected)}"
         )
     if left := _left_over(model, report["unexpected_keys"]):
         raise CheckpointError(
-            f"{where} holds more than the {kind} of its configuration; left over: {some(left)}; either the "
-            "configuration is another model's, or the weights were saved before adapters were merged"
+            f"{where} holds more than the {kind} of its configuration; left over: {some(left)}; "
+            "either the configuration is another model's, or the weights were saved before "
+            "adapters were merged"
         )
 
 

@@ -1,8 +1,9 @@
 """Agents that learn, against the known optimum: ``python -m studies.optimality``.
 
-Trains the presets of the Gaussian mixtures on several seeds and says how much of the way they come from the return of
-the base model to the optimum of dynamic programming, beside the free energy, which no policy passes. Returns are
-expectations, worked out on the cells of the optimum for the deterministic policy: nothing is sampled.
+Trains the presets of the Gaussian mixtures on several seeds and says how much of the way they come
+from the return of the base model to the optimum of dynamic programming, beside the free energy,
+which no policy passes. Returns are expectations, worked out on the cells of the optimum for the
+deterministic policy: nothing is sampled.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ from flowgym_gym.agents.runs.files import CONFIG, write_json
 from flowgym_gym.agents.runs.presets import ALGORITHMS, complete, full_id, load_preset
 from flowgym_gym.agents.runs.settings import override, parse_assignments
 from flowgym_gym.optimal_control.bound import free_energy
-from flowgym_gym.optimal_control.optimum import Policy, optimal_value, policy_value, uncontrolled_value
+from flowgym_gym.optimal_control.optimum import (
+    Policy,
+    optimal_value,
+    policy_value,
+    uncontrolled_value,
+)
 from flowgym_gym.statistics import mean_and_interval
 
 RESULTS = Path(__file__).parent / "results" / "optimality.json"
@@ -39,20 +45,33 @@ RUNS = Path("runs/optimality")
 IDS = [f"flowgym/GaussianMixture-{reward}-v0" for reward in ("Gaussian", "Binary", "Gaussian2D")]
 DRAWN = IDS[0]
 TRAJECTORIES = 2000
-# Sub-environment i of a training starts from seed + i, so the seeds lie further apart than there are sub-environments.
+# Sub-environment i of a training starts from seed + i, so the seeds lie further apart than there
+# are sub-environments.
 SEED_STEP = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what has no result yet, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m studies.optimality", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.optimality", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--ids", nargs="+", default=IDS, help="environments with states of one or two dimensions")
+    parser.add_argument(
+        "--ids", nargs="+", default=IDS, help="environments with states of one or two dimensions"
+    )
     parser.add_argument("--algos", nargs="+", choices=sorted(ALGORITHMS), default=["ppo", "sac"])
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="results; what is there is not trained again")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where the run folders go, in place of older ones")
-    parser.add_argument("--draw", type=Path, help=f"draw the action fields of the first seed on {DRAWN}, a png")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="results; what is there is not trained again"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=RUNS, help="where the run folders go, in place of older ones"
+    )
+    parser.add_argument(
+        "--draw", type=Path, help=f"draw the action fields of the first seed on {DRAWN}, a png"
+    )
     args = parser.parse_args(arguments)
     ids = [full_id(id) for id in args.ids]
     if args.draw is not None and DRAWN not in ids:
@@ -65,10 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # What has a result is not trained again, and only its run folder has the agent.
         folder = folder_of(args.runs, DRAWN, algo, 0)
         settings = override(load_preset(DRAWN, algo), changes, DRAWN, algo)
-        if recorded(results, DRAWN, algo, 0, settings) is not None and not (folder / CONFIG).is_file():
+        if (
+            recorded(results, DRAWN, algo, 0, settings) is not None
+            and not (folder / CONFIG).is_file()
+        ):
             parser.error(
-                f"--draw needs the agent of {folder}, which is not there, and {args.out} has its result already; take "
-                "a new file for --out to train it again"
+                f"--draw needs the agent of {folder}, which is not there, and {args.out} has its "
+                "result already; take a new file for --out to train it again"
             )
     chosen = []
     for number, (id, algo, seed) in enumerate(cases, start=1):
@@ -82,17 +104,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "id": id, "algo": algo, "seed": seed, "settings": dict(settings),
                 **learn(id, algo, seed, changes, folder_of(args.runs, id, algo, seed)),
             }  # fmt: skip
-            others = [old for old in results["trainings"] if (old["id"], old["algo"], old["seed"]) != (id, algo, seed)]
+            others = [
+                old
+                for old in results["trainings"]
+                if (old["id"], old["algo"], old["seed"]) != (id, algo, seed)
+            ]
             results["trainings"] = [*others, training]
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.out, results)
-            print(f"return {training['value']:.3f} in {training['seconds']:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"return {training['value']:.3f} in {training['seconds']:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
         chosen.append({**training, "reference": known})
     print(table(chosen))
     if args.draw is not None:
         agents = {algo: load_agent(folder_of(args.runs, DRAWN, algo, 0)) for algo in args.algos}
         settings = override(load_preset(DRAWN, args.algos[0]), changes, DRAWN, args.algos[0])
-        draw({algo.upper(): deterministic(agent) for algo, agent in agents.items()}, settings, args.draw)
+        draw(
+            {algo.upper(): deterministic(agent) for algo, agent in agents.items()},
+            settings,
+            args.draw,
+        )
 
 
 def folder_of(runs: Path, id: str, algo: str, seed: int) -> Path:
@@ -106,7 +140,11 @@ def recorded(
     """The result of this training with these settings, if there is one."""
     for old in results["trainings"]:
         # A setting that did not exist when a result was made is at its default.
-        if complete(old["settings"]) == settings and (old["id"], old["algo"], old["seed"]) == (id, algo, seed):
+        if complete(old["settings"]) == settings and (old["id"], old["algo"], old["seed"]) == (
+            id,
+            algo,
+            seed,
+        ):
             return old  # type: ignore[no-any-return]
     return None
 
@@ -119,7 +157,11 @@ def reference(id: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache
 def _reference(id: str, process: str) -> dict[str, Any]:
     env = make_vector_env(id, json.loads(process), 1)
-    return {"uncontrolled": uncontrolled_value(env), "optimum": optimal_value(env).value, "bound": free_energy(env)}
+    return {
+        "uncontrolled": uncontrolled_value(env),
+        "optimum": optimal_value(env).value,
+        "bound": free_energy(env),
+    }
 
 
 def learn(id: str, algo: str, seed: int, changes: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -134,7 +176,9 @@ def learn(id: str, algo: str, seed: int, changes: dict[str, Any], out: Path) -> 
     return {
         "timesteps": result.timesteps,
         "seconds": round(seconds, 1),
-        "value": policy_value(make_vector_env(id, read_config(out)["settings"], 1), deterministic(agent)),
+        "value": policy_value(
+            make_vector_env(id, read_config(out)["settings"], 1), deterministic(agent)
+        ),
         "machine": machine("cpu"),
     }
 
@@ -148,19 +192,23 @@ def way(training: dict[str, Any]) -> float:
 def table(trainings: list[dict[str, Any]]) -> str:
     """Trainings as a Markdown table, one line for each environment and algorithm."""
     lines = [
-        "| environment | algorithm | steps | seconds | base model | agent | optimum | bound | of the way, % | worst |",
+        "| environment | algorithm | steps | seconds | base model | agent | optimum | bound | of "
+        "the way, % | worst |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for id, algo in dict.fromkeys((training["id"], training["algo"]) for training in trainings):
-        rows = [training for training in trainings if (training["id"], training["algo"]) == (id, algo)]
+        rows = [
+            training for training in trainings if (training["id"], training["algo"]) == (id, algo)
+        ]
         reference = rows[0]["reference"]
         values = [row["value"] for row in rows]
         shares = [100 * way(row) for row in rows]
         lines.append(
             f"| `{id}` | {algo.upper()} | {rows[0]['timesteps']:,} | "
-            f"{statistics.mean(row['seconds'] for row in rows):.0f} | {reference['uncontrolled']:.3f} | "
-            f"{mean_cell(values, 3)} | {reference['optimum']:.3f} | {reference['bound']:.3f} | "
-            f"{mean_cell(shares, 1)} | {min(shares):.1f} |"
+            f"{statistics.mean(row['seconds'] for row in rows):.0f} | "
+            f"{reference['uncontrolled']:.3f} | {mean_cell(values, 3)} | "
+            f"{reference['optimum']:.3f} | {reference['bound']:.3f} | {mean_cell(shares, 1)} | "
+            f"{min(shares):.1f} |"
         )
     return "\n".join(lines)
 
@@ -178,15 +226,21 @@ def draw(agents: dict[str, Policy], settings: Mapping[str, Any], path: Path) -> 
     optimum = optimal_value(env)
     policies: dict[str, Policy] = {"optimum": optimum.policy, **agents}
     states = np.linspace(-5, 5, 401, dtype=np.float32)[:, None]
-    _, panels = plt.subplots(1, len(policies), figsize=(4 * len(policies), 3.6), sharey=True, constrained_layout=True)
+    _, panels = plt.subplots(
+        1, len(policies), figsize=(4 * len(policies), 3.6), sharey=True, constrained_layout=True
+    )
     for panel, (name, policy) in zip(panels, policies.items(), strict=True):
         times = optimum.times[:-1]
         field = [policy({"latent": states, "time": np.full_like(states, t)})[:, 0] for t in times]
-        image = panel.pcolormesh(times, states[:, 0], np.transpose(field), cmap="RdBu", vmin=-1, vmax=1)
+        image = panel.pcolormesh(
+            times, states[:, 0], np.transpose(field), cmap="RdBu", vmin=-1, vmax=1
+        )
         visited = episodes(env, policy)
         quantiles = np.quantile(visited, [0.05, 0.5, 0.95], axis=1)
         panel.plot(optimum.times, quantiles.T, color="black", linewidth=1)
-        panel.set(title=f"{name}: return {policy_value(env, policy):.2f}", xlabel="time", xlim=(0, 1))
+        panel.set(
+            title=f"{name}: return {policy_value(env, policy):.2f}", xlabel="time", xlim=(0, 1)
+        )
         panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8])
     panels[0].set_ylabel("state")
     panels[0].figure.suptitle(DRAWN)

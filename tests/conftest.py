@@ -47,7 +47,10 @@ ALL_IDS = sorted(id for id in gymnasium.registry if id.startswith("flowgym/"))
 def differs_in_reward_only(id):
     """Whether an id is Red's but for the reward; tests/envs/test_reward_ids.py goes over those."""
     kwargs = gymnasium.spec(id).kwargs
-    return kwargs.get("base_model") == "images/stable_diffusion" and kwargs.get("reward") != "images/red"
+    return (
+        kwargs.get("base_model") == "images/stable_diffusion"
+        and kwargs.get("reward") != "images/red"
+    )
 
 
 REWARD_IDS = [id for id in ALL_IDS if differs_in_reward_only(id)]
@@ -55,10 +58,16 @@ FLOWGYM_IDS = [id for id in ALL_IDS if id not in REWARD_IDS]
 
 
 def reward_options(id, request):
-    """Options with which an id of REWARD_IDS runs offline: small weights that a fixture saves, where it needs any."""
+    """Options with which an id of REWARD_IDS runs offline: small weights that a fixture saves,
+    where it needs any.
+    """
     if not wants_weights(id):
         return {}
-    return {"reward_kwargs": request.getfixturevalue("small_weights")[gymnasium.spec(id).kwargs["reward"]]}
+    return {
+        "reward_kwargs": request.getfixturevalue("small_weights")[
+            gymnasium.spec(id).kwargs["reward"]
+        ]
+    }
 
 
 def wants_weights(id):
@@ -77,7 +86,9 @@ def small_weights(tmp_path_factory):
 
 def model_of(id):
     """The registered base model of an id: its name without the domain, and its entry."""
-    entry = base_model_registry.get(gymnasium.spec(id).kwargs.get("base_model", "images/stable_diffusion"))
+    entry = base_model_registry.get(
+        gymnasium.spec(id).kwargs.get("base_model", "images/stable_diffusion")
+    )
     return entry.id.partition("/")[2], entry
 
 
@@ -87,7 +98,9 @@ def wants_checkpoint(id):
 
 
 def tiny_options(id):
-    """Options with which an id whose family has no checkpoint in the package opens a tiny one with random weights."""
+    """Options with which an id whose family has no checkpoint in the package opens a tiny one with
+    random weights.
+    """
     if not wants_checkpoint(id):
         return {}
     name, _ = model_of(id)

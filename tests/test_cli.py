@@ -32,7 +32,11 @@ def _tiny_pictures(monkeypatch):
 def test_list_names_everything_that_is_registered(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in (*ALL_IDS, *flowgym_gym.base_model_registry.list(), *flowgym_gym.reward_registry.list()):
+    for name in (
+        *ALL_IDS,
+        *flowgym_gym.base_model_registry.list(),
+        *flowgym_gym.reward_registry.list(),
+    ):
         assert re.search(rf"^  {re.escape(name)}( {{2,}}\S.*)?$", printed, flags=re.MULTILINE)
 
 
@@ -49,21 +53,29 @@ def test_help_and_list_import_no_torch(arguments):
     code = (
         "import sys; from flowgym_gym.cli import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as end: assert not end.code\n"
-        "print('heavy:', [m for m in ('torch', 'diffusers', 'stable_baselines3', 'matplotlib') if m in sys.modules])"
+        "print('heavy:', [m for m in ('torch', 'diffusers', 'stable_baselines3', 'matplotlib') if "
+        "m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert "heavy: []" in result.stdout
 
 
 def test_the_module_and_the_script_are_the_same_command():
-    result = subprocess.run([sys.executable, "-m", "flowgym_gym", "--version"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "flowgym_gym", "--version"], capture_output=True, text=True
+    )
     assert result.stdout == f"flowgym-gym {flowgym_gym.__version__}\n"
     assert result.returncode == 0
 
 
 def test_sample_writes_a_grid_and_the_mean_reward(tmp_path, capsys):
     out = tmp_path / "grid.png"
-    assert main(["sample", SHORT, "--n", "3", "--out", str(out), "--set", "discretization_steps=2"]) == 0
+    assert (
+        main(["sample", SHORT, "--n", "3", "--out", str(out), "--set", "discretization_steps=2"])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert printed.startswith("mean reward 0.")
     with Image.open(out) as picture:
@@ -83,8 +95,24 @@ def test_a_picture_that_cannot_be_written_is_said(tmp_path, capsys, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pictures, "picture_grid", full)
-    assert main(["sample", SHORT, "--n", "1", "--set", "discretization_steps=1", "--out", str(tmp_path / "x.png")]) == 2
-    assert capsys.readouterr().err.endswith("x.png, which cannot be written: No space left on device\n")
+    assert (
+        main(
+            [
+                "sample",
+                SHORT,
+                "--n",
+                "1",
+                "--set",
+                "discretization_steps=1",
+                "--out",
+                str(tmp_path / "x.png"),
+            ]
+        )
+        == 2
+    )
+    assert capsys.readouterr().err.endswith(
+        "x.png, which cannot be written: No space left on device\n"
+    )
 
 
 def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
@@ -99,16 +127,23 @@ def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
     assert [line.split("  ")[0] for line in lines[table + 1 : table + 4]] == [
         "terminal reward", "control cost", "return"
     ]  # fmt: skip
-    following = [line.removeprefix("next:").strip() for line in lines[lines.index(next_line(lines)) :]]
+    following = [
+        line.removeprefix("next:").strip() for line in lines[lines.index(next_line(lines)) :]
+    ]
     assert following[0] == f"flowgym-gym evaluate {out} --seed 1000"
-    assert following[1] == f"flowgym-gym train {SHORT} --algo ppo --out {out} --resume --timesteps 16"
+    assert (
+        following[1] == f"flowgym-gym train {SHORT} --algo ppo --out {out} --resume --timesteps 16"
+    )
     assert following[2] == f"flowgym-gym export {out} --out {out / 'policy'}"
     assert following[3:] == ([f"tensorboard --logdir {out}"] if tensorboard_installed() else [])
     assert (out / "evaluation.json").is_file()
 
     # What it says runs as it stands.
     for command in following[1:3]:
-        assert main([*shlex.split(command)[1:], *(["--no-evaluate"] if " train " in command else [])]) == 0
+        assert (
+            main([*shlex.split(command)[1:], *(["--no-evaluate"] if " train " in command else [])])
+            == 0
+        )
     printed = capsys.readouterr().out
     assert "trained for 16 timesteps" in printed
     assert next_line(printed.splitlines()) == f"next: flowgym-gym evaluate {out}"
@@ -129,7 +164,10 @@ def test_train_evaluates_and_says_what_is_next(tmp_path, capsys, monkeypatch):
         (["train", SHORT, "--algo", "td3", "--out", "run"], "algo is 'td3'"),
         (["export", "nowhere", "--out", "policy"], "holds no run"),
         (["train", SHORT, "--timesteps", "0", "--out", "run"], "timesteps is 0"),
-        (["train", SHORT, "--out", "run", "--set", "env.noise_levl=1"], "did you mean 'env.noise_level'"),
+        (
+            ["train", SHORT, "--out", "run", "--set", "env.noise_levl=1"],
+            "did you mean 'env.noise_level'",
+        ),
         (["train", SHORT, "--out", "run", "--resume"], "holds no run"),
         (["evaluate", "nowhere"], "holds no run"),
     ],
@@ -154,10 +192,27 @@ def test_an_interrupted_run_says_how_to_go_on(number, code, capsys, tmp_path, mo
     monkeypatch.setattr(Metrics, "append", append)
     handler = signal.getsignal(number)
     out = tmp_path / "run"
-    assert main(["train", SHORT, "--timesteps", "100", "--num-envs", "2", "--out", str(out), *assignments()]) == code
+    assert (
+        main(
+            [
+                "train",
+                SHORT,
+                "--timesteps",
+                "100",
+                "--num-envs",
+                "2",
+                "--out",
+                str(out),
+                *assignments(),
+            ]
+        )
+        == code
+    )
     captured = capsys.readouterr()
     assert "interrupted at 8 of 104 timesteps" in captured.err
-    assert captured.out.endswith(f"to go on: flowgym-gym train {SHORT} --algo ppo --out {out} --resume\n")
+    assert captured.out.endswith(
+        f"to go on: flowgym-gym train {SHORT} --algo ppo --out {out} --resume\n"
+    )
     assert signal.getsignal(number) is handler
 
 
@@ -184,13 +239,25 @@ def test_tqc_without_its_library_is_named_with_its_cure(tmp_path, monkeypatch, c
 
 
 def test_a_setting_is_changed_by_its_bare_name(tmp_path):
-    command = ["train", SHORT, "--timesteps", "8", "--num-envs", "2", "--out", str(tmp_path / "run"), "--no-evaluate"]
+    command = [
+        "train",
+        SHORT,
+        "--timesteps",
+        "8",
+        "--num-envs",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        "--no-evaluate",
+    ]
     other = [assignment for assignment in assignments() if "evaluate_every" not in assignment]
     assert main([*command, *other, "--set", "learning_rate=1e-4", "--set", "evaluate_every=8"]) == 0
     found = read_config(tmp_path / "run")["settings"]
     assert found["algo"]["learning_rate"] == 1e-4
     assert found["evaluate_every"] == 8
-    assert [row["learning_rate"] for row in read_metrics(tmp_path / "run" / "metrics.csv")] == [1e-4]
+    assert [row["learning_rate"] for row in read_metrics(tmp_path / "run" / "metrics.csv")] == [
+        1e-4
+    ]
 
 
 def test_evaluate_plays_256_episodes_unless_told_otherwise():
@@ -207,10 +274,31 @@ def test_a_reader_that_stops_early_is_no_error():
 
 COMMANDS = {
     "sample": ["sample", SHORT, "--out", "x.png", "--n", "1", "--set", "discretization_steps=1"],
-    "train": ["train", SHORT, "--out", "run", "--timesteps", "8", "--num-envs", "2", "--no-evaluate"],
+    "train": [
+        "train",
+        SHORT,
+        "--out",
+        "run",
+        "--timesteps",
+        "8",
+        "--num-envs",
+        "2",
+        "--no-evaluate",
+    ],
     "evaluate": ["evaluate", "nowhere"],
     "export": ["export", "nowhere", "--out", "policy"],
-    "frontier": ["frontier", SHORT, "--out", "frontier", "--pool", "8", "--best-of", "2", "--episodes", "2"],
+    "frontier": [
+        "frontier",
+        SHORT,
+        "--out",
+        "frontier",
+        "--pool",
+        "8",
+        "--best-of",
+        "2",
+        "--episodes",
+        "2",
+    ],
 }
 PATHS = ("", "\0", "x" * 5000, "file.txt", "file.txt/x")
 NUMBERS = ("-1", "0", "1.5", "x", "", "nan", "inf", "1e400", "9" * 5000, "True", "²")
@@ -247,21 +335,35 @@ NONSENSE = [
 
 @pytest.mark.parametrize(("name", "extra"), NONSENSE, ids=lambda value: str(value)[:40])
 def test_every_nonsense_is_a_line_with_exit_code_2(name, extra, capsys, tmp_path, monkeypatch):
-    """Whatever the option and its value; before it may come argparse's usage, or notes on a training."""
+    """Whatever the option and its value; before it may come argparse's usage, or notes on a
+    training.
+    """
 
     def work(*args, **kwargs):
         raise AssertionError("the work has begun")
 
-    for module, beginning in ((training, "check_space"), (measure, "_measure_base_model"), (evaluation, "play")):
+    for module, beginning in (
+        (training, "check_space"),
+        (measure, "_measure_base_model"),
+        (evaluation, "play"),
+    ):
         monkeypatch.setattr(module, beginning, work)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("hello")
     try:
-        code = main([*COMMANDS[name], *extra] if extra[0].startswith("-") else [name, *extra, *COMMANDS[name][2:]])
+        code = main(
+            [*COMMANDS[name], *extra]
+            if extra[0].startswith("-")
+            else [name, *extra, *COMMANDS[name][2:]]
+        )
     except SystemExit as end:
         code = end.code
     assert code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line or "Traceback" in line]
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "error: " in line or "Traceback" in line
+    ]
     assert len(lines) == 1
     assert 20 < len(lines[0]) < 4000 or "9" * 100 in lines[0]
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]

@@ -21,7 +21,9 @@ def no_tf32():
 
 
 def episode(device, **options):
-    """Latents, rewards and control costs of an episode of three sub-environments with random actions."""
+    """Latents, rewards and control costs of an episode of three sub-environments with random
+    actions.
+    """
     envs = gymnasium.make_vec(ID, num_envs=3, device=device, discretization_steps=10, **options)
     observations, _ = envs.reset(seed=5)
     draws = np.random.default_rng(0)
@@ -38,7 +40,13 @@ def episode(device, **options):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"guidance_scale": 3.0}, {"noise_level": 0.0}, {"sampler": "euler"}, {"action_type": "control"}],
+    [
+        {},
+        {"guidance_scale": 3.0},
+        {"noise_level": 0.0},
+        {"sampler": "euler"},
+        {"action_type": "control"},
+    ],
     ids=str,
 )
 def test_a_seed_means_the_same_episode_on_the_gpu(options):

@@ -12,10 +12,22 @@ from hypothesis import strategies as st
 from torch.distributions import Independent, Normal, kl_divergence
 
 from flowgym_gym import CosineScheduler, DiffusionScheduler, OptimalTransportScheduler
-from flowgym_gym.dynamics import ACTION_TYPES, OUTPUTS, Schedule, Transitions, control_cost, default_action_scale
+from flowgym_gym.dynamics import (
+    ACTION_TYPES,
+    OUTPUTS,
+    Schedule,
+    Transitions,
+    control_cost,
+    default_action_scale,
+)
 from flowgym_gym.errors import OptionError
 
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+SD = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+}
 
 
 def draw(*shape, seed=0):
@@ -26,14 +38,18 @@ def ddim_steps(ddim, steps, output, noise, eta, x):
     """The latents after each step of diffusers' own sampler for a fixed network output per step."""
     ddim.set_timesteps(steps)
     for i, k in enumerate(ddim.timesteps):
-        x = ddim.step(output[i], int(k), x, eta=eta, variance_noise=noise[i] if eta > 0 else None).prev_sample
+        x = ddim.step(
+            output[i], int(k), x, eta=eta, variance_noise=noise[i] if eta > 0 else None
+        ).prev_sample
         yield x
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
-@pytest.mark.parametrize(("spacing", "steps"), [("leading", 7), ("leading", 50), ("trailing", 10), ("trailing", 50)])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("leading", 7), ("leading", 50), ("trailing", 10), ("trailing", 50)]
+)
 def test_zero_action_reproduces_ddim(prediction, eta, set_alpha_to_one, spacing, steps):
     ddim = DDIMScheduler(
         **SD,
@@ -42,13 +58,19 @@ def test_zero_action_reproduces_ddim(prediction, eta, set_alpha_to_one, spacing,
         timestep_spacing=spacing,
         prediction_type=prediction,
     )
-    output, noise, x = draw(steps, 2, 4, 8, 8), draw(steps, 2, 4, 8, 8, seed=1), draw(2, 4, 8, 8, seed=2)
+    output, noise, x = (
+        draw(steps, 2, 4, 8, 8),
+        draw(steps, 2, 4, 8, 8, seed=1),
+        draw(2, 4, 8, 8, seed=2),
+    )
     output_type = "endpoint" if prediction == "sample" else prediction
     grid = DiffusionScheduler.from_diffusers(ddim).time_grid(steps)
     transitions = Transitions.build(grid, output_type, "noise", "ddim", eta)
     mine = x
     for i, theirs in enumerate(ddim_steps(ddim, steps, output, noise, eta, x)):
-        mine, _ = transitions.at(torch.tensor([i, i]), 4).step(mine, output[i], torch.zeros_like(x), noise[i])
+        mine, _ = transitions.at(torch.tensor([i, i]), 4).step(
+            mine, output[i], torch.zeros_like(x), noise[i]
+        )
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -70,7 +92,11 @@ def test_the_expected_sample_is_that_of_ddim(prediction):
 def test_a_noise_correction_is_a_changed_prediction(eta):
     ddim = DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)
     steps, c = 10, draw(2, 4, 8, 8, seed=3)
-    output, noise, x = draw(steps, 2, 4, 8, 8), draw(steps, 2, 4, 8, 8, seed=1), draw(2, 4, 8, 8, seed=2)
+    output, noise, x = (
+        draw(steps, 2, 4, 8, 8),
+        draw(steps, 2, 4, 8, 8, seed=1),
+        draw(2, 4, 8, 8, seed=2),
+    )
     transitions = Transitions.build(
         DiffusionScheduler.from_diffusers(ddim).time_grid(steps), "epsilon", "noise", "ddim", eta
     )
@@ -82,17 +108,25 @@ def test_a_noise_correction_is_a_changed_prediction(eta):
 
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 def test_a_velocity_correction_is_a_changed_prediction_of_the_noise(eta):
-    """With x_1 = (x - beta eps) / alpha the velocity changes by (beta_dot - kappa beta) per unit of eps."""
+    """With x_1 = (x - beta eps) / alpha the velocity changes by (beta_dot - kappa beta) per unit of
+    eps.
+    """
     ddim = DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)
     steps, c = 10, draw(2, 4, 8, 8, seed=3)
-    output, noise, x = draw(steps, 2, 4, 8, 8), draw(steps, 2, 4, 8, 8, seed=1), draw(2, 4, 8, 8, seed=2)
+    output, noise, x = (
+        draw(steps, 2, 4, 8, 8),
+        draw(steps, 2, 4, 8, 8, seed=1),
+        draw(2, 4, 8, 8, seed=2),
+    )
     scheduler = DiffusionScheduler.from_diffusers(ddim)
     transitions = Transitions.build(scheduler.time_grid(steps), "epsilon", "velocity", "ddim", eta)
     ddim.set_timesteps(steps)
     t = 1 - ddim.timesteps.double() / 1000
     factor = 1 / (scheduler.beta_dot(t) - scheduler.kappa(t) * scheduler.beta(t))
     mine = x
-    for i, theirs in enumerate(ddim_steps(ddim, steps, output + factor.reshape(-1, 1, 1, 1, 1) * c, noise, eta, x)):
+    for i, theirs in enumerate(
+        ddim_steps(ddim, steps, output + factor.reshape(-1, 1, 1, 1, 1) * c, noise, eta, x)
+    ):
         mine, _ = transitions.at(torch.tensor([i, i]), 4).step(mine, output[i], c, noise[i])
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4, check_dtype=False)
 
@@ -123,9 +157,12 @@ def test_optimal_transport_without_noise_is_diffusers_flow_matching_euler():
         mine = theirs = draw(2, 3)
         for i, t in enumerate(scheduler.timesteps):
             velocity = draw(2, 3, seed=i)
-            # diffusers' time runs from noise at sigma = 1 to data at 0: its velocity is the negative of ours.
+            # diffusers' time runs from noise at sigma = 1 to data at 0: its velocity is the
+            # negative of ours.
             theirs = scheduler.step(-velocity, t, theirs).prev_sample
-            mine, _ = transitions.at(torch.tensor([i, i]), 2).step(mine, velocity, torch.zeros(2, 3), torch.zeros(2, 3))
+            mine, _ = transitions.at(torch.tensor([i, i]), 2).step(
+                mine, velocity, torch.zeros(2, 3), torch.zeros(2, 3)
+            )
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -135,14 +172,20 @@ def test_optimal_transport_without_noise_is_diffusers_flow_matching_euler():
 def test_control_cost_is_the_divergence_of_the_two_transitions(action_type, sampler, noise_level):
     grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, steps_offset=1)).time_grid(12)
     transitions = Transitions.build(grid, "epsilon", action_type, sampler, noise_level)
-    x, output, c, zero = draw(12, 6), draw(12, 6, seed=1), 0.1 * draw(12, 6, seed=2), torch.zeros(12, 6)
+    x, output, c, zero = (
+        draw(12, 6),
+        draw(12, 6, seed=1),
+        0.1 * draw(12, 6, seed=2),
+        torch.zeros(12, 6),
+    )
     here = transitions.at(torch.arange(12), 2)
     free, _ = here.step(x, output, zero, zero)
     steered, cost = here.step(x, output, c, zero)
     noisy = transitions.std > 0  # onto alpha = 1 there is no noise, no effect and no cost
     std = transitions.std[noisy].double()[:, None].expand(-1, 6)
     expected = kl_divergence(
-        Independent(Normal(steered[noisy].double(), std), 1), Independent(Normal(free[noisy].double(), std), 1)
+        Independent(Normal(steered[noisy].double(), std), 1),
+        Independent(Normal(free[noisy].double(), std), 1),
     )
     torch.testing.assert_close(cost[noisy].double(), expected, rtol=2e-3, atol=1e-5)
     assert noisy.sum() >= 11
@@ -152,7 +195,9 @@ def test_control_cost_is_the_divergence_of_the_two_transitions(action_type, samp
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_a_control_is_a_shift_of_the_noise_that_a_transition_draws(sampler):
-    grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)).time_grid(12)
+    grid = DiffusionScheduler.from_diffusers(
+        DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)
+    ).time_grid(12)
     here = Transitions.build(grid, "epsilon", "control", sampler, 1.0).at(torch.arange(12), 2)
     x, output, c, z = (draw(12, 6, seed=seed) for seed in range(4))
     steered, cost = here.step(x, output, c, z)
@@ -163,7 +208,9 @@ def test_a_control_is_a_shift_of_the_noise_that_a_transition_draws(sampler):
 
 
 def test_costs_without_noise_are_measured_in_the_memoryless_noise():
-    grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, set_alpha_to_one=False)).time_grid(10)
+    grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, set_alpha_to_one=False)).time_grid(
+        10
+    )
     ode = Transitions.build(grid, "epsilon", "noise", "ddim", 0.0)
     memoryless = Transitions.build(grid, "epsilon", "noise", "ddim", 1.0)
     assert (ode.std == 0).all()
@@ -208,7 +255,8 @@ def test_variance_is_preserved_whatever_the_noise_level():
     grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD)).time_grid(25)
     for noise_level in (0.0, 0.4, 1.0):
         transitions = Transitions.build(grid, "endpoint", "noise", "ddim", noise_level)
-        # With x_1 = 0 the state is pure noise of standard deviation beta, before the step and after it.
+        # With x_1 = 0 the state is pure noise of standard deviation beta, before the step and after
+        # it.
         after = (transitions.mean_x.double() * grid.beta[:-1]) ** 2 + transitions.std.double() ** 2
         torch.testing.assert_close(after, grid.beta[1:] ** 2, rtol=1e-5, atol=1e-9)
 
@@ -238,7 +286,9 @@ def test_every_output_is_read_back_as_sample_and_noise(t, x1, eps, output_type, 
 
 
 def test_random_actions_cost_what_the_default_action_scale_promises():
-    grid = DiffusionScheduler.from_diffusers(DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)).time_grid(20)
+    grid = DiffusionScheduler.from_diffusers(
+        DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False)
+    ).time_grid(20)
     for action_type in ACTION_TYPES:
         transitions = Transitions.build(grid, "epsilon", action_type, "ddim", 1.0)
         scale = default_action_scale(transitions, 4 * 8 * 8, 10.0)
@@ -266,7 +316,13 @@ def test_control_cost_by_hand():
 )
 def test_bad_options_are_named(change, message):
     grid = OptimalTransportScheduler().time_grid(4)
-    options = {"output_type": "velocity", "action_type": "velocity", "sampler": "ddim", "noise_level": 1.0, **change}
+    options = {
+        "output_type": "velocity",
+        "action_type": "velocity",
+        "sampler": "ddim",
+        "noise_level": 1.0,
+        **change,
+    }
     with pytest.raises(OptionError, match=message):
         Transitions.build(grid, **options)
 
@@ -274,12 +330,17 @@ def test_bad_options_are_named(change, message):
 def test_a_singular_combination_is_an_error_and_not_nan():
     grid = OptimalTransportScheduler().time_grid(4)
     with pytest.raises(
-        OptionError, match=r"singular at time 0 .*; take velocity corrections, or controls, or list the times"
+        OptionError,
+        match=r"singular at time 0 .*; take velocity corrections, or controls, or list the times",
     ):
         Transitions.build(grid, "velocity", "noise", "ddim", 1.0)
-    with pytest.raises(OptionError, match=r"; take the 'ddim' sampler or a constant noise_schedule, or list"):
+    with pytest.raises(
+        OptionError, match=r"; take the 'ddim' sampler or a constant noise_schedule, or list"
+    ):
         Transitions.build(grid, "velocity", "velocity", "euler", 1.0)
-    with pytest.raises(OptionError, match=r"; take a model that predicts the velocity or the endpoint, or list"):
+    with pytest.raises(
+        OptionError, match=r"; take a model that predicts the velocity or the endpoint, or list"
+    ):
         Transitions.build(grid, "epsilon", "velocity", "ddim", 1.0)
     clean = DiffusionScheduler(torch.tensor([1.0, 0.5, 0.1])).time_grid(3)
     with pytest.raises(OptionError, match=r"beta = 0\); leave that time out of the grid"):
@@ -293,5 +354,9 @@ def test_an_unstable_grid_of_euler_is_said_to_be_one():
         warnings.simplefilter("error")
         Transitions.build(CosineScheduler().time_grid(10), "velocity", "velocity", "ddim", 1.0)
         Transitions.build(
-            DiffusionScheduler.from_diffusers(DDIMScheduler(**SD)).time_grid(20), "epsilon", "velocity", "euler", 1.0
+            DiffusionScheduler.from_diffusers(DDIMScheduler(**SD)).time_grid(20),
+            "epsilon",
+            "velocity",
+            "euler",
+            1.0,
         )

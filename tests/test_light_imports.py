@@ -1,4 +1,6 @@
-"""What is known without learning, the command ``sample`` and a frontier without agents need few libraries."""
+"""What is known without learning, the command ``sample`` and a frontier without agents need few
+libraries.
+"""
 
 import subprocess
 import sys
@@ -57,11 +59,15 @@ def test_a_frontier_without_agents_is_measured_without_stable_baselines3(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "arguments", [("train",), ("frontier", "--algos", "ppo"), ("frontier", "--algos", "--set", "algo.gamma=1")]
+    "arguments",
+    [("train",), ("frontier", "--algos", "ppo"), ("frontier", "--algos", "--set", "algo.gamma=1")],
 )
 def test_what_needs_stable_baselines3_says_which_extra_brings_it(arguments, tmp_path):
     command, *rest = arguments
     done = without_sb3(command, MIXTURE, "--out", tmp_path / "out", *rest)
     assert done.returncode == 2
-    assert 'needs stable_baselines3, which is not installed; run: pip install "flowgym_gym[agents]"' in done.stderr
+    assert (
+        'needs stable_baselines3, which is not installed; run: pip install "flowgym_gym[agents]"'
+        in done.stderr
+    )
     assert not (tmp_path / "out").exists()

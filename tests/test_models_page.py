@@ -26,8 +26,14 @@ def test_the_table_is_what_the_script_makes(script):
 
 def test_every_known_checkpoint_has_its_row():
     page = (DOCS / "models.md").read_text(encoding="utf-8")
-    classes = {base_model_registry.get(id).cls for id in base_model_registry.list() if id.startswith("images/")}
-    checkpoints = [c for cls in classes if issubclass(cls, PipelineBaseModel) for c in cls.checkpoints]
+    classes = {
+        base_model_registry.get(id).cls
+        for id in base_model_registry.list()
+        if id.startswith("images/")
+    }
+    checkpoints = [
+        c for cls in classes if issubclass(cls, PipelineBaseModel) for c in cls.checkpoints
+    ]
     assert len(checkpoints) >= 10
     for checkpoint in checkpoints:
         assert f"| `{checkpoint}` |" in page

@@ -48,7 +48,11 @@ EULER = {"sampler": "euler", "noise_schedule": 0.5}
 )
 def test_zero_policy_optimum_and_bound_are_in_order(id, kwargs):
     env = gymnasium.make(id, **kwargs)
-    zero, best, bound = uncontrolled_value(env, 801), optimal_value(env, 801, 51).value, free_energy(env, 801)
+    zero, best, bound = (
+        uncontrolled_value(env, 801),
+        optimal_value(env, 801, 51).value,
+        free_energy(env, 801),
+    )
     assert zero < best <= bound
 
 
@@ -60,7 +64,9 @@ class Separable(Reward[FlowTensor]):
 def test_a_problem_of_two_dimensions_that_do_not_meet_is_two_problems_of_one():
     def solve(mean, cells):
         model = GaussianMixtureBaseModel(means=[mean], stds=[0.5], weights=[1.0])
-        return optimal_value(VelocityEnvironment(model, Separable(), 3, 3.0, action_scale=1.5), cells).value
+        return optimal_value(
+            VelocityEnvironment(model, Separable(), 3, 3.0, action_scale=1.5), cells
+        ).value
 
     apart = [solve([mean], 1001) for mean in (0.3, -1.0)]
     assert abs(apart[0] - apart[1]) > 1
@@ -68,7 +74,9 @@ def test_a_problem_of_two_dimensions_that_do_not_meet_is_two_problems_of_one():
 
 
 def linear_quadratic(environment):
-    """Uncontrolled value, optimum and bound in one dimension, where values are ``-a x^2 + b x + c`` at every time."""
+    """Uncontrolled value, optimum and bound in one dimension, where values are ``-a x^2 + b x + c``
+    at every time.
+    """
     transitions, weight = environment.transitions, environment.control_cost_weight
     scale = environment.reward_scale
     a, b, c = [scale] * 3, [2 * scale] * 3, [-scale] * 3
@@ -76,18 +84,31 @@ def linear_quadratic(environment):
     for i in reversed(range(environment.discretization_steps)):
         points = FlowTensor(torch.tensor([[0.0], [1.0]]))
         output = environment.predict(points, torch.full((2,), i))
-        at_0, at_1 = (transitions.mean_x[i] * points.data + transitions.mean_output[i] * output).flatten().tolist()
+        at_0, at_1 = (
+            (transitions.mean_x[i] * points.data + transitions.mean_output[i] * output)
+            .flatten()
+            .tolist()
+        )
         variance, price = float(transitions.std[i]) ** 2, math.inf
         if transitions.gain[i] != 0:
             price = weight / (2 * float(transitions.cost_std[i]) ** 2)
-        # The value at the free mean m of the next state: without actions, with the best one, in the exponent.
-        kept = (1.0, 1.0 if price == math.inf else price / (a[1] + price), 1 / (1 + 2 * a[2] * variance))
+        # The value at the free mean m of the next state: without actions, with the best one, in the
+        # exponent.
+        kept = (
+            1.0,
+            1.0 if price == math.inf else price / (a[1] + price),
+            1 / (1 + 2 * a[2] * variance),
+        )
         c[0] -= a[0] * variance
         c[1] += b[1] ** 2 / (4 * (a[1] + price)) - a[1] * variance
         c[2] += b[2] ** 2 * variance / 2 * kept[2] + math.log(kept[2]) / 2
         for j, (slope, start) in enumerate([(at_1 - at_0, at_0)] * 3):
             p, q = kept[j] * a[j], kept[j] * b[j]
-            a[j], b[j], c[j] = p * slope**2, q * slope - 2 * p * slope * start, c[j] + q * start - p * start**2
+            a[j], b[j], c[j] = (
+                p * slope**2,
+                q * slope - 2 * p * slope * start,
+                c[j] + q * start - p * start**2,
+            )
     values = [c[j] - a[j] for j in range(3)]
     return values[0], values[1], weight * values[2]
 
@@ -100,12 +121,24 @@ def test_gaussian_samples_and_a_quadratic_reward_have_the_values_of_a_linear_qua
     def make(dimensions):
         model = GaussianMixtureBaseModel(means=[[0.3] * dimensions], stds=[0.5], weights=[1.0])
         return VelocityEnvironment(
-            model, Separable(), 6, 1.5, control_cost_weight=0.7, action_scale=8.0, noise_level=noise_level
+            model,
+            Separable(),
+            6,
+            1.5,
+            control_cost_weight=0.7,
+            action_scale=8.0,
+            noise_level=noise_level,
         )
 
     env = make(dimensions)
-    found = uncontrolled_value(env, cells), optimal_value(env, cells, 33).value, free_energy(env, cells)
-    assert found == pytest.approx([dimensions * value for value in linear_quadratic(make(1))], rel=tolerance)
+    found = (
+        uncontrolled_value(env, cells),
+        optimal_value(env, cells, 33).value,
+        free_energy(env, cells),
+    )
+    assert found == pytest.approx(
+        [dimensions * value for value in linear_quadratic(make(1))], rel=tolerance
+    )
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"action_type": "control", "action_scale": 2.0}])
@@ -117,7 +150,9 @@ def test_the_optimum_in_the_plane_is_what_its_policy_is_worth_and_earns(kwargs):
     zero, bound = uncontrolled_value(env, 161), free_energy(env, 161)
     assert zero + 1 < solution.value < bound
     earned = returns_of(PLANE, solution.policy, episodes=4000, discretization_steps=8, **kwargs)
-    assert solution.value == pytest.approx(earned.mean(), abs=3 * earned.std() / math.sqrt(len(earned)))
+    assert solution.value == pytest.approx(
+        earned.mean(), abs=3 * earned.std() / math.sqrt(len(earned))
+    )
     # No single action of the policy can be bettered by much: those tried were refined.
     assert optimal_value(env, 161, 15).value == pytest.approx(solution.value, rel=2e-3)
 
@@ -125,7 +160,9 @@ def test_the_optimum_in_the_plane_is_what_its_policy_is_worth_and_earns(kwargs):
 def test_a_reward_that_the_free_process_never_earns_is_still_solved():
     """The cells cover what actions lead to, not only what the model samples by itself."""
     env = gymnasium.make(IDS[1], **FAR)
-    pushed = returns_of(IDS[1], lambda observation: np.full_like(observation["latent"], 0.24), **FAR)
+    pushed = returns_of(
+        IDS[1], lambda observation: np.full_like(observation["latent"], 0.24), **FAR
+    )
     assert uncontrolled_value(env, 4001) < 1e-6
     assert 100 < pushed.mean() < optimal_value(env, 4001, 51).value <= free_energy(env, 4001)
 
@@ -141,7 +178,9 @@ def test_refining_the_grid_changes_the_optimum_by_less_than_a_thousandth():
 @pytest.mark.parametrize("id", IDS)
 def test_few_actions_are_refined_to_the_best_one(id):
     env = gymnasium.make(id)
-    assert optimal_value(env, 801, 21).value == pytest.approx(optimal_value(env, 801, 401).value, rel=6e-4)
+    assert optimal_value(env, 801, 21).value == pytest.approx(
+        optimal_value(env, 801, 401).value, rel=6e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +192,14 @@ def test_few_actions_are_refined_to_the_best_one(id):
         (IDS[1], {"control_cost_weight": 4.0}),
         (IDS[1], {"action_scale": 0.7}),  # the limits of the actions bind
         (IDS[1], {"noise_level": 0.0}),
-        (IDS[1], {"noise_level": 0.5, "action_type": "noise", "base_model_kwargs": {"schedule": "diffusion"}}),
+        (
+            IDS[1],
+            {
+                "noise_level": 0.5,
+                "action_type": "noise",
+                "base_model_kwargs": {"schedule": "diffusion"},
+            },
+        ),
         (IDS[1], EULER),
         (IDS[1], FAR),
     ],
@@ -167,7 +213,10 @@ def test_rolling_out_the_optimal_policy_earns_its_value(id, kwargs):
 
 
 def test_the_limits_of_the_actions_cost_value():
-    values = [optimal_value(gymnasium.make(IDS[1], action_scale=scale), 801, 101).value for scale in (0.3, 0.7, 5.0)]
+    values = [
+        optimal_value(gymnasium.make(IDS[1], action_scale=scale), 801, 101).value
+        for scale in (0.3, 0.7, 5.0)
+    ]
     assert values[0] < values[1] - 0.5 < values[2] - 1
 
 
@@ -219,14 +268,20 @@ def test_the_value_of_the_optimal_policy_is_the_optimum(id):
 
 def test_actions_out_of_range_are_worth_as_much_as_those_at_the_limit():
     env = gymnasium.make(IDS[1])
-    values = [policy_value(env, lambda o, a=a: np.full_like(o["latent"], a), 401) for a in (-0.5, -1, -3)]
+    values = [
+        policy_value(env, lambda o, a=a: np.full_like(o["latent"], a), 401) for a in (-0.5, -1, -3)
+    ]
     assert values[1] == values[2] != values[0]
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
 def test_the_bound_is_the_free_energy_of_sampled_rewards(weight):
-    """Memoryless: the sample does not depend on the noise, so the bound is a plain log mean exp of rewards."""
-    env = flowgym_gym.make("2d/gaussian_mixture", "2d/gaussian", 20, 10.0, control_cost_weight=weight)
+    """Memoryless: the sample does not depend on the noise, so the bound is a plain log mean exp of
+    rewards.
+    """
+    env = flowgym_gym.make(
+        "2d/gaussian_mixture", "2d/gaussian", 20, 10.0, control_cost_weight=weight
+    )
     rewards = 10 * env.sample(200_000).rewards.double()
     weights = (rewards / weight).exp()
     error = 4 * weight * (weights.std() / weights.mean() / math.sqrt(len(weights))).item()
@@ -261,7 +316,11 @@ def test_bad_input_is_named():
     cube = GaussianMixtureBaseModel(means=[[0.0, 0.0, 0.0]], stds=[0.5], weights=[1.0])
     with pytest.raises(OptionError, match=r"shape \(3,\), expected \(1,\) or \(2,\)"):
         optimal_value(VelocityEnvironment(cube, Separable(), 5))
-    for kwargs in ({"noise_level": 0.0}, {"control_cost_weight": 0}, {"sampler": "euler", "noise_schedule": 0.0}):
+    for kwargs in (
+        {"noise_level": 0.0},
+        {"control_cost_weight": 0},
+        {"sampler": "euler", "noise_schedule": 0.0},
+    ):
         with pytest.raises(OptionError, match="the bound needs"):
             free_energy(gymnasium.make(IDS[0], **kwargs))
 
@@ -275,7 +334,10 @@ def test_problems_that_this_solver_does_not_know_are_refused(monkeypatch):
         def sample_p0(self, n, **kwargs):
             return FlowTensor(torch.randn(n, 1)), {"target": torch.randn(n, 1)}
 
-    for model, message in [(Shifted(), r"initial states have mean 4\.99"), (Conditioned(), r"depend on \['target'\]")]:
+    for model, message in [
+        (Shifted(), r"initial states have mean 4\.99"),
+        (Conditioned(), r"depend on \['target'\]"),
+    ]:
         with pytest.raises(OptionError, match=message):
             optimal_value(VelocityEnvironment(model, GaussianReward(), 5))
     with pytest.raises(OptionError, match="the wrapper TransformReward may change the problem"):

@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 def run(*command, **kwargs):
     # What the caller's own variables add to the path is no part of the wheel.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **kwargs)
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, **kwargs
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -45,16 +47,34 @@ def test_subpackages_are_there_without_a_further_import():
     found = run(
         sys.executable,
         "-c",
-        "import flowgym_gym as f; print(f.optimal_control.optimal_value.__name__, f.envs.check_vector_env.__name__,"
-        "f.wrappers.vector.ToTorch.__name__, f.models.from_pretrained.__name__, f.agents.train.__name__)",
+        "import flowgym_gym as f; print(f.optimal_control.optimal_value.__name__, "
+        "f.envs.check_vector_env.__name__,f.wrappers.vector.ToTorch.__name__, "
+        "f.models.from_pretrained.__name__, f.agents.train.__name__)",
     )
-    assert found.split() == ["optimal_value", "check_vector_env", "ToTorch", "from_pretrained", "train"]
+    assert found.split() == [
+        "optimal_value",
+        "check_vector_env",
+        "ToTorch",
+        "from_pretrained",
+        "train",
+    ]
 
 
 @pytest.mark.second
 def test_the_wheel_makes_the_environment_in_a_clean_virtual_environment(tmp_path):
-    """Only the dependencies are shared with this environment; the package itself comes from the wheel."""
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), cwd=ROOT)
+    """Only the dependencies are shared with this environment; the package itself comes from the
+    wheel.
+    """
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path / "dist"),
+        cwd=ROOT,
+    )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     home = tmp_path / "venv"
     venv.create(home, with_pip=False)

@@ -104,7 +104,9 @@ def test_what_a_class_says_itself_comes_before_what_is_above_it():
 def test_a_misspelt_option_that_would_be_handed_on_gets_the_nearest_name_and_the_whole_list():
     registry = Registry("thing")
     registry.register("a/circle", Circle)
-    with pytest.raises(UnknownOptionError, match=r"no option 'color'; did you mean 'colour'.*'radius', 'size'"):
+    with pytest.raises(
+        UnknownOptionError, match=r"no option 'color'; did you mean 'colour'.*'radius', 'size'"
+    ):
         registry.get("a/circle").instantiate(color="blue")
     made = registry.get("a/circle").instantiate(colour="blue", radius=3)
     assert (made.colour, made.size, made.radius) == ("blue", 1, 3)
@@ -118,6 +120,8 @@ def test_an_argument_that_is_missing_further_up_is_named():
 
 
 def test_flux_takes_what_all_latent_models_take_and_its_own():
-    ours, theirs = ({p.name: p.default for p in parameters_of(cls)} for cls in (FluxBaseModel, LatentBaseModel))
+    ours, theirs = (
+        {p.name: p.default for p in parameters_of(cls)} for cls in (FluxBaseModel, LatentBaseModel)
+    )
     assert ours == {**theirs, "guidance_scale": None, "true_cfg_scale": 1.0}
     assert len(theirs) == 15

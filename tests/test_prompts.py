@@ -55,7 +55,10 @@ def test_ddpos_sets_are_45_animals_and_three_activities():
     assert len(set(animals)) == 45
     assert {"a cat", "an ant", "a kangaroo"} <= set(animals)
     ends = Counter(
-        text.removeprefix(animal + " ") for animal in animals for text in activities if text.startswith(animal + " ")
+        text.removeprefix(animal + " ")
+        for animal in animals
+        for text in activities
+        if text.startswith(animal + " ")
     )
     assert ends == {"washing the dishes": 45, "riding a bike": 45, "playing chess": 45}
     assert len(set(activities)) == 135
@@ -74,7 +77,9 @@ def test_prompts_are_drawn_from_the_environments_own_generator():
         env = gymnasium.make(RED, discretization_steps=1, prompts="set:concepts-train")
         env.reset(seed=seed)
         observations = [env.reset() for _ in range(n)]
-        return [info["prompt"] for _, info in observations], np.stack([o["prompt"] for o, _ in observations])
+        return [info["prompt"] for _, info in observations], np.stack(
+            [o["prompt"] for o, _ in observations]
+        )
 
     np.random.seed(0)
     prompts, embeddings = drawn(3)
@@ -111,7 +116,9 @@ PROMPTS = ["a cat", 'a "big" dog, on\na mat', "x\u2028y\x85z\x0b\x0c\x1c\x1d\x1e
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("name", ["p.csv", "P.CSV", "p.tsv"])
-def test_tables_hold_prompts_in_a_named_column_as_the_csv_module_writes_them(folder, name, encoding):
+def test_tables_hold_prompts_in_a_named_column_as_the_csv_module_writes_them(
+    folder, name, encoding
+):
     with open(name, "w", encoding=encoding, newline="") as file:
         writer = csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",")
         writer.writerow(["prompt", " n", "in words"])
@@ -120,7 +127,9 @@ def test_tables_hold_prompts_in_a_named_column_as_the_csv_module_writes_them(fol
     assert read_prompts(f"{name}#prompt") == PROMPTS
     assert read_prompts(f"{name}#in words") == [f"{prompt}!" for prompt in PROMPTS]
     assert read_prompts(folder / f"{name}#n") == ["0", "1", "2", "3"]
-    with pytest.raises(OptionError, match=r"no 'Prompt' among the columns .*\['prompt', 'n', 'in words'\]; did you"):
+    with pytest.raises(
+        OptionError, match=r"no 'Prompt' among the columns .*\['prompt', 'n', 'in words'\]; did you"
+    ):
         read_prompts(f"{name}#Prompt")
 
 
@@ -137,7 +146,9 @@ def test_json_holds_prompts_as_the_json_module_writes_them(folder, name, ascii, 
     if whole:
         Path(name).write_text(json.dumps(PROMPTS, ensure_ascii=ascii), encoding=encoding)
         assert read_prompts(name) == PROMPTS
-        Path(name).write_text(json.dumps({"a": ["x"], "prompt": PROMPTS}, ensure_ascii=ascii), encoding=encoding)
+        Path(name).write_text(
+            json.dumps({"a": ["x"], "prompt": PROMPTS}, ensure_ascii=ascii), encoding=encoding
+        )
         assert read_prompts(name) == PROMPTS
         assert read_prompts(f"{name}#a") == ["x"]
 
@@ -155,7 +166,13 @@ def test_a_byte_order_mark_does_not_change_the_picture(folder):
     Path("p.txt").write_bytes("\ufeffa red heart\n".encode())
     observations = [
         gymnasium.make(RED, discretization_steps=1, prompts=prompts).reset(seed=0)[1]["prompt"]
-        for prompts in ("p.txt", "a red heart", Path("p.txt"), np.array(["a red heart"]), ("a red heart",))
+        for prompts in (
+            "p.txt",
+            "a red heart",
+            Path("p.txt"),
+            np.array(["a red heart"]),
+            ("a red heart",),
+        )
     ]
     assert observations == ["a red heart"] * 5
 
@@ -176,25 +193,43 @@ FILES = {
     "none.json": ("[]", "holds no prompts"),
     "headless.csv": ("a cat\na dog\n", r"no 'prompt' among the columns .*\['a cat'\]"),
     "semicolons.csv": ("prompt;n\na, b;1\n", r"\['prompt;n'\]"),
-    "long.csv": ("prompt\na cat\na cat, sitting\n", "line 3 has 2 cells, but the first line names 1 columns"),
-    "short.csv": ('prompt,n\n"a\ncat",1\na dog\n', "line 4 has 1 cells, but the first line names 2 columns"),
+    "long.csv": (
+        "prompt\na cat\na cat, sitting\n",
+        "line 3 has 2 cells, but the first line names 1 columns",
+    ),
+    "short.csv": (
+        'prompt,n\n"a\ncat",1\na dog\n',
+        "line 4 has 1 cells, but the first line names 2 columns",
+    ),
     "open.csv": ('prompt\na\n"b\nc\n', "row that begins in line 3 cannot be read: unexpected end"),
     "twice.csv": ("prompt,prompt\na,b\n", "column 'prompt' is there 2 times"),
-    "blank.csv": ('prompt,n\n"a\ncat",1\n ,2\n', "line 4 holds ' ', expected a text that is not blank"),
+    "blank.csv": (
+        'prompt,n\n"a\ncat",1\n ,2\n',
+        "line 4 holds ' ', expected a text that is not blank",
+    ),
     "string.json": ('"a cat"', "holds 'a cat', expected a list of prompts"),
     "number.json": ('["a cat", 3]', "entry 2 holds 3, expected a text"),
-    "half.json": ('["a cat", "\\ud83d"]', r"entry 2 holds '\\ud83d', which holds '\\ud83d', half of a character"),
+    "half.json": (
+        '["a cat", "\\ud83d"]',
+        r"entry 2 holds '\\ud83d', which holds '\\ud83d', half of a character",
+    ),
     "twice.json": ('[\n{"prompt": "a", "prompt": "b"}]', "an object holds 'prompt' twice"),
     "comma.json": ('[\n"a cat",\n]', "line 3 is no JSON"),
     "lines.json": ('{"prompt": "a"}\n{"prompt": "b"}', r"line 2 is no JSON: .* is a \.jsonl file"),
     "deep.json": ("[" * 100_000, "recursion"),
     "digits.json": ("[" + "9" * 5000 + "]", "4300 digits"),
     "orient.json": ('{"prompt": {"0": "a"}}', "expected a list of prompts under that name"),
-    "fields.json": ('[{"prompt": "a"}, {"text": "b"}]', r"no 'prompt' among the names of entry 2, \['text'\]"),
+    "fields.json": (
+        '[{"prompt": "a"}, {"text": "b"}]',
+        r"no 'prompt' among the names of entry 2, \['text'\]",
+    ),
     "half.jsonl": ('{"prompt": "a"}\n\n{"prompt": "\\udc00"}', r"line 3 holds '\\udc00'"),
     "null.jsonl": ('{"prompt": null}', "line 1 holds None, expected a text"),
     "strings.jsonl": ('"a cat"', "line 1 is 'a cat', expected an object with 'prompt'"),
-    "latin.txt": ("ok\r\nok\r\ncaf\xe9".encode("latin-1"), r"line 3 is not UTF-8 \(byte 0xe9\); save it as UTF-8"),
+    "latin.txt": (
+        "ok\r\nok\r\ncaf\xe9".encode("latin-1"),
+        r"line 3 is not UTF-8 \(byte 0xe9\); save it as UTF-8",
+    ),
     "utf16.txt": ("a cat".encode("utf-16"), "is UTF-16 or UTF-32; save it as UTF-8"),
     "utf16.csv": ("prompt\na cat".encode("utf-16-le"), "line 1 holds NUL"),
     "utf32.txt": ("a cat".encode("utf-32"), "is UTF-16 or UTF-32"),
@@ -291,7 +326,13 @@ def test_home_and_environment_of_a_path_are_found_from_every_folder(folder, monk
     (folder / "home" / "p.csv").write_text("prompt,x\na cat,a dog\n", encoding="utf-8")
     monkeypatch.setenv("HOME", str(folder / "home"))
     monkeypatch.chdir(folder / "home")
-    for prompts in ("p.csv#x", "~/p.csv#x", "./p.csv#x", Path("p.csv#x"), str(folder / "home" / "p.csv#x")):
+    for prompts in (
+        "p.csv#x",
+        "~/p.csv#x",
+        "./p.csv#x",
+        Path("p.csv#x"),
+        str(folder / "home" / "p.csv#x"),
+    ):
         assert prompts_file(prompts) == folder / "home" / "p.csv"
         assert resolved(prompts) == f"{folder / 'home' / 'p.csv'}#x"
     absolute = resolved("p.csv#x")
@@ -300,7 +341,9 @@ def test_home_and_environment_of_a_path_are_found_from_every_folder(folder, monk
     assert prompts_file("missing.txt") == Path("/missing.txt")
 
 
-@pytest.mark.parametrize("prompts", ["a cat", ["p.txt"], "set:ddpo-animals", "dataset:a/b#c", None, 7])
+@pytest.mark.parametrize(
+    "prompts", ["a cat", ["p.txt"], "set:ddpo-animals", "dataset:a/b#c", None, 7]
+)
 def test_what_names_no_file_is_resolved_as_it_is(folder, prompts):
     assert prompts_file(prompts) is None
     assert resolved(prompts) is prompts
@@ -312,7 +355,9 @@ def test_the_folder_of_a_dataset_is_resolved(folder):
     assert resolved("dataset:data[test]#text") == f"dataset:{folder / 'data'}[test]#text"
 
 
-@pytest.mark.parametrize("prompts", ["SET:ddpo-animals", " set: ddpo-animals\n", "sets:ddpo-animals"])
+@pytest.mark.parametrize(
+    "prompts", ["SET:ddpo-animals", " set: ddpo-animals\n", "sets:ddpo-animals"]
+)
 def test_how_a_set_is_spelled_makes_no_prompt_of_it(prompts):
     assert read_prompts(prompts) == read_prompts("set:ddpo-animals")
 
@@ -325,7 +370,9 @@ def test_a_default_prompt_is_a_prompt_whatever_lies_in_the_folder(folder):
     assert load_base_model("images/dit", checkpoint=checkpoint).prompts == ["0"]
 
 
-@pytest.mark.parametrize(("prompt", "message"), [("p.TXT ", "the name of a file"), ("\ud83d", "half"), (5, "a text")])
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("p.TXT ", "the name of a file"), ("\ud83d", "half"), (5, "a text")]
+)
 def test_a_negative_prompt_is_a_text(prompt, message):
     with pytest.raises(OptionError, match=f"negative_prompt is .*{message}"):
         gymnasium.make(RED, negative_prompt=prompt)

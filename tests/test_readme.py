@@ -45,7 +45,10 @@ def test_the_blocks_of_a_page_run_from_top_to_bottom(page):
     exec(compile("\n".join(blocks_of(page)), page.name, "exec"), {"__name__": page.stem})
 
 
-CARDS = [ROOT / "flowgym_gym" / part / "README.md" for part in ("models/embedded/tiny", "rewards/embedded/clip")]
+CARDS = [
+    ROOT / "flowgym_gym" / part / "README.md"
+    for part in ("models/embedded/tiny", "rewards/embedded/clip")
+]
 
 
 @pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")
@@ -63,12 +66,20 @@ def test_the_recipes_write_the_code_of_the_cards():
 
 
 def commands_of(page):
-    text = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+    text = "\n".join(
+        re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
     lines = text.replace("\\\n", " ").splitlines()
-    return [line.partition("flowgym-gym ")[2] for line in lines if re.search(r"flowgym-gym (train|frontier) ", line)]
+    return [
+        line.partition("flowgym-gym ")[2]
+        for line in lines
+        if re.search(r"flowgym-gym (train|frontier) ", line)
+    ]
 
 
-COMMANDS = [command for page in (README, *(ROOT / "docs").glob("*.md")) for command in commands_of(page)]
+COMMANDS = [
+    command for page in (README, *(ROOT / "docs").glob("*.md")) for command in commands_of(page)
+]
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--resume" not in command])
@@ -117,7 +128,9 @@ def test_the_readme_is_short():
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
 def test_links_of_a_page_lead_to_files_that_exist(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
@@ -144,7 +157,11 @@ def test_readme_says_how_many_ids_want_weights_and_how_large_the_checkpoint_is()
 
 
 def test_the_mathematics_page_names_tests_that_exist():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")))
-    defined = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(
+        re.findall(r"`(test_\w+)`", (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8"))
+    )
+    defined = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
+    )
     assert len(named) >= 20
     assert not [name for name in named if f"def {name}(" not in defined]

@@ -15,7 +15,17 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.second
 def test_an_id_of_a_model_without_prompts_passes_the_tests_over_all_ids():
-    command = [sys.executable, "-m", "pytest", "-p", "tests.toy", "-p", "no:cacheprovider", "-n", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.toy",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+    ]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     command += ["-k", "Toy-Red", "tests/envs"]
     run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)

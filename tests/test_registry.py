@@ -19,7 +19,10 @@ def test_register_as_a_decorator_or_directly():
     registry = Registry("thing")
     assert registry.register("a/thing", size=3)(Thing) is Thing
     registry.register("a/lazy", "tests.test_registry:Thing", colour="blue")
-    assert registry.get("a/thing").instantiate(colour="green").__dict__ == {"size": 3, "colour": "green"}
+    assert registry.get("a/thing").instantiate(colour="green").__dict__ == {
+        "size": 3,
+        "colour": "green",
+    }
     assert registry.get("a/lazy").instantiate().colour == "blue"
     assert registry.list() == ["a/lazy", "a/thing"]
     assert "a/thing" in registry
@@ -96,11 +99,23 @@ def test_what_cannot_be_made_is_named(entry_point, message):
 
 @pytest.mark.parametrize(
     "entry_point",
-    [thing_factory, Thing(), 3, "tests.test_registry", "tests.test_registry:", ":Thing", "a b:Thing", "a:b:c", "a\0:B"],
+    [
+        thing_factory,
+        Thing(),
+        3,
+        "tests.test_registry",
+        "tests.test_registry:",
+        ":Thing",
+        "a b:Thing",
+        "a:b:c",
+        "a\0:B",
+    ],
 )
 def test_only_classes_are_registered(entry_point):
     registry = Registry("thing")
-    with pytest.raises(OptionError, match=r"thing 'a/thing' is .*, expected a class or 'module:Class'"):
+    with pytest.raises(
+        OptionError, match=r"thing 'a/thing' is .*, expected a class or 'module:Class'"
+    ):
         registry.register("a/thing", entry_point)
     assert registry.list() == []
 
@@ -118,9 +133,12 @@ def test_defaults_that_the_class_does_not_take_are_named():
 
 
 @pytest.mark.parametrize(
-    ("text", "error"), [("import no_such_package", ModuleNotFoundError), ("raise ValueError('mine')", ValueError)]
+    ("text", "error"),
+    [("import no_such_package", ModuleNotFoundError), ("raise ValueError('mine')", ValueError)],
 )
-def test_errors_of_the_registered_module_itself_come_as_they_are(text, error, tmp_path, monkeypatch):
+def test_errors_of_the_registered_module_itself_come_as_they_are(
+    text, error, tmp_path, monkeypatch
+):
     (tmp_path / "own_thing.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     registry = Registry("thing")
@@ -133,7 +151,14 @@ NAMES = {
     "algorithms": ("ppo", "sac", "tqc"),
     "rewards": reward_registry.list(),
     "models": base_model_registry.list(),
-    "options": ("noise_level", "action_scale", "discretization_steps", "guidance_scale", "prompts", "colour"),
+    "options": (
+        "noise_level",
+        "action_scale",
+        "discretization_steps",
+        "guidance_scale",
+        "prompts",
+        "colour",
+    ),
     "modes": ("NextStep", "SameStep", "Disabled"),
     "environments": ("flowgym/StableDiffusion-Red-v0", "flowgym/StableDiffusion-Redness-v0"),
 }
@@ -170,7 +195,10 @@ def test_typing_errors_get_a_hint(word, names, hint):
 @pytest.mark.parametrize(
     ("word", "names"),
     [
-        *((name, "algorithms") for name in ("a2c", "td3", "ddpg", "dqn", "trpo", "grpo", "", "ppo-sac", None, 3)),
+        *(
+            (name, "algorithms")
+            for name in ("a2c", "td3", "ddpg", "dqn", "trpo", "grpo", "", "ppo-sac", None, 3)
+        ),
         ("images/blue", "rewards"),
         ("audio/hum", "rewards"),
         ("images/sdxl", "models"),

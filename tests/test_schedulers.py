@@ -20,13 +20,18 @@ from flowgym_gym.errors import OptionError
 TIMES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("scheduler", [OptimalTransportScheduler(), CosineScheduler(1.0), CosineScheduler(2.5)])
+@pytest.mark.parametrize(
+    "scheduler", [OptimalTransportScheduler(), CosineScheduler(1.0), CosineScheduler(2.5)]
+)
 def test_derivatives_agree_with_finite_differences(scheduler):
     h = 1e-6
     for name in ("alpha", "beta"):
         f = getattr(scheduler, name)
         torch.testing.assert_close(
-            getattr(scheduler, f"{name}_dot")(TIMES), (f(TIMES + h) - f(TIMES - h)) / (2 * h), rtol=1e-6, atol=1e-8
+            getattr(scheduler, f"{name}_dot")(TIMES),
+            (f(TIMES + h) - f(TIMES - h)) / (2 * h),
+            rtol=1e-6,
+            atol=1e-8,
         )
 
 
@@ -51,7 +56,9 @@ def test_cosine_closed_forms(t, nu):
 
 
 def test_diffusion_schedule_closed_forms():
-    abar = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod.double()
+    abar = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    ).alphas_cumprod.double()
     scheduler = DiffusionScheduler(abar)
     k = torch.tensor([0, 1, 400, 999])
     t = 1 - k.double() / 1000
@@ -84,7 +91,16 @@ def test_noise_schedule_can_be_replaced():
 
 @pytest.mark.parametrize(
     "alphas_cumprod",
-    [[0.9, 0.95], [0.9, 0.9], [1.1, 0.5], [0.5, -0.1], [0.5, 0.0, 0.0], [[0.9, 0.8]], [0.9], [math.nan, 0.4]],
+    [
+        [0.9, 0.95],
+        [0.9, 0.9],
+        [1.1, 0.5],
+        [0.5, -0.1],
+        [0.5, 0.0, 0.0],
+        [[0.9, 0.8]],
+        [0.9],
+        [math.nan, 0.4],
+    ],
 )
 def test_alphas_cumprod_must_decrease_within_0_and_1(alphas_cumprod):
     with pytest.raises(OptionError, match="alphas_cumprod"):
@@ -101,7 +117,9 @@ def test_a_schedule_may_end_without_signal():
         torch.tensor([1 / 3, 2 / 3], dtype=torch.float64),
     )
     assert scheduler.alpha_dot(t).tolist() == pytest.approx([3 * 0.5, 3 * 0.56 / (2 * 0.5)])
-    assert scheduler.beta_dot(t).tolist() == pytest.approx([-3 * 0.25 / 2, -3 * 0.56 / (2 * 0.75**0.5)])
+    assert scheduler.beta_dot(t).tolist() == pytest.approx(
+        [-3 * 0.25 / 2, -3 * 0.56 / (2 * 0.75**0.5)]
+    )
 
 
 def test_other_schedule_options_are_checked():

@@ -54,7 +54,9 @@ def test_an_episodes_seed_counts_whole_where_that_of_its_sub_environment_is_wide
         episode = EpisodeSeed.draw(generator)
         assert episode.whole is whole
         same = torch.Generator().manual_seed(episode.value % 2**32)
-        assert (torch.rand(1, generator=same) == torch.rand(1, generator=episode.generator())) == (not whole)
+        assert (torch.rand(1, generator=same) == torch.rand(1, generator=episode.generator())) == (
+            not whole
+        )
 
 
 def test_seeds_are_those_of_numpys_seed_sequence():
@@ -69,7 +71,12 @@ def test_seeds_are_those_of_numpys_seed_sequence():
 
 def test_no_two_seeds_ranks_and_sub_environments_have_a_seed_in_common():
     found = [one for seed in range(40) for rank in range(8) for one in seeds(seed, 32, rank)]
-    found += [one for seed in (2**32, 2**64, 2**200) for rank in (2**31, 2**32 - 1) for one in seeds(seed, 32, rank)]
+    found += [
+        one
+        for seed in (2**32, 2**64, 2**200)
+        for rank in (2**31, 2**32 - 1)
+        for one in seeds(seed, 32, rank)
+    ]
     assert len(set(found)) == len(found)
     assert min(found) >= 2**32
     assert max(found) < 2**63
@@ -101,7 +108,9 @@ def test_seeds_need_no_torch():
 @pytest.fixture(scope="module")
 def many():
     """A vector environment of 32 with states of sixteen numbers."""
-    return gymnasium.make_vec("flowgym/Denoising-v0", num_envs=32, autoreset_mode="SameStep", **MIXTURE)
+    return gymnasium.make_vec(
+        "flowgym/Denoising-v0", num_envs=32, autoreset_mode="SameStep", **MIXTURE
+    )
 
 
 def test_no_two_initial_states_are_equal_over_seeds_ranks_and_sub_environments(many):

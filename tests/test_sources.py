@@ -58,12 +58,27 @@ LOCAL_LOOKING = [
     "hub:a/b/c",
     "hub:",
 ]
-IMPOSSIBLE = ["", " ", "a\0b", "~nosuchuser/x", "x" * 5000, "a/" + "b" * 5000, "\ud800/x", 5, b"x", [], {}, 1.5]
+IMPOSSIBLE = [
+    "",
+    " ",
+    "a\0b",
+    "~nosuchuser/x",
+    "x" * 5000,
+    "a/" + "b" * 5000,
+    "\ud800/x",
+    5,
+    b"x",
+    [],
+    {},
+    1.5,
+]
 
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """Whom the Hub would be asked for, which is nobody here; in an empty working directory of a few names."""
+    """Whom the Hub would be asked for, which is nobody here; in an empty working directory of a few
+    names.
+    """
     names = []
 
     def ask(repository, *args, **kwargs):
@@ -118,10 +133,17 @@ def test_what_exists_is_never_a_hub_id(tmp_path, monkeypatch):
 
 
 def test_other_names_are_hub_ids_and_a_prefix_insists(asked):
-    for name in ("sd-legacy/stable-diffusion-v1-5", "stabilityai/sdxl-turbo", "a_b/C.d-1", "hub:a/b"):
+    for name in (
+        "sd-legacy/stable-diffusion-v1-5",
+        "stabilityai/sdxl-turbo",
+        "a_b/C.d-1",
+        "hub:a/b",
+    ):
         assert find_checkpoint(name) == Source(name.removeprefix("hub:"), local=False)
     assert find_checkpoint("hub:models/tuned") == Source("models/tuned", local=False)
-    with pytest.raises(CheckpointError, match=r"if the Hub's 'models/tuned' is meant, write 'hub:models/tuned'$"):
+    with pytest.raises(
+        CheckpointError, match=r"if the Hub's 'models/tuned' is meant, write 'hub:models/tuned'$"
+    ):
         find_checkpoint("models/tuned")
     for name, taker in TAKERS.items():
         before = len(asked)
@@ -137,7 +159,14 @@ def test_other_names_are_hub_ids_and_a_prefix_insists(asked):
 
 
 def test_files_of_the_hub_have_the_same_rule(asked):
-    for name in ("models/x:file.pt", "owner/name:../x", "owner/name:/x", "owner/name:", "owner/name", "C:/x:y"):
+    for name in (
+        "models/x:file.pt",
+        "owner/name:../x",
+        "owner/name:/x",
+        "owner/name:",
+        "owner/name",
+        "C:/x:y",
+    ):
         with pytest.raises(CheckpointError, match="was not found, looked for in"):
             find_file("head", name, "a file")
     with pytest.raises(CheckpointError, match=r"write 'hub:models/x:file.pt'$"):

@@ -36,7 +36,9 @@ def test_grid_holds_the_schedule_of_diffusers_and_ends_at_its_final_alpha(set_al
     ddim = DDIMScheduler(**{**SD, "set_alpha_to_one": set_alpha_to_one})
     ddim.set_timesteps(20)
     grid = DiffusionScheduler.from_diffusers(ddim).time_grid(20)
-    expected = torch.cat([ddim.alphas_cumprod[ddim.timesteps], ddim.final_alpha_cumprod.reshape(1)]).double()
+    expected = torch.cat(
+        [ddim.alphas_cumprod[ddim.timesteps], ddim.final_alpha_cumprod.reshape(1)]
+    ).double()
     torch.testing.assert_close(grid.alpha**2, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(grid.beta**2, 1 - expected, rtol=1e-6, atol=0)
     assert grid.times[-1] == 1
@@ -127,12 +129,16 @@ def test_listed_times_leave_nothing_to_space():
 
 
 def test_a_grid_of_ones_own_scheduler_is_checked():
-    numbers, rising = torch.tensor([[0.0, 0.5, 0.4, 1.0], [0.0, 0.4, 0.5, 1.0]], dtype=torch.float64)
+    numbers, rising = torch.tensor(
+        [[0.0, 0.5, 0.4, 1.0], [0.0, 0.4, 0.5, 1.0]], dtype=torch.float64
+    )
     with pytest.raises(OptionError, match=r"times go from 0\.5 to 0\.4 at step 1"):
         Grid(numbers, None, rising, 1 - rising, rising, rising, rising)
     with pytest.raises(OptionError, match=r"beta of the grid has shape \(3,\), expected \(4,\)"):
         Grid(rising, None, rising, rising[:3], rising, rising, rising)
-    with pytest.raises(OptionError, match="alpha goes from 1 to 0 along the grid; time runs from noise"):
+    with pytest.raises(
+        OptionError, match="alpha goes from 1 to 0 along the grid; time runs from noise"
+    ):
         Grid(rising, None, 1 - rising, rising, rising, rising, rising)
     with pytest.raises(OptionError, match="beta goes from 0 to 1 along the grid"):
         Grid(rising, None, rising, rising, rising, rising, rising)

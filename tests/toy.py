@@ -1,4 +1,6 @@
-"""A pytest plugin that registers an id of a model of one's own, without prompts, before tests are collected."""
+"""A pytest plugin that registers an id of a model of one's own, without prompts, before tests are
+collected.
+"""
 
 import gymnasium
 import torch

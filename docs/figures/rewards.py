@@ -1,7 +1,8 @@
-"""Makes the picture of ``docs/rewards.md``: ``python docs/figures/rewards.py`` (two minutes on a CPU).
+"""Makes the picture of ``docs/rewards.md``: ``python docs/figures/rewards.py`` (two minutes on a
+CPU).
 
-256 samples of the embedded checkpoint, "a photo of a ..." of each thing that it draws, and under each offline reward
-the best and the worst of them.
+256 samples of the embedded checkpoint, "a photo of a ..." of each thing that it draws, and under
+each offline reward the best and the worst of them.
 """
 
 from __future__ import annotations
@@ -51,15 +52,17 @@ def main() -> None:
         reward = load_reward(id, **kwargs)
         scores = reward(FlowTensor(images), prompt=prompts)[0].numpy()
         print(
-            f"{id:22} mean {scores.mean():9.4g}  std {scores.std(ddof=1):8.3g}  from {scores.min():.3g} to "
-            f"{scores.max():.3g}  ({reward.units})"
+            f"{id:22} mean {scores.mean():9.4g}  std {scores.std(ddof=1):8.3g}  from "
+            f"{scores.min():.3g} to {scores.max():.3g}  ({reward.units})"
         )
         order = np.argsort(-scores, kind="stable")
         chosen = [*order[:SHOWN], None, *order[-SHOWN:]]
         title, *axes = row.subplots(
             1, len(chosen) + 1, width_ratios=[2.2, *[1.0 if c is not None else 0.2 for c in chosen]]
         )
-        title.text(0, 0.5, f"{id.removeprefix('images/')}\n{wrap(reward.units)}", va="center", fontsize=8)
+        title.text(
+            0, 0.5, f"{id.removeprefix('images/')}\n{wrap(reward.units)}", va="center", fontsize=8
+        )
         title.set_axis_off()
         for axis, i in zip(axes, chosen, strict=True):
             axis.set_axis_off()

@@ -1,7 +1,8 @@
-"""Training agents with stable-baselines3: an adapter, policies for latents, presets, ``train`` and ``evaluate``.
+"""Training agents with stable-baselines3: an adapter, policies for latents, presets, ``train`` and
+``evaluate``.
 
-The names below are loaded when they are first used. All but ``load_policy`` need the ``agents`` extra:
-``pip install "flowgym_gym[agents]"``.
+The names below are loaded when they are first used. All but ``load_policy`` need the ``agents``
+extra: ``pip install "flowgym_gym[agents]"``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from flowgym_gym.agents.runs.presets import load_preset
     from flowgym_gym.agents.runs.training import train
     from flowgym_gym.agents.sb3.exported import load_policy
-    from flowgym_gym.agents.sb3.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
+    from flowgym_gym.agents.sb3.policies import (
+        LatentActorCriticPolicy,
+        LatentSACPolicy,
+        LatentTQCPolicy,
+    )
     from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 
 _LAZY = {
@@ -69,7 +74,8 @@ def imports_of_extra() -> Iterator[None]:
     """Import inside what the ``agents`` extra installs.
 
     Raises:
-        MissingExtraError: If a library is missing, or cannot be imported; it says which and what to do.
+        MissingExtraError: If a library is missing, or cannot be imported; it says which and what to
+            do.
     """
     try:
         yield
@@ -78,11 +84,13 @@ def imports_of_extra() -> Iterator[None]:
         if missing not in EXTRA:
             raise
         raise MissingExtraError(
-            f'{__name__} needs {missing}, which is not installed; run: pip install "flowgym_gym[agents]", or in a '
+            f"{__name__} needs {missing}, which is not installed; run: "
+            'pip install "flowgym_gym[agents]", or in a '
             'clone pip install -e ".[agents]"'
         ) from error
     except (ImportError, OSError, ValueError) as error:
-        # Of libraries that do not fit each other, or that read variables such as TQDM_MININTERVAL when imported.
+        # Of libraries that do not fit each other, or that read variables such as TQDM_MININTERVAL
+        # when imported.
         if isinstance(error, FlowGymError):
             raise
         raise MissingExtraError(

@@ -1,7 +1,8 @@
-"""``check_vector_env``: whether a vector environment keeps Gymnasium's rules, which has no such checker itself.
+"""``check_vector_env``: whether a vector environment keeps Gymnasium's rules, which has no such
+checker itself.
 
-The yardstick is Gymnasium's own ``SyncVectorEnv`` over the single environment: everything that a vector environment
-returns, in any autoreset mode and at any time, must be what that one returns.
+The yardstick is Gymnasium's own ``SyncVectorEnv`` over the single environment: everything that a
+vector environment returns, in any autoreset mode and at any time, must be what that one returns.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ def check_vector_env(
 ) -> int:
     """Check a vector environment against ``SyncVectorEnv`` over the single one, step for step.
 
-    In turn: spaces and attributes; resets with an integer, a list of seeds, and none; whole episodes with random
-    actions through the environment's own autoreset mode; resets of some sub-environments through ``reset_mask``, after
-    which they are at different times; arrays that a later step changes; and closing twice. Observations, rewards,
-    terminations, truncations and infos (keys, masks, dtypes, ``final_obs``, ``final_info``) must agree. The
-    environment is closed at the end.
+    In turn: spaces and attributes; resets with an integer, a list of seeds, and none; whole
+    episodes with random actions through the environment's own autoreset mode; resets of some
+    sub-environments through ``reset_mask``, after which they are at different times; arrays that a
+    later step changes; and closing twice. Observations, rewards, terminations, truncations and
+    infos (keys, masks, dtypes, ``final_obs``, ``final_info``) must agree. The environment is closed
+    at the end.
 
     Args:
         envs: The vector environment, new or not.
@@ -55,12 +57,16 @@ def check_vector_env(
         OptionError: If the single environment cannot be made.
 
     >>> import gymnasium, flowgym_gym
-    >>> envs = gymnasium.make_vec("flowgym/GaussianMixture-Gaussian-v0", num_envs=3, discretization_steps=4)
+    >>> id = "flowgym/GaussianMixture-Gaussian-v0"
+    >>> envs = gymnasium.make_vec(id, num_envs=3, discretization_steps=4)
     >>> check_vector_env(envs) > 0
     True
     """
     if make_single is None and isinstance(envs, VectorWrapper):
-        raise OptionError(f"envs is wrapped in a {type(envs).__name__}; give make_single, which wraps the single one")
+        raise OptionError(
+            f"envs is wrapped in a {type(envs).__name__}; give make_single, which wraps the single "
+            "one"
+        )
     single = _single_maker(envs) if make_single is None else make_single
     mode = _autoreset_mode(envs)
     sync = SyncVectorEnv([single] * envs.num_envs, autoreset_mode=mode)
@@ -116,11 +122,15 @@ class _Comparison:
         ):
             found, expected = getattr(mine, name, None), getattr(sync, name)
             if found != expected:
-                raise VectorEnvError(f"{name} is {found}, but of the single environment it is {expected}")
+                raise VectorEnvError(
+                    f"{name} is {found}, but of the single environment it is {expected}"
+                )
         for name in ("observation", "action"):
             single = getattr(mine, f"single_{name}_space")
             if getattr(mine, f"{name}_space") != batch_space(single, mine.num_envs):
-                raise VectorEnvError(f"{name}_space is not batch_space(single_{name}_space, {mine.num_envs})")
+                raise VectorEnvError(
+                    f"{name}_space is not batch_space(single_{name}_space, {mine.num_envs})"
+                )
 
     def actions(self, seed: int) -> Iterator[Any]:
         self.sync.action_space.seed(seed)
@@ -132,7 +142,10 @@ class _Comparison:
         result = self.both(f"reset({described})", lambda env, given: env.reset(**given), kwargs)
         observations, _ = result
         if observations not in self.mine.observation_space:
-            raise VectorEnvError(f"reset({described}) returned observations outside observation_space: {observations}")
+            raise VectorEnvError(
+                f"reset({described}) returned observations outside observation_space: "
+                f"{observations}"
+            )
 
     def step(self, actions: Any) -> np.ndarray:
         self.steps += 1
@@ -158,8 +171,12 @@ class _Comparison:
         if not ended.any():
             raise OptionError(f"no episode ended within {max_steps} steps; give a larger max_steps")
 
-    def both(self, call: str, act: Callable[[VectorEnv[Any, Any, Any], Any], Any], given: Any) -> Any:
-        """The same call of both; compares the results, and that nothing else has been written over."""
+    def both(
+        self, call: str, act: Callable[[VectorEnv[Any, Any, Any], Any], Any], given: Any
+    ) -> Any:
+        """The same call of both; compares the results, and that nothing else has been
+        written over.
+        """
         sent = deepcopy(given)
         result = act(self.mine, sent)
         for before, as_it_was in self.kept:
@@ -167,16 +184,21 @@ class _Comparison:
             if changed:
                 raise VectorEnvError(f"{call} changed what a call before had returned: {changed}")
         self.kept.append((result, deepcopy(result)))
-        # Gymnasium's own environments take the mask out of the options; its values are the caller's all the same.
+        # Gymnasium's own environments take the mask out of the options; its values are the caller's
+        # all the same.
         for name, mine, theirs in (
-            ("actions", sent, given) if not isinstance(given, dict) else ("seed", sent.get("seed"), given.get("seed")),
+            ("actions", sent, given)
+            if not isinstance(given, dict)
+            else ("seed", sent.get("seed"), given.get("seed")),
         ):
             changed = difference(mine, theirs, tolerance=0.0, path=name)
             if changed:
                 raise VectorEnvError(f"{call} changed what it was given: {changed}")
         different = difference(result, act(self.sync, deepcopy(given)), self.tolerance)
         if different:
-            raise VectorEnvError(f"{call} differs from SyncVectorEnv over the single environment: {different}")
+            raise VectorEnvError(
+                f"{call} differs from SyncVectorEnv over the single environment: {different}"
+            )
         return result
 
 
@@ -195,7 +217,9 @@ def difference(mine: Any, theirs: Any, tolerance: float, path: str = "result") -
         if set(mine) != set(theirs):
             return f"{path} has the keys {sorted(mine)}, expected {sorted(theirs)}"
         parts = [(mine[key], theirs[key], f"{path}[{key!r}]") for key in mine]
-    elif isinstance(mine, tuple | list) or (isinstance(mine, np.ndarray) and mine.dtype == theirs.dtype == object):
+    elif isinstance(mine, tuple | list) or (
+        isinstance(mine, np.ndarray) and mine.dtype == theirs.dtype == object
+    ):
         if len(mine) != len(theirs):
             return f"{path} has {len(mine)} entries, expected {len(theirs)}"
         parts = [(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(mine, theirs, strict=True))]
@@ -207,9 +231,14 @@ def difference(mine: Any, theirs: Any, tolerance: float, path: str = "result") -
     return next((words for words in found if words), None)
 
 
-def _array_difference(mine: np.ndarray, theirs: np.ndarray, tolerance: float, path: str) -> str | None:
+def _array_difference(
+    mine: np.ndarray, theirs: np.ndarray, tolerance: float, path: str
+) -> str | None:
     if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
-        return f"{path} has shape {mine.shape} and {mine.dtype}, expected {theirs.shape} and {theirs.dtype}"
+        return (
+            f"{path} has shape {mine.shape} and {mine.dtype}, expected {theirs.shape} and "
+            f"{theirs.dtype}"
+        )
     if mine.dtype.kind in "fc":
         equal = np.isclose(mine, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
     else:
@@ -229,7 +258,9 @@ def _autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
 
 def _single_maker(envs: VectorEnv[Any, Any, Any]) -> SingleMaker:
     if envs.spec is None:
-        raise OptionError("the vector environment has no specification; give make_single, such as a call of make")
+        raise OptionError(
+            "the vector environment has no specification; give make_single, such as a call of make"
+        )
     spec = deepcopy(envs.spec)
     for name in ("num_envs", "vectorization_mode", "autoreset_mode", "vector_kwargs", "wrappers"):
         spec.kwargs.pop(name, None)
@@ -239,6 +270,8 @@ def _single_maker(envs: VectorEnv[Any, Any, Any]) -> SingleMaker:
         try:
             return gymnasium.make(spec, disable_env_checker=True)
         except TypeError as error:
-            raise OptionError(f"the single {spec.id} cannot be made as the vector one was; give make_single") from error
+            raise OptionError(
+                f"the single {spec.id} cannot be made as the vector one was; give make_single"
+            ) from error
 
     return make

@@ -18,16 +18,18 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
     r"""Steer the denoising of a diffusion or flow model towards a reward.
 
     ## Observation
-    ``Dict(latent=Box(C, H, W), time=Box(0, 1, (1,)))``, float32: the current state and its time, from 0 (noise) to 1
-    (data); with more than one prompt also ``prompt``, the prompt's pooled embedding.
+    ``Dict(latent=Box(C, H, W), time=Box(0, 1, (1,)))``, float32: the current state and its time,
+    from 0 (noise) to 1 (data); with more than one prompt also ``prompt``, the prompt's pooled
+    embedding.
 
     ## Action
-    ``Box(-1, 1, (C, H, W), float32)``. ``action_scale * action`` is added to the model's predicted velocity (or noise).
-    Finite values outside [-1, 1] are clipped; NaN and infinity are errors.
+    ``Box(-1, 1, (C, H, W), float32)``. ``action_scale * action`` is added to the model's predicted
+    velocity (or noise). Finite values outside [-1, 1] are clipped; NaN and infinity are errors.
 
     ## Reward
-    Each step pays ``-control_cost_weight * control_cost``, where the control cost is the divergence (KL, nats) of the
-    steered transition from the free one. The last step adds ``reward_scale * reward(sample)``.
+    Each step pays ``-control_cost_weight * control_cost``, where the control cost is the divergence
+    (KL, nats) of the steered transition from the free one. The last step adds ``reward_scale *
+    reward(sample)``.
 
     ## Episode
     Exactly ``discretization_steps`` steps, then ``terminated`` is True; an episode is never
@@ -37,36 +39,39 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
     max_episode_steps=n + 1)``; the time is in the observation anyway.
 
     ## Info
-    ``control_cost`` at every step; ``prompt`` at reset; ``terminal_reward`` (unscaled) and ``valid`` at the end.
-    ``reset(options={"prompt": ...})`` fixes the prompt of an episode.
+    ``control_cost`` at every step; ``prompt`` at reset; ``terminal_reward`` (unscaled) and
+    ``valid`` at the end. ``reset(options={"prompt": ...})`` fixes the prompt of an episode.
 
     Args:
         base_model: Registered id of the base model.
         reward: Registered id of the reward.
         base_model_kwargs: Arguments of the base model, plain values.
         reward_kwargs: Arguments of the reward, plain values.
-        action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for ``"control"`` the
-            transition's mean, in its own standard deviations.
-        action_scale: Size of the correction that an action of 1 makes. By default it is worked out from the grid and
-            the latent's size so that a uniformly random agent's control cost over an episode is 10 nats on average, a
-            tenth of the default reward scale: for the embedded Stable Diffusion with 50 steps 0.321 (velocity) and
-            0.103 (noise).
-        discretization_steps: Number of steps of an episode; or the times they start from: for Stable Diffusion a
-            decreasing list of time steps, as the ``timesteps=`` of diffusers' pipelines.
+        action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for
+            ``"control"`` the transition's mean, in its own standard deviations.
+        action_scale: Size of the correction that an action of 1 makes. By default it is worked out
+            from the grid and the latent's size so that a uniformly random agent's control cost over
+            an episode is 10 nats on average, a tenth of the default reward scale: for the embedded
+            Stable Diffusion with 50 steps 0.321 (velocity) and 0.103 (noise).
+        discretization_steps: Number of steps of an episode; or the times they start from: for
+            Stable Diffusion a decreasing list of time steps, as the ``timesteps=`` of diffusers'
+            pipelines.
         sampler: ``"ddim"``, or ``"euler"`` (Euler-Maruyama).
         noise_level: 0 (deterministic, ODE) to 1 (ancestral, memoryless).
-        spacing: Which time steps are visited, ``"leading"``, ``"trailing"`` or ``"linspace"``; by default the
-            checkpoint's own.
-        noise_schedule: For ``"euler"``: a constant diffusion coefficient instead of the memoryless one.
+        spacing: Which time steps are visited, ``"leading"``, ``"trailing"`` or ``"linspace"``; by
+            default the checkpoint's own.
+        noise_schedule: For ``"euler"``: a constant diffusion coefficient instead of the memoryless
+            one.
         reward_scale: Weight of the terminal reward.
         control_cost_weight: Weight of the control costs.
         device: Where the model runs.
-        dtype: Number format of the network, ``"float32"``, ``"float16"`` or ``"bfloat16"``; the step's own mathematics
-            is always in float32.
-        render_mode: None or ``"rgb_array"``: ``render`` shows the sample that the model now expects.
-        **model_options: Arguments of the base model, given directly; for diffusers' pipelines ``checkpoint``,
-            ``prompts``, ``guidance_scale``, ``negative_prompt``, ``height``, ``width``, ``lora`` and more
-            (:class:`flowgym_gym.models.pipeline.LatentBaseModel`).
+        dtype: Number format of the network, ``"float32"``, ``"float16"`` or ``"bfloat16"``; the
+            step's own mathematics is always in float32.
+        render_mode: None or ``"rgb_array"``: ``render`` shows the sample that the model now
+            expects.
+        **model_options: Arguments of the base model, given directly; for diffusers' pipelines
+            ``checkpoint``, ``prompts``, ``guidance_scale``, ``negative_prompt``, ``height``,
+            ``width``, ``lora`` and more (:class:`flowgym_gym.models.pipeline.LatentBaseModel`).
 
     Raises:
         FlowGymError: One of :mod:`flowgym_gym.errors` that names the argument that cannot be used.
@@ -88,9 +93,11 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         self._closed = False
 
     def get_state(self) -> State:
-        """The running episode and the random state as a dictionary of arrays, which ``numpy.savez`` can write.
+        """The running episode and the random state as a dictionary of arrays, which ``numpy.savez``
+        can write.
 
-        With :meth:`set_state` an episode can be branched in the middle, or gone on with in another process.
+        With :meth:`set_state` an episode can be branched in the middle, or gone on with in another
+        process.
 
         >>> import gymnasium, flowgym_gym
         >>> env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0").unwrapped
@@ -105,14 +112,17 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         return {**self.rollout.get_state(), "random": pack_random(self.np_random)}
 
     def set_state(self, state: Mapping[str, np.ndarray], *, seed: int | None = None) -> None:
-        """Go on from a state: the same actions then give the same observations and rewards, bit by bit.
+        """Go on from a state: the same actions then give the same observations and rewards, bit by
+        bit.
 
         Args:
-            state: What :meth:`get_state` returned, in this environment or one made with the same arguments.
+            state: What :meth:`get_state` returned, in this environment or one made with the same
+                arguments.
             seed: Draw fresh noise from here on; None goes on with the state's own.
 
         Raises:
-            StateError: If the state is damaged or belongs to another environment; nothing has changed then.
+            StateError: If the state is damaged or belongs to another environment; nothing has
+                changed then.
         """
         self._check_open()
         check_seed(seed)
@@ -156,12 +166,22 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         actions = self.rollout.check_actions(action, batched=False)
         with self.rollout.all_or_nothing():
             outcome = self.rollout.step(actions, [0])
-        return self._observe(), float(outcome.rewards[0]), bool(outcome.finished[0]), False, outcome.info(0)
+        return (
+            self._observe(),
+            float(outcome.rewards[0]),
+            bool(outcome.finished[0]),
+            False,
+            outcome.info(0),
+        )
 
     def render(self) -> np.ndarray | None:
-        """The sample that the model now expects, uint8, shape ``(H, W, 3)``; None without a render mode."""
+        """The sample that the model now expects, uint8, shape ``(H, W, 3)``; None without a render
+        mode.
+        """
         if self.render_mode is None:
-            gymnasium.logger.warn("render was called without a render mode; make the environment with 'rgb_array'")
+            gymnasium.logger.warn(
+                "render was called without a render mode; make the environment with 'rgb_array'"
+            )
             return None
         self._check_open()
         self._check_started()

@@ -1,4 +1,6 @@
-"""The torch-native batched environment: a base model, a reward, a time grid, and the transitions between its times."""
+"""The torch-native batched environment: a base model, a reward, a time grid, and the transitions
+between its times.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ Controller = Callable[..., Any]
 # Id and arguments of a base model and of a reward, by "base_model" and "reward".
 Parts = Mapping[str, Mapping[str, Any]]
 
-# Nats that a uniformly random agent spends in an episode on average at the default action scale: a tenth of the default
-# reward scale of the Gymnasium environments, 100.
+# Nats that a uniformly random agent spends in an episode on average at the default action scale: a
+# tenth of the default reward scale of the Gymnasium environments, 100.
 RANDOM_AGENT_COST = 10.0
 
 
@@ -72,7 +74,10 @@ class Sample(Generic[D]):
             control_costs=self.control_costs.to(device),
             rewards=self.rewards.to(device),
             valids=self.valids.to(device),
-            kwargs={k: v.to(device) if isinstance(v, Tensor | FlowTensor) else v for k, v in self.kwargs.items()},
+            kwargs={
+                k: v.to(device) if isinstance(v, Tensor | FlowTensor) else v
+                for k, v in self.kwargs.items()
+            },
         )
 
 
@@ -86,17 +91,17 @@ class Environment(Generic[D]):
             :meth:`flowgym_gym.schedulers.Scheduler.time_grid` takes them.
         reward_scale: Weight of the terminal reward.
         control_cost_weight: Weight of the control costs.
-        action_scale: The correction is ``action_scale * action``. None takes the scale at which uniformly random
-            actions in [-1, 1] cost 10 nats over an episode on average
+        action_scale: The correction is ``action_scale * action``. None takes the scale at which
+            uniformly random actions in [-1, 1] cost 10 nats over an episode on average
             (:func:`flowgym_gym.dynamics.default_action_scale`).
         sampler: ``"ddim"`` or ``"euler"``.
         noise_level: 0 (deterministic) to 1 (memoryless).
         spacing: Which time steps are visited; by default as the checkpoint's own scheduler says.
-        noise_schedule: For the ``"euler"`` sampler, a constant diffusion coefficient ``sigma``; None for the
-            scheduler's own noise schedule, which is memoryless unless it was changed.
-        parts: How base model and reward were made, where both come from the registries: ``"id"`` and
-            arguments of each, under ``"base_model"`` and ``"reward"``. Copies and pickles then name them
-            instead of holding weights.
+        noise_schedule: For the ``"euler"`` sampler, a constant diffusion coefficient ``sigma``;
+            None for the scheduler's own noise schedule, which is memoryless unless it was changed.
+        parts: How base model and reward were made, where both come from the registries: ``"id"``
+            and arguments of each, under ``"base_model"`` and ``"reward"``. Copies and pickles then
+            name them instead of holding weights.
 
     Attributes:
         parts: The same; None for a base model and a reward that were made by hand.
@@ -124,7 +129,9 @@ class Environment(Generic[D]):
     ) -> None:
         for name, part, kind in (("base_model", base_model, BaseModel), ("reward", reward, Reward)):
             if not isinstance(part, kind):
-                raise OptionError(f"{name} is {shown(part)}, expected an instance of flowgym_gym.{kind.__name__}")
+                raise OptionError(
+                    f"{name} is {shown(part)}, expected an instance of flowgym_gym.{kind.__name__}"
+                )
         check_weight("reward_scale", reward_scale)
         check_weight("control_cost_weight", control_cost_weight, minimum=0)
         if action_scale is not None:
@@ -133,8 +140,8 @@ class Environment(Generic[D]):
             check_number("noise_schedule", noise_schedule, minimum=0)
             if sampler != "euler":
                 raise OptionError(
-                    f"noise_schedule is {noise_schedule}, but only sampler 'euler' has one; {shown(sampler)} takes a "
-                    "noise_level"
+                    f"noise_schedule is {noise_schedule}, but only sampler 'euler' has one; "
+                    f"{shown(sampler)} takes a noise_level"
                 )
         self.base_model = base_model
         self.reward = reward
@@ -146,7 +153,11 @@ class Environment(Generic[D]):
         self.noise_level = noise_level
         self.noise_schedule = noise_schedule
         self._action_scale = action_scale
-        check_choice(f"output_type of {type(base_model).__name__}", getattr(base_model, "output_type", None), OUTPUTS)
+        check_choice(
+            f"output_type of {type(base_model).__name__}",
+            getattr(base_model, "output_type", None),
+            OUTPUTS,
+        )
         with torch.no_grad(), plain_defaults(), randomness(base_model, EpisodeSeed(0)) as own:
             probe, _ = self._draw(1, **own)
         self.state_shape: tuple[int, ...] = tuple(probe.data.shape[1:])
@@ -199,8 +210,8 @@ class Environment(Generic[D]):
         device = getattr(self.base_model, "device", None)
         if not isinstance(device, torch.device):
             raise ModelError(
-                f"device of {type(self.base_model).__name__} is {shown(device)}, expected a torch.device; "
-                "call super().__init__(device) in its __init__"
+                f"device of {type(self.base_model).__name__} is {shown(device)}, expected a "
+                "torch.device; call super().__init__(device) in its __init__"
             )
         return device
 
@@ -217,21 +228,30 @@ class Environment(Generic[D]):
             spacing: Which time steps are visited; None for the checkpoint's own way.
 
         Raises:
-            OptionError: If the model's schedule has no such grid, or control costs would be infinite on it.
+            OptionError: If the model's schedule has no such grid, or control costs would be
+                infinite on it.
             ModelError: If the model has no schedule.
         """
         scheduler = self.base_model.scheduler
         if not isinstance(scheduler, Scheduler):
             raise ModelError(
-                f"scheduler of {type(self.base_model).__name__} is {shown(scheduler)}, expected a flowgym_gym.Scheduler"
+                f"scheduler of {type(self.base_model).__name__} is {shown(scheduler)}, expected a "
+                "flowgym_gym.Scheduler"
             )
         grid = scheduler.time_grid(steps, spacing)
         if not isinstance(grid, Grid):
-            raise ModelError(f"{type(scheduler).__name__}.time_grid returned {described(grid)}, expected a Grid")
+            raise ModelError(
+                f"{type(scheduler).__name__}.time_grid returned {described(grid)}, expected a Grid"
+            )
         if self.noise_schedule is not None:
             grid = replace(grid, sigma=torch.full_like(grid.sigma, self.noise_schedule))
         transitions = Transitions.build(
-            grid, self.base_model.output_type, self.action_type, self.sampler, self.noise_level, self.device
+            grid,
+            self.base_model.output_type,
+            self.action_type,
+            self.sampler,
+            self.noise_level,
+            self.device,
         )
         dimensions, scale = math.prod(self.state_shape), self._action_scale
         if scale is None:
@@ -250,7 +270,9 @@ class Environment(Generic[D]):
         """
         return self.start_from(None, n, kwargs)
 
-    def start_from(self, seed: EpisodeSeed | None, n: int, kwargs: Mapping[str, Any]) -> tuple[D, dict[str, Any]]:
+    def start_from(
+        self, seed: EpisodeSeed | None, n: int, kwargs: Mapping[str, Any]
+    ) -> tuple[D, dict[str, Any]]:
         """As :meth:`start`, from a seed of their own; the global generators are as before then."""
         with plain_defaults(), randomness(self.base_model, seed) as own:
             x, kwargs = self._draw(n, **own, **kwargs)
@@ -263,9 +285,16 @@ class Environment(Generic[D]):
         result = self.base_model.sample_p0(n, **kwargs)
         name = f"{type(self.base_model).__name__}.sample_p0"
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-            raise ModelError(f"{name} returned {type(result).__name__}, expected the noise and a dict of arguments")
+            raise ModelError(
+                f"{name} returned {type(result).__name__}, expected the noise and a dict of "
+                "arguments"
+            )
         if not isinstance(result[0], FlowTensor) or len(result[0]) != n:
-            got = f"{len(result[0])} states" if isinstance(result[0], FlowTensor) else type(result[0]).__name__
+            got = (
+                f"{len(result[0])} states"
+                if isinstance(result[0], FlowTensor)
+                else type(result[0]).__name__
+            )
             raise ModelError(f"{name} returned {got}, expected a FlowTensor of {n} states")
         return result
 
@@ -278,11 +307,16 @@ class Environment(Generic[D]):
             **kwargs: What :meth:`start` returned.
 
         Raises:
-            ModelError: If the output is no FlowTensor of real numbers, or has another shape than ``x``.
+            ModelError: If the output is no FlowTensor of real numbers, or has another shape than
+                ``x``.
         """
-        return check_output(self.base_model, self.base_model(x, self.times[index], **kwargs), x.data)
+        return check_output(
+            self.base_model, self.base_model(x, self.times[index], **kwargs), x.data
+        )
 
-    def advance(self, x: Tensor, output: Tensor, action: Tensor, noise: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(
+        self, x: Tensor, output: Tensor, action: Tensor, noise: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """One transition of every state.
 
         Args:
@@ -300,8 +334,11 @@ class Environment(Generic[D]):
         correction = self.action_scale * action.to(x.dtype)
         return transitions.step(x, output.to(x.dtype), correction, noise.to(x.dtype))
 
-    def log_prob(self, x: Tensor, output: Tensor, action: Tensor, following: Tensor, index: Tensor) -> Tensor:
-        r"""Log density of transitions that were drawn: the likelihood of a policy that is the steered sampler itself.
+    def log_prob(
+        self, x: Tensor, output: Tensor, action: Tensor, following: Tensor, index: Tensor
+    ) -> Tensor:
+        r"""Log density of transitions that were drawn: the likelihood of a policy that is the
+        steered sampler itself.
 
         .. math:: \log \mathcal N(x_s;\, \mu + g_t c,\, \tau^2 I)
 
@@ -316,12 +353,15 @@ class Environment(Generic[D]):
             Log density, shape ``(n,)``; 0 where the transition draws no noise.
 
         References:
-            Black et al., Training diffusion models with reinforcement learning (DDPO), ICLR 2024, section 4.3.
+            Black et al., Training diffusion models with reinforcement learning (DDPO), ICLR 2024,
+            section 4.3.
         """
         mean, _ = self.advance(x, output, action, torch.zeros_like(x), index)
         std = self.transitions.at(index, x.ndim).std
         drawn = std > 0
-        log_density = torch.distributions.Normal(mean, torch.where(drawn, std, 1.0)).log_prob(following)
+        log_density = torch.distributions.Normal(mean, torch.where(drawn, std, 1.0)).log_prob(
+            following
+        )
         return torch.where(drawn, log_density, 0.0).flatten(1).sum(dim=1)
 
     def expected_endpoint(self, x: Tensor, output: Tensor, index: Tensor) -> Tensor:
@@ -354,7 +394,9 @@ class Environment(Generic[D]):
         except RewardError:
             raise
         except Exception as error:
-            raise RewardError(f"{type(self.reward).__name__} raised {type(error).__name__}: {reason(error)}") from error
+            raise RewardError(
+                f"{type(self.reward).__name__} raised {type(error).__name__}: {reason(error)}"
+            ) from error
         return sample, rewards, valids
 
     @torch.no_grad()
@@ -363,8 +405,8 @@ class Environment(Generic[D]):
 
         Args:
             n: Number of trajectories.
-            policy: Called as ``policy(x, t, **kwargs)`` with states ``(n, *)`` and times ``(n,)``; returns the action,
-                a ``FlowTensor`` or tensor like ``x``. None for no correction.
+            policy: Called as ``policy(x, t, **kwargs)`` with states ``(n, *)`` and times ``(n,)``;
+                returns the action, a ``FlowTensor`` or tensor like ``x``. None for no correction.
             **kwargs: Passed to the model's ``sample_p0``, such as ``prompt``.
 
         Raises:
@@ -378,7 +420,9 @@ class Environment(Generic[D]):
             return self._scored(self._roll_out(n, policy, kwargs), self.score)
 
     @torch.no_grad()
-    def stream(self, n: int, batches: int, policy: Controller | None = None, **kwargs: Any) -> Iterator[Sample[D]]:
+    def stream(
+        self, n: int, batches: int, policy: Controller | None = None, **kwargs: Any
+    ) -> Iterator[Sample[D]]:
         """Roll out batch after batch; a batch is scored while the next one is rolled out.
 
         That takes a reward that scores in threads, ``reward="images/asynchronous"``
@@ -414,7 +458,9 @@ class Environment(Generic[D]):
         pending = submit(finished, **sample.kwargs)
         return lambda: self._scored(sample, lambda x, **kwargs: (finished, *pending.result()))
 
-    def _scored(self, sample: Sample[D], score: Callable[..., tuple[D, Tensor, Tensor]]) -> Sample[D]:
+    def _scored(
+        self, sample: Sample[D], score: Callable[..., tuple[D, Tensor, Tensor]]
+    ) -> Sample[D]:
         finished, rewards, valids = score(sample.latents, **sample.kwargs)
         return replace(sample, sample=finished, rewards=rewards, valids=valids)
 
@@ -425,7 +471,9 @@ class Environment(Generic[D]):
         trajectory, costs = [x], []
         for i in range(self.discretization_steps):
             index = torch.full((n,), i, dtype=torch.int64, device=self.device)
-            action = torch.zeros_like(x.data) if policy is None else self._act(policy, x, index, kwargs)
+            action = (
+                torch.zeros_like(x.data) if policy is None else self._act(policy, x, index, kwargs)
+            )
             output = self.predict(x, index, **kwargs)
             following, cost = self.advance(x.data, output, action, torch.randn_like(x.data), index)
             x = type(x)(following)
@@ -433,12 +481,14 @@ class Environment(Generic[D]):
             costs.append(cost)
         if not bool(torch.isfinite(x.data).all()):
             raise ModelError(
-                f"{type(self.base_model).__name__}{'' if policy is None else ' or the policy'} returned NaN or infinity"
+                f"{type(self.base_model).__name__}{'' if policy is None else ' or the policy'} "
+                "returned NaN or infinity"
             )
         control_costs = torch.stack(costs)
         if not bool(torch.isfinite(control_costs).all()):
             raise ActionError(
-                f"the policy returned actions whose control cost is infinite (action_scale is {self.action_scale:.3g})"
+                "the policy returned actions whose control cost is infinite (action_scale is "
+                f"{self.action_scale:.3g})"
             )
         unknown = torch.full((n,), math.nan, dtype=torch.float32, device="cpu")
         invalid = torch.zeros(n, dtype=torch.bool, device="cpu")
@@ -447,15 +497,24 @@ class Environment(Generic[D]):
     def _act(self, policy: Controller, x: D, index: Tensor, kwargs: dict[str, Any]) -> Tensor:
         action = policy(x, self.times[index], **kwargs)
         try:
-            tensor: Tensor = action.data if isinstance(action, FlowTensor) else torch.as_tensor(action, device=x.device)
+            tensor: Tensor = (
+                action.data
+                if isinstance(action, FlowTensor)
+                else torch.as_tensor(action, device=x.device)
+            )
             odd = oddity(tensor) or ("truth values" if tensor.dtype is torch.bool else None)
             if odd:
                 raise TypeError(odd)
             return tensor.to(x.data).expand_as(x.data)
         except (TypeError, ValueError, RuntimeError) as error:
-            got = f"shape {tuple(action.shape)}" if hasattr(action, "shape") else type(action).__name__
+            got = (
+                f"shape {tuple(action.shape)}"
+                if hasattr(action, "shape")
+                else type(action).__name__
+            )
             raise ActionError(
-                f"the policy returned {got}, expected a tensor of shape {tuple(x.data.shape)} ({reason(error)})"
+                f"the policy returned {got}, expected a tensor of shape {tuple(x.data.shape)} "
+                f"({reason(error)})"
             ) from error
 
 
@@ -472,9 +531,11 @@ class NoiseEnvironment(Environment[D]):
 
 
 class ControlEnvironment(Environment[D]):
-    """Actions move a transition's mean, in units of its standard deviation; see :class:`Environment`.
+    """Actions move a transition's mean, in units of its standard deviation; see
+    :class:`Environment`.
 
-    This is the control of stochastic optimal control: half its squared norm is the control cost, at every step.
+    This is the control of stochastic optimal control: half its squared norm is the control cost, at
+        every step.
     """
 
     action_type = "control"
@@ -490,8 +551,8 @@ def merge_kwargs(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for item in items:
         if item.keys() != first.keys():
             raise ModelError(
-                f"episodes of one batch have the arguments {sorted(first)} and {sorted(item)}; a model's sample_p0 and "
-                "preprocess must return the same names for all"
+                f"episodes of one batch have the arguments {sorted(first)} and {sorted(item)}; a "
+                "model's sample_p0 and preprocess must return the same names for all"
             )
     merged = {}
     for key in first:
@@ -500,7 +561,9 @@ def merge_kwargs(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             if isinstance(error, ModelError):
                 raise
-            raise ModelError(f"the argument {key!r} of several episodes makes no batch: {reason(error)}") from error
+            raise ModelError(
+                f"the argument {key!r} of several episodes makes no batch: {reason(error)}"
+            ) from error
     return merged
 
 

@@ -37,7 +37,8 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 NUMBERS = ("noise_level", "noise_schedule", "action_scale", "reward_scale", "control_cost_weight")
 # What states said of their environment before arguments were recorded.
 BRIEF = {
-    "base_model", "checkpoint", "guidance_scale", "distilled_guidance", "negative_prompt", "reward", "action_type",
+    "base_model", "checkpoint", "guidance_scale", "distilled_guidance", "negative_prompt", "reward",
+    "action_type",
     "sampler", *NUMBERS,
 }  # fmt: skip
 
@@ -74,7 +75,9 @@ def check_settings(found: str, environment: Environment[Any]) -> None:
     """Raise a StateError that names what differs, unless a state has an environment's settings."""
     theirs = json.loads(found)
     if not isinstance(theirs, dict):
-        raise StateError(f"settings of the state are {shown(found)}, expected what get_state returned")
+        raise StateError(
+            f"settings of the state are {shown(found)}, expected what get_state returned"
+        )
     if set(theirs) == BRIEF:
         ours = _describe_briefly(environment)
         ours["checkpoint"] = str(ours["checkpoint"])
@@ -106,7 +109,11 @@ def plain(value: Any) -> Any:
     kind = value if inspect.isroutine(value) or isinstance(value, type) else type(value)
     name = f"{kind.__module__}:{kind.__qualname__}"
     parts = getattr(value, "components", {"": value})
-    modules = [part for part in parts.values() if isinstance(part, nn.Module)] if isinstance(parts, dict) else []
+    modules = (
+        [part for part in parts.values() if isinstance(part, nn.Module)]
+        if isinstance(parts, dict)
+        else []
+    )
     return {"class": name, "weights": weights_of(modules)} if modules else name
 
 
@@ -118,10 +125,20 @@ def _parts(entries: dict[str, Any]) -> Any:
     """
     if isinstance(entries.get("id"), str) and entries["id"] in reward_registry:
         entry = reward_registry.get(entries["id"])
-        defaults = {**_defaults(entry.cls), **{name: plain(value) for name, value in entry.default_kwargs.items()}}
-        entries = {name: value for name, value in entries.items() if name not in defaults or value != defaults[name]}
+        defaults = {
+            **_defaults(entry.cls),
+            **{name: plain(value) for name, value in entry.default_kwargs.items()},
+        }
+        entries = {
+            name: value
+            for name, value in entries.items()
+            if name not in defaults or value != defaults[name]
+        }
         return entries["id"] if set(entries) == {"id"} else entries
-    if all(name in reward_registry and isinstance(value, dict | None) for name, value in entries.items()):
+    if all(
+        name in reward_registry and isinstance(value, dict | None)
+        for name, value in entries.items()
+    ):
         parts = {name: _parts({"id": name, **(value or {})}) for name, value in entries.items()}
         return {name: part for name, part in parts.items() if part != name} or None
     return entries
@@ -132,12 +149,18 @@ def weights_of(modules: Iterable[nn.Module]) -> str:
     digest = hashlib.sha256()
     for module in modules:
         for name, parameter in module.named_parameters():
-            digest.update(f"{name.replace('_orig_mod.', '')} {tuple(parameter.shape)} {_sums(parameter)};".encode())
+            digest.update(
+                f"{name.replace('_orig_mod.', '')} {tuple(parameter.shape)} "
+                f"{_sums(parameter)};".encode()
+            )
     return digest.hexdigest()[:16]
 
 
 def _describe_briefly(environment: Environment[Any]) -> dict[str, Any]:
-    parts = environment.parts or {"base_model": {"id": type(environment.base_model).__name__}, "reward": {}}
+    parts = environment.parts or {
+        "base_model": {"id": type(environment.base_model).__name__},
+        "reward": {},
+    }
     model = environment.base_model
     checkpoint = parts["base_model"].get("checkpoint") or getattr(model, "default_checkpoint", None)
     return {
@@ -149,7 +172,10 @@ def _describe_briefly(environment: Environment[Any]) -> dict[str, Any]:
         "reward": parts["reward"].get("id", type(environment.reward).__name__),
         "action_type": environment.action_type,
         "sampler": environment.sampler,
-        **{name: None if getattr(environment, name) is None else float(getattr(environment, name)) for name in NUMBERS},
+        **{
+            name: None if getattr(environment, name) is None else float(getattr(environment, name))
+            for name in NUMBERS
+        },
     }
 
 
@@ -172,7 +198,11 @@ def _attributes(made: Any) -> dict[str, Any]:
 def _unusual(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments that are not their class's defaults, as plain values."""
     values = {name: plain(value) for name, value in arguments.items()}
-    return {name: value for name, value in values.items() if value != _defaults(cls).get(name, inspect.Parameter.empty)}
+    return {
+        name: value
+        for name, value in values.items()
+        if value != _defaults(cls).get(name, inspect.Parameter.empty)
+    }
 
 
 @cache
@@ -182,7 +212,8 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def _sums(parameter: Tensor) -> list[int]:
-    """Sums of a parameter's bits, which are whole numbers and so the same in any order of adding up.
+    """Sums of a parameter's bits, which are whole numbers and so the same in any order of adding
+    up.
 
     The second one weighs a row by its place, so that rows that change places are told apart.
     """
@@ -207,7 +238,8 @@ def _same(one: Any, other: Any) -> bool:
     if one == other:
         return True
     if isinstance(one, float) and isinstance(other, float):
-        # A scale that follows from the grid differs between machines by some units in the last place.
+        # A scale that follows from the grid differs between machines by some units in the last
+        # place.
         return math.isclose(one, other, rel_tol=1e-6)
     try:
         return isinstance(one, str) and isinstance(other, str) and os.path.samefile(one, other)

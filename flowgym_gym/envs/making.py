@@ -1,4 +1,6 @@
-"""``make``: the torch-native environment of a base model and a reward, by their ids and plain options."""
+"""``make``: the torch-native environment of a base model and a reward, by their ids and plain
+options.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,8 @@ def make(
         device: Where the model runs.
         base_model_kwargs: Arguments of the base model.
         reward_kwargs: Arguments of the reward.
-        action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for ``"control"`` the
-            transition's mean, in its own standard deviations.
+        action_type: What an action corrects: the predicted ``"velocity"`` or ``"noise"``, or for
+            ``"control"`` the transition's mean, in its own standard deviations.
         dtype: Number format of the network, ``"float32"`` by default.
         **options: Further arguments of :class:`Environment`, or of the base model.
 
@@ -65,8 +67,8 @@ def make(
     Raises:
         UnknownIdError: If an id is not registered.
         UnknownOptionError: If an option does not exist.
-        OptionError: If the domains differ, an option is out of range, or one is given twice: directly and in
-            ``base_model_kwargs``.
+        OptionError: If the domains differ, an option is out of range, or one is given twice:
+            directly and in ``base_model_kwargs``.
 
     >>> import flowgym_gym
     >>> env = flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=4)
@@ -77,8 +79,8 @@ def make(
     domains = [id.partition("/")[0] for id in (base_model, reward)]
     if domains[0] != domains[1]:
         raise OptionError(
-            f"base model {base_model!r} makes {domains[0]!r}, but reward {reward!r} scores {domains[1]!r}; "
-            "both ids must start with the same domain"
+            f"base model {base_model!r} makes {domains[0]!r}, but reward {reward!r} scores "
+            f"{domains[1]!r}; both ids must start with the same domain"
         )
     check_choice("action_type", action_type, BY_ACTION_TYPE)
     check_mapping("base_model_kwargs", base_model_kwargs)
@@ -92,15 +94,24 @@ def make(
     found = find_base_model(base_model, {**options, **model_kwargs}.get("checkpoint"))
     _check_known(options, option_names(found.entry))
     env_options = {name: value for name, value in options.items() if name in ENVIRONMENT_OPTIONS}
-    model_kwargs |= {name: value for name, value in options.items() if name not in ENVIRONMENT_OPTIONS}
-    model_kwargs = {"device": device, "dtype": "float32" if dtype is None else dtype, **model_kwargs}
+    model_kwargs |= {
+        name: value for name, value in options.items() if name not in ENVIRONMENT_OPTIONS
+    }
+    model_kwargs = {
+        "device": device,
+        "dtype": "float32" if dtype is None else dtype,
+        **model_kwargs,
+    }
     return BY_ACTION_TYPE[action_type](
         load_found(found, **model_kwargs),
         load_reward(reward, **reward_kwargs),
         discretization_steps,
         reward_scale,
         **env_options,
-        parts={"base_model": {"id": found.entry.id, **model_kwargs}, "reward": {"id": reward, **reward_kwargs}},
+        parts={
+            "base_model": {"id": found.entry.id, **model_kwargs},
+            "reward": {"id": reward, **reward_kwargs},
+        },
     )
 
 
@@ -109,7 +120,8 @@ def _check_known(options: Iterable[str], known: set[str] | None) -> None:
     for name in options:
         if known is not None and name not in known:
             raise UnknownOptionError(
-                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: {', '.join(sorted(known))})"
+                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: "
+                f"{', '.join(sorted(known))})"
             )
 
 

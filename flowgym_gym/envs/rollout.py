@@ -1,7 +1,9 @@
-"""Episodes of ``n`` sub-environments that may be at different times: the state behind both Gymnasium interfaces.
+"""Episodes of ``n`` sub-environments that may be at different times: the state behind both
+Gymnasium interfaces.
 
-Randomness: each sub-environment has one CPU generator. It gives the seed of an episode's initial noise and prompt, and
-the noise of every step, so a seed means the same episode on every device, in every batch, alone or vectorised.
+Randomness: each sub-environment has one CPU generator. It gives the seed of an episode's initial
+noise and prompt, and the noise of every step, so a seed means the same episode on every device, in
+every batch, alone or vectorised.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from flowgym_gym.types import FlowTensor, oddity
 
 Observation = dict[str, np.ndarray]
 
-# A forked child, such as a worker of AsyncVectorEnv, has none of torch's threads and would wait for them for ever.
+# A forked child, such as a worker of AsyncVectorEnv, has none of torch's threads and would wait for
+# them for ever.
 _forked: list[bool] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _forked.append(True))
@@ -68,7 +71,8 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class Outcome:
-    """What a step did to each sub-environment; arrays of shape ``(n,)``, meaningless where it took no step.
+    """What a step did to each sub-environment; arrays of shape ``(n,)``, meaningless where it took
+    no step.
 
     Attributes:
         costs: Control cost in nats, float64.
@@ -98,7 +102,9 @@ class Outcome:
         return info
 
     def infos(self, mask: np.ndarray) -> dict[str, Any]:
-        """The infos of the sub-environments in ``mask``, as Gymnasium's vector environments put them together."""
+        """The infos of the sub-environments in ``mask``, as Gymnasium's vector environments put
+        them together.
+        """
         infos: dict[str, Any] = {}
         ended = mask & self.finished
         for key, values, where in (
@@ -107,7 +113,10 @@ class Outcome:
             ("valid", self.valids, ended),
         ):
             if where.any():
-                infos[key], infos[f"_{key}"] = np.where(where, values, values.dtype.type(0)), where.copy()
+                infos[key], infos[f"_{key}"] = (
+                    np.where(where, values, values.dtype.type(0)),
+                    where.copy(),
+                )
         return infos
 
 
@@ -143,7 +152,9 @@ class Rollout:
 
     @classmethod
     def make(cls, num_envs: int = 1, **options: Any) -> Rollout:
-        """Episodes of the environment that :func:`flowgym_gym.make` makes, with the Gymnasium ids' defaults."""
+        """Episodes of the environment that :func:`flowgym_gym.make` makes, with the Gymnasium ids'
+        defaults.
+        """
         settle_after_fork()
         return cls(make(**{**DEFAULTS, **options}), num_envs)
 
@@ -159,13 +170,19 @@ class Rollout:
 
     @property
     def observation_space(self) -> gymnasium.spaces.Dict:
-        """Space of one sub-environment's observation: ``latent``, ``time``, and ``prompt`` where there are several."""
+        """Space of one sub-environment's observation: ``latent``, ``time``, and ``prompt`` where
+        there are several.
+        """
         spaces: dict[str, gymnasium.Space[Any]] = {
-            "latent": gymnasium.spaces.Box(-np.inf, np.inf, self.environment.state_shape, np.float32),
+            "latent": gymnasium.spaces.Box(
+                -np.inf, np.inf, self.environment.state_shape, np.float32
+            ),
             "time": gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32),
         }
         if self._embeddings is not None:
-            spaces["prompt"] = gymnasium.spaces.Box(-np.inf, np.inf, self._embeddings.shape[1:], np.float32)
+            spaces["prompt"] = gymnasium.spaces.Box(
+                -np.inf, np.inf, self._embeddings.shape[1:], np.float32
+            )
         return gymnasium.spaces.Dict(spaces)
 
     @property
@@ -219,7 +236,9 @@ class Rollout:
         given: Mapping[str, Any] = options or {}  # type: ignore[assignment]
         unknown = sorted(set(given) - {"prompt"})
         if unknown:
-            raise OptionError(f"reset options {shown(unknown)} are not known, expected 'prompt' or none")
+            raise OptionError(
+                f"reset options {shown(unknown)} are not known, expected 'prompt' or none"
+            )
         if given.get("prompt") is not None:
             self._check_prompt(given["prompt"])
 
@@ -229,16 +248,22 @@ class Rollout:
             if "prompt" in inspect.signature(model.sample_p0).parameters:
                 return
             raise OptionError(
-                f"prompt is {shown(prompt)}, but {type(model).__name__} has no prompts; leave the option out"
+                f"prompt is {shown(prompt)}, but {type(model).__name__} has no prompts; leave the "
+                "option out"
             )
         listed = prompt.tolist() if isinstance(prompt, np.ndarray) and prompt.ndim == 1 else prompt
         (text,) = listed if isinstance(listed, list | tuple) and len(listed) == 1 else (listed,)
         if not isinstance(text, str):
-            raise OptionError(f"prompt is {shown(prompt)}, expected a string, the prompt of every episode that begins")
+            raise OptionError(
+                f"prompt is {shown(prompt)}, expected a string, the prompt of every episode that "
+                "begins"
+            )
         model.check_prompt(text)
 
     @torch.no_grad()
-    def reset(self, indices: Sequence[int], options: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def reset(
+        self, indices: Sequence[int], options: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         """Start a new episode in some sub-environments.
 
         Args:
@@ -287,9 +312,9 @@ class Rollout:
         for kwargs in side_by_side[1:]:
             if form(kwargs) != first:
                 raise ModelError(
-                    f"{type(self.environment.base_model).__name__} makes episodes with the arguments {first} and "
-                    f"{form(kwargs)}, which cannot run side by side; its sample_p0 and preprocess must return the same "
-                    "names, kinds and shapes for all"
+                    f"{type(self.environment.base_model).__name__} makes episodes with the "
+                    f"arguments {first} and {form(kwargs)}, which cannot run side by side; its "
+                    "sample_p0 and preprocess must return the same names, kinds and shapes for all"
                 )
 
     @torch.no_grad()
@@ -297,7 +322,8 @@ class Rollout:
         """Take a step in some sub-environments, with one call of the network for all of them.
 
         Args:
-            actions: From :meth:`check_actions`, shape ``(n, *)``; only the rows in ``indices`` are read.
+            actions: From :meth:`check_actions`, shape ``(n, *)``; only the rows in ``indices`` are
+                read.
             indices: Which sub-environments take the step.
 
         Raises:
@@ -347,7 +373,9 @@ class Rollout:
         """Observations of all sub-environments, batch first; the arrays are new."""
         times = self.environment.grid.times.numpy()
         observation = {
-            "latent": (self.latents.cpu().numpy() if self._host is None else self._host).astype(np.float32),
+            "latent": (self.latents.cpu().numpy() if self._host is None else self._host).astype(
+                np.float32
+            ),
             "time": times[self.index].astype(np.float32)[:, None],
         }
         if self._embeddings is not None:
@@ -356,7 +384,8 @@ class Rollout:
 
     @torch.inference_mode()
     def frames(self) -> list[np.ndarray]:
-        """The sample that the model now expects in each sub-environment, uint8, shape ``(H, W, 3)``.
+        """The sample that the model now expects in each sub-environment, uint8, shape ``(H, W,
+        3)``.
 
         The network's output is kept for the next step, so that rendering costs no second call.
         """
@@ -377,7 +406,8 @@ class Rollout:
         return list(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).cpu().numpy()))
 
     def get_state(self) -> State:
-        """The running episodes as plain arrays, one row per sub-environment, and the times that they visit.
+        """The running episodes as plain arrays, one row per sub-environment, and the times that
+        they visit.
 
         Raises:
             StateError: If the model's keyword arguments cannot be kept as arrays.
@@ -387,20 +417,25 @@ class Rollout:
             "index": self.index.copy(),
             "started": self.started.copy(),
             "seeded": self.seeded.copy(),
-            "generators": np.stack([generator.get_state().numpy() for generator in self.streams.generators]),
+            "generators": np.stack(
+                [generator.get_state().numpy() for generator in self.streams.generators]
+            ),
             "times": self.environment.grid.times.numpy().copy(),
             "settings": np.array(json.dumps(self.environment.settings(), sort_keys=True)),
         }
         if self._embeddings is not None:
             state["embeddings"] = self._embeddings.copy()
-        running = self.started & ~self.finished if (self.started & ~self.finished).any() else self.started
+        running = (
+            self.started & ~self.finished if (self.started & ~self.finished).any() else self.started
+        )
         if not running.any():
             return {**state, **pack({})}
         # Where no episode runs no arguments are needed; those of another sub-environment hold their
         # place.
         filler = self._kwargs[int(np.flatnonzero(running)[0])]
         kwargs = [
-            mine if self.started[i] and form(mine) == form(filler) else filler for i, mine in enumerate(self._kwargs)
+            mine if self.started[i] and form(mine) == form(filler) else filler
+            for i, mine in enumerate(self._kwargs)
         ]
         return {**state, **pack(merge_kwargs(kwargs))}
 
@@ -416,7 +451,9 @@ class Rollout:
         except StateError:
             raise
         except Exception as error:  # whatever a damaged state makes of json, numpy and torch
-            raise StateError(f"part of the state is damaged: {type(error).__name__}: {reason(error)}") from error
+            raise StateError(
+                f"part of the state is damaged: {type(error).__name__}: {reason(error)}"
+            ) from error
         self.latents = torch.from_numpy(arrays["latents"].copy()).to(self.latents.device)
         for name in ("index", "started", "seeded"):
             setattr(self, name, arrays[name].copy())
@@ -435,10 +472,15 @@ class Rollout:
         arrays = {name: check_array(state, name, current[name]) for name in own}
         # Machines round the times of one grid differently by some units in the last place.
         if not np.allclose(arrays["times"], current["times"], rtol=0, atol=ROUNDING):
-            raise StateError("times of the state are not those that this environment visits; give it the same grid")
+            raise StateError(
+                "times of the state are not those that this environment visits; give it the same "
+                "grid"
+            )
         for name, array in state.items():
             if name.startswith("kwargs/") and array.ndim and len(array) != self.num_envs:
-                raise StateError(f"{name} of the state has {len(array)} rows, expected {self.num_envs}")
+                raise StateError(
+                    f"{name} of the state has {len(array)} rows, expected {self.num_envs}"
+                )
         check_settings(str(state["settings"]), self.environment)
         for name in {"latents", "embeddings"} & set(arrays):
             if not np.isfinite(arrays[name]).all():
@@ -449,23 +491,34 @@ class Rollout:
                 f"index of the state is {arrays['index'][outside][0]}, expected 0 to "
                 f"{self.environment.discretization_steps}"
             )
-        generators = [torch.Generator().set_state(torch.from_numpy(bits.copy())) for bits in arrays["generators"]]
+        generators = [
+            torch.Generator().set_state(torch.from_numpy(bits.copy()))
+            for bits in arrays["generators"]
+        ]
         batch = unpack(state, self.latents.device)
         if batch and not arrays["started"].any():
-            raise StateError(f"the state has the arguments {sorted(batch)}, but no episode that they belong to")
+            raise StateError(
+                f"the state has the arguments {sorted(batch)}, but no episode that they belong to"
+            )
         kwargs = [row(batch, i) if started else {} for i, started in enumerate(arrays["started"])]
-        self._check_kwargs([mine for mine, started in zip(kwargs, arrays["started"], strict=True) if started])
+        self._check_kwargs(
+            [mine for mine, started in zip(kwargs, arrays["started"], strict=True) if started]
+        )
         return arrays, generators, kwargs
 
     @torch.no_grad()
     def _check_kwargs(self, episodes: list[dict[str, Any]]) -> None:
         """Raise a StateError unless a state's arguments are such as the model makes."""
         asked: dict[str, Any] = {}
-        for prompt in {repr(kwargs["prompt"]): kwargs["prompt"] for kwargs in episodes if "prompt" in kwargs}.values():
+        for prompt in {
+            repr(kwargs["prompt"]): kwargs["prompt"] for kwargs in episodes if "prompt" in kwargs
+        }.values():
             try:
                 self._check_prompt(prompt)
             except OptionError as error:
-                raise StateError(f"kwargs/prompt of the state cannot be used here: {error}") from error
+                raise StateError(
+                    f"kwargs/prompt of the state cannot be used here: {error}"
+                ) from error
         for kwargs in episodes[:1]:
             if "prompt" in kwargs:
                 asked = {"prompt": kwargs["prompt"]}
@@ -477,7 +530,8 @@ class Rollout:
     def check_actions(
         self, actions: Any, batched: bool = True, unused: np.ndarray | None = None
     ) -> np.ndarray | torch.Tensor:
-        """Actions, clipped to [-1, 1], as a float32 array of shape ``(n, *)``; tensors stay tensors.
+        """Actions, clipped to [-1, 1], as a float32 array of shape ``(n, *)``; tensors stay
+        tensors.
 
         Args:
             actions: Numbers of shape ``(n, *)``, or ``(*)`` if not ``batched``.
@@ -496,7 +550,11 @@ class Rollout:
             # Small floating-point formats have no isfinite; float32 holds their values.
             if numbers.is_floating_point() and numbers.dtype is not torch.float64:
                 numbers = numbers.to(torch.float32)
-            if numbers.dtype is torch.bool or numbers.shape != shape or not bool(torch.isfinite(numbers).all()):
+            if (
+                numbers.dtype is torch.bool
+                or numbers.shape != shape
+                or not bool(torch.isfinite(numbers).all())
+            ):
                 return self.check_actions(numbers.cpu().numpy(), batched, unused)
             tensor = numbers.clamp(-1, 1).to(torch.float32)
             return tensor if batched else tensor[None]
@@ -506,7 +564,9 @@ class Rollout:
         if array.shape != shape:
             raise ActionError(f"action has shape {array.shape}, expected {shape}")
         finite = np.isfinite(array)
-        bad = np.argwhere(~finite if unused is None else ~finite & ~unused.reshape(-1, *[1] * (array.ndim - 1)))
+        bad = np.argwhere(
+            ~finite if unused is None else ~finite & ~unused.reshape(-1, *[1] * (array.ndim - 1))
+        )
         if len(bad):
             at = tuple(int(i) for i in bad[0])
             where = f" of sub-environment {at[0]}" if batched else ""
@@ -517,7 +577,9 @@ class Rollout:
         clipped: np.ndarray = np.clip(array, -1, 1).astype(np.float32, copy=False)
         return clipped if batched else clipped[None]
 
-    def _predict(self, x: torch.Tensor, index: torch.Tensor, kwargs: dict[str, Any], where: list[int]) -> torch.Tensor:
+    def _predict(
+        self, x: torch.Tensor, index: torch.Tensor, kwargs: dict[str, Any], where: list[int]
+    ) -> torch.Tensor:
         if self._output is not None:
             return self._output[where]
         with torch.inference_mode():
@@ -527,17 +589,22 @@ class Rollout:
         reward = self.environment.reward
         self._remembered = reward.get_state() if reward.stateful else None
         try:
-            _, rewards, valids = self.environment.score(FlowTensor(self.latents[ended]), **self._batch_kwargs(ended))
+            _, rewards, valids = self.environment.score(
+                FlowTensor(self.latents[ended]), **self._batch_kwargs(ended)
+            )
         except RewardError as error:
             wrong = ended if error.sample is None else [ended[error.sample]]
             over = f" (over{self._named(ended)})" if wrong != ended else ""
-            raise RewardError(f"{error}{self._named(wrong)}; reset to go on{over}") from error.__cause__
+            raise RewardError(
+                f"{error}{self._named(wrong)}; reset to go on{over}"
+            ) from error.__cause__
         rewards, scale = rewards.detach().double().cpu(), self.environment.reward_scale
         beyond = torch.nonzero(~(rewards.abs() * abs(scale) <= LARGEST)).flatten().tolist()
         if beyond:
             raise RewardError(
-                f"{type(self.environment.reward).__name__} returned {rewards[beyond[0]].item():.4g}, which times "
-                f"reward_scale {scale:.4g} is beyond float32{self._named([ended[i] for i in beyond])}; reset to go on"
+                f"{type(self.environment.reward).__name__} returned "
+                f"{rewards[beyond[0]].item():.4g}, which times reward_scale {scale:.4g} is beyond "
+                f"float32{self._named([ended[i] for i in beyond])}; reset to go on"
             )
         return rewards, valids
 
@@ -550,7 +617,9 @@ class Rollout:
         """Which sub-environments, for an error message; nothing where there is only one."""
         if self.num_envs == 1:
             return ""
-        return f" in sub-environment{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+        return (
+            f" in sub-environment{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+        )
 
     def _batch_kwargs(self, where: list[int]) -> dict[str, Any]:
         if len(where) < self.num_envs:
@@ -623,7 +692,9 @@ class RolloutSettings:
 
 
 def rollout_of(env: object) -> Rollout:
-    """The running episodes of a Gymnasium environment of this package; see :func:`environment_of`."""
+    """The running episodes of a Gymnasium environment of this package; see
+    :func:`environment_of`.
+    """
     inner = getattr(env, "unwrapped", None)
     if not isinstance(inner, RolloutSettings):
         raise OptionError(
@@ -634,7 +705,8 @@ def rollout_of(env: object) -> Rollout:
 
 
 def environment_of(env: object) -> Environment[Any]:
-    """The torch-native environment behind a Gymnasium environment, single or vector, wrapped or not.
+    """The torch-native environment behind a Gymnasium environment, single or vector, wrapped or
+    not.
 
     Args:
         env: The Gymnasium environment; an :class:`Environment` is returned as it is.
@@ -661,10 +733,13 @@ def as_array(actions: object, shape: tuple[int, ...]) -> np.ndarray:
     try:
         return np.asarray(actions)
     except ValueError as error:
-        raise ActionError(f"action is a ragged {type(actions).__name__}, expected shape {shape}") from error
+        raise ActionError(
+            f"action is a ragged {type(actions).__name__}, expected shape {shape}"
+        ) from error
     except Exception as error:  # whatever an object's own conversion raises
         raise ActionError(
-            f"action is {shown(actions)}, expected float32 numbers of shape {shape} ({reason(error)})"
+            f"action is {shown(actions)}, expected float32 numbers of shape {shape} "
+            f"({reason(error)})"
         ) from error
 
 

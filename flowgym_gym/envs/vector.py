@@ -1,4 +1,6 @@
-"""``DenoisingVectorEnv``: many denoising episodes with one network call per step, as a Gymnasium vector environment."""
+"""``DenoisingVectorEnv``: many denoising episodes with one network call per step, as a Gymnasium
+vector environment.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +28,29 @@ from flowgym_gym.errors import (
 
 
 class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.ndarray]):
-    """:class:`DenoisingEnv` for ``num_envs`` sub-environments: one batched call of the network for all of them.
+    """:class:`DenoisingEnv` for ``num_envs`` sub-environments: one batched call of the network for
+    all of them.
 
-    It equals ``SyncVectorEnv`` over the single environment: the same observations (to the rounding of a batched network
-    call), rewards, terminations and infos, in every autoreset mode.
+    It equals ``SyncVectorEnv`` over the single environment: the same observations (to the rounding
+    of a batched network call), rewards, terminations and infos, in every autoreset mode.
 
     Args:
         num_envs: Number of sub-environments.
-        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, or the ``AutoresetMode`` of that value.
+        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, or the ``AutoresetMode``
+            of that value.
         render_mode: None or ``"rgb_array"``.
         **options: The arguments of :class:`DenoisingEnv`.
 
     >>> import gymnasium, flowgym_gym
-    >>> envs = gymnasium.make_vec("flowgym/StableDiffusion-Red-v0", num_envs=3, discretization_steps=4)
+    >>> id = "flowgym/StableDiffusion-Red-v0"
+    >>> envs = gymnasium.make_vec(id, num_envs=3, discretization_steps=4)
     >>> observations, infos = envs.reset(seed=0)
     >>> observations["latent"].shape
     (3, 4, 8, 8)
     """
 
-    # A copy, as Gymnasium's SyncVectorEnv before 1.4 writes its mode into the single environments' own.
+    # A copy, as Gymnasium's SyncVectorEnv before 1.4 writes its mode into the single environments'
+    # own.
     metadata = {**DenoisingEnv.metadata}  # noqa: RUF012
 
     def __init__(
@@ -60,7 +66,9 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         except ValueError as error:
             modes = [mode.value for mode in AutoresetMode]
             hint = did_you_mean(autoreset_mode, modes)
-            raise OptionError(f"autoreset_mode is {shown(autoreset_mode)}, expected one of {modes}{hint}") from error
+            raise OptionError(
+                f"autoreset_mode is {shown(autoreset_mode)}, expected one of {modes}{hint}"
+            ) from error
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = check_render_mode(render_mode)
         self.rollout = Rollout.make(num_envs, **options)
@@ -79,25 +87,32 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        # make_vec keeps the arguments it was given; an enum among them would keep the specification from JSON.
+        # make_vec keeps the arguments it was given; an enum among them would keep the specification
+        # from JSON.
         if spec is not None and "autoreset_mode" in spec.kwargs:
             spec.kwargs["autoreset_mode"] = self.autoreset_mode.value
         self._spec = spec
 
     def get_state(self) -> State:
-        """The running episodes and random states as a dictionary of arrays; see :meth:`DenoisingEnv.get_state`."""
+        """The running episodes and random states as a dictionary of arrays; see
+        :meth:`DenoisingEnv.get_state`.
+        """
         state = {**self.rollout.get_state(), "random": pack_random(self.np_random)}
         return {**state, "needs_reset": self._needs_reset.copy()}
 
-    def set_state(self, state: Mapping[str, np.ndarray], *, seed: int | Sequence[int | None] | None = None) -> None:
+    def set_state(
+        self, state: Mapping[str, np.ndarray], *, seed: int | Sequence[int | None] | None = None
+    ) -> None:
         """Go on from a state; see :meth:`DenoisingEnv.set_state`.
 
         Args:
             state: What :meth:`get_state` returned.
-            seed: Draw fresh noise from here on, from ``seed + i`` in sub-environment ``i``, or from a list of seeds.
+            seed: Draw fresh noise from here on, from ``seed + i`` in sub-environment ``i``, or from
+                a list of seeds.
 
         Raises:
-            StateError: If the state is damaged or belongs to another environment; nothing has changed then.
+            StateError: If the state is damaged or belongs to another environment; nothing has
+                changed then.
         """
         self._check_open()
         seeds = self._seeds(seed)
@@ -116,10 +131,10 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         """Start episodes from fresh noise.
 
         Args:
-            seed: An integer gives ``seed + i`` to sub-environment ``i``; a list gives each its own; None goes on with
-                the present random state.
-            options: ``{"reset_mask": mask}``, a bool array of shape ``(num_envs,)``, resets only some;
-                ``{"prompt": ...}`` fixes the prompt.
+            seed: An integer gives ``seed + i`` to sub-environment ``i``; a list gives each its own;
+                None goes on with the present random state.
+            options: ``{"reset_mask": mask}``, a bool array of shape ``(num_envs,)``, resets only
+                some; ``{"prompt": ...}`` fixes the prompt.
 
         Raises:
             OptionError: If the number of seeds, the mask or the prompt does not fit.
@@ -142,15 +157,19 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         self._needs_reset[mask] = False
         return self.rollout.observe(), infos
 
-    def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take one denoising step in every sub-environment, or reset it, as the autoreset mode says.
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Take one denoising step in every sub-environment, or reset it, as the autoreset mode
+        says.
 
         Args:
-            actions: Array or tensor, shape ``(num_envs, C, H, W)``. In NEXT_STEP mode those of ended episodes are not
-                used.
+            actions: Array or tensor, shape ``(num_envs, C, H, W)``. In NEXT_STEP mode those of
+                ended episodes are not used.
 
         Returns:
-            Observations, rewards ``(num_envs,)`` float64, terminations and truncations ``(num_envs,)`` bool, and infos.
+            Observations, rewards ``(num_envs,)`` float64, terminations and truncations
+            ``(num_envs,)`` bool, and infos.
 
         Raises:
             FlowGymError: If an action cannot be used, or the model fails; nothing has changed then.
@@ -158,11 +177,14 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         """
         self._check_open()
         if not self.rollout.started.all():
-            raise ResetNeededError(f"{self._first(~self.rollout.started)} has no episode; call reset first")
+            raise ResetNeededError(
+                f"{self._first(~self.rollout.started)} has no episode; call reset first"
+            )
         resetting = self._needs_reset.copy()
         if self.autoreset_mode is AutoresetMode.DISABLED and resetting.any():
             raise ResetNeededError(
-                f"the episode of {self._first(resetting)} is over; call reset(options={{'reset_mask': mask}})"
+                f"the episode of {self._first(resetting)} is over; call "
+                f"reset(options={{'reset_mask': mask}})"
             )
         checked = self.rollout.check_actions(actions, unused=resetting)
         try:
@@ -190,20 +212,29 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             for i in ended:
                 infos["final_obs"][i] = {key: value[i].copy() for key, value in final.items()}
             infos["final_info"] = outcome.infos(outcome.finished)
-            infos["_final_obs"], infos["_final_info"] = outcome.finished.copy(), outcome.finished.copy()
+            infos["_final_obs"], infos["_final_info"] = (
+                outcome.finished.copy(),
+                outcome.finished.copy(),
+            )
             infos = self._reset_some(ended, infos)
         going_on = ~resetting & ~outcome.finished if same_step else ~resetting
         infos.update(outcome.infos(going_on))
         return outcome, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """The sample that each sub-environment's model now expects, uint8, shape ``(H, W, 3)`` each."""
+        """The sample that each sub-environment's model now expects, uint8, shape ``(H, W, 3)``
+        each.
+        """
         if self.render_mode is None:
-            gymnasium.logger.warn("render was called without a render mode; make the environment with 'rgb_array'")
+            gymnasium.logger.warn(
+                "render was called without a render mode; make the environment with 'rgb_array'"
+            )
             return None
         self._check_open()
         if not self.rollout.started.all():
-            raise ResetNeededError(f"{self._first(~self.rollout.started)} has no episode; call reset first")
+            raise ResetNeededError(
+                f"{self._first(~self.rollout.started)} has no episode; call reset first"
+            )
         with self.rollout.all_or_nothing():
             return tuple(self.rollout.frames())
 
@@ -220,7 +251,8 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         if isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
             if len(seed) != self.num_envs:
                 raise OptionError(
-                    f"seed is a list of {len(seed)}, expected one for each of {self.num_envs} environments"
+                    f"seed is a list of {len(seed)}, expected one for each of {self.num_envs} "
+                    "environments"
                 )
             for one in seed:
                 check_seed(one)
@@ -231,8 +263,14 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
     def _reset_mask(self, mask: object) -> np.ndarray:
         if mask is None:
             return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
-            raise OptionError(f"reset_mask is {shown(mask)}, expected a bool array of shape ({self.num_envs},)")
+        if (
+            not isinstance(mask, np.ndarray)
+            or mask.dtype != np.bool_
+            or mask.shape != (self.num_envs,)
+        ):
+            raise OptionError(
+                f"reset_mask is {shown(mask)}, expected a bool array of shape ({self.num_envs},)"
+            )
         if not mask.any():
             raise OptionError("reset_mask selects no sub-environment, expected at least one True")
         return mask

@@ -21,20 +21,21 @@ OutputType = Literal["epsilon", "velocity", "endpoint", "score", "v_prediction"]
 class BaseModel(ABC, nn.Module, Generic[D]):
     """A pre-trained model, its schedule, and the way from noise to a finished sample.
 
-    A subclass sets ``output_type`` and defines ``scheduler``, ``sample_p0`` and ``forward``; models with a latent space
-    or a prompt also define ``preprocess`` and ``postprocess``.
+    A subclass sets ``output_type`` and defines ``scheduler``, ``sample_p0`` and ``forward``; models
+    with a latent space or a prompt also define ``preprocess`` and ``postprocess``.
 
     Args:
         device: Where the model lies.
 
     Attributes:
-        output_type: What ``forward`` predicts: ``"epsilon"`` (the noise), ``"velocity"``, ``"endpoint"`` (the
-            sample), ``"score"``, or diffusers' ``"v_prediction"``.
-        prompts: The prompts that episodes draw from; None for a model without prompts. Where there is more than one,
-            observations hold the prompt's embedding. ``reset(options={"prompt": ...})`` is for models
-            with prompts, and for those whose ``sample_p0`` names an argument ``prompt``.
-        moved: Whether it was brought to another device or number format since it was made; such a model is not what
-            others mean who ask for one with the same arguments.
+        output_type: What ``forward`` predicts: ``"epsilon"`` (the noise), ``"velocity"``,
+            ``"endpoint"`` (the sample), ``"score"``, or diffusers' ``"v_prediction"``.
+        prompts: The prompts that episodes draw from; None for a model without prompts. Where there
+            is more than one, observations hold the prompt's embedding. ``reset(options={"prompt":
+            ...})`` is for models with prompts, and for those whose ``sample_p0`` names an argument
+            ``prompt``.
+        moved: Whether it was brought to another device or number format since it was made; such a
+            model is not what others mean who ask for one with the same arguments.
         incidental: Names of constructor arguments that change nothing about an episode but
             rounding, speed or the prompts of later ones: a state of an environment belongs to
             others that differ in these.
@@ -52,7 +53,9 @@ class BaseModel(ABC, nn.Module, Generic[D]):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies; follows ``to``, ``cuda`` and the like, of the model or of a module that holds it."""
+        """Where the model lies; follows ``to``, ``cuda`` and the like, of the model or of a module
+        that holds it.
+        """
         here = self._place.device
         return self._device if here == self._placed else here
 
@@ -63,9 +66,11 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             place = torch.empty(0, device=device)
         except (RuntimeError, AssertionError, TypeError) as error:
             raise OptionError(
-                f"device of {type(self).__name__} is {shown(device)}, which cannot be used here ({reason(error)})"
+                f"device of {type(self).__name__} is {shown(device)}, which cannot be used here "
+                f"({reason(error)})"
             ) from error
-        # An empty buffer goes wherever the module goes. What was asked for is kept: "cuda" is not "cuda:0" to torch.
+        # An empty buffer goes wherever the module goes. What was asked for is kept: "cuda" is not
+        # "cuda:0" to torch.
         self.register_buffer("_place", place, persistent=False)
         self._placed = self._place.device
 
@@ -85,7 +90,9 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         """The schedule that the model was trained on."""
 
     @abstractmethod
-    def sample_p0(self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+    def sample_p0(
+        self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[D, dict[str, Any]]:
         """Draw initial noise.
 
         Where this method and ``preprocess`` name the argument ``generator``, as those of this
@@ -101,8 +108,8 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             **kwargs: What the user asked for, such as ``prompt``.
 
         Returns:
-            The noise, shape ``(n, *)``, and the keyword arguments of the episode: lists and tensors with one entry per
-            sample, such as ``{"prompt": [...]}``.
+            The noise, shape ``(n, *)``, and the keyword arguments of the episode: lists and tensors
+            with one entry per sample, such as ``{"prompt": [...]}``.
         """
 
     @abstractmethod
@@ -118,7 +125,9 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             The prediction, same shape as ``x``.
         """
 
-    def preprocess(self, x: D, *, generator: torch.Generator | None = None, **kwargs: Any) -> tuple[D, dict[str, Any]]:
+    def preprocess(
+        self, x: D, *, generator: torch.Generator | None = None, **kwargs: Any
+    ) -> tuple[D, dict[str, Any]]:
         """Prepare an episode once before its first step, such as encoding the prompt.
 
         Args:
@@ -127,7 +136,8 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             **kwargs: What ``sample_p0`` returned.
 
         Returns:
-            The initial states and the keyword arguments that ``forward`` takes, one entry per sample.
+            The initial states and the keyword arguments that ``forward`` takes, one entry per
+            sample.
         """
         return x, kwargs
 
@@ -156,8 +166,8 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         """
         if x.data.ndim != 4 or x.data.shape[1] not in (1, 3):
             raise ModelError(
-                f"{type(self).__name__} makes samples of shape {tuple(x.data.shape[1:])}, which are no images; define "
-                "picture to render them"
+                f"{type(self).__name__} makes samples of shape {tuple(x.data.shape[1:])}, which "
+                "are no images; define picture to render them"
             )
         return x.data.clamp(0, 1).expand(-1, 3, -1, -1)
 
@@ -170,11 +180,13 @@ class BaseModel(ABC, nn.Module, Generic[D]):
         Only called where ``prompts`` holds more than one.
         """
         raise OptionError(
-            f"{type(self).__name__} has {len(self.prompts or [])} prompts but does not define embed_prompts; "
-            "define it, or give a single prompt"
+            f"{type(self).__name__} has {len(self.prompts or [])} prompts but does not define "
+            "embed_prompts; define it, or give a single prompt"
         )
 
-    def train_loss(self, x1: D, xt: D | None = None, t: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def train_loss(
+        self, x1: D, xt: D | None = None, t: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """Mean squared error of the prediction, per sample.
 
         Args:
@@ -190,28 +202,40 @@ class BaseModel(ABC, nn.Module, Generic[D]):
             t = torch.rand(len(x1), dtype=torch.float32, device=x1.device)
         if t.shape != (len(x1),):
             raise ValueError(f"t has shape {tuple(t.shape)}, expected ({len(x1)},)")
-        coefficients = [getattr(self.scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot")]
+        coefficients = [
+            getattr(self.scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot")
+        ]
         schedule = Schedule(*(append_dims(c, x1.data.ndim) for c in coefficients))
         if xt is None:
             x0 = x1.randn_like()
             xt = schedule.alpha * x1 + schedule.beta * x0
         check_choice("output_type", self.output_type, OUTPUTS)
-        # x_1 = p x + q o, solved for the output o; where q is infinite (alpha is 0), eps = r x + s o is.
+        # x_1 = p x + q o, solved for the output o; where q is infinite (alpha is 0), eps = r x + s
+        # o is.
         (p, q), (r, s) = OUTPUTS[self.output_type](schedule)
         noise = (xt - schedule.alpha * x1) / schedule.beta
         finite = torch.isfinite(q)
-        target = ((x1 - p * xt) / q).combine((noise - r * xt) / s, lambda a, b: torch.where(finite, a, b))
+        target = ((x1 - p * xt) / q).combine(
+            (noise - r * xt) / s, lambda a, b: torch.where(finite, a, b)
+        )
         prediction = self.forward(xt, t, **kwargs)
         if not isinstance(prediction, FlowTensor) or prediction.shape != xt.shape:
-            got = tuple(prediction.shape) if isinstance(prediction, FlowTensor) else type(prediction).__name__
+            got = (
+                tuple(prediction.shape)
+                if isinstance(prediction, FlowTensor)
+                else type(prediction).__name__
+            )
             raise ModelError(
-                f"{type(self).__name__}.forward returned {got}, expected a FlowTensor of {tuple(xt.shape)}"
+                f"{type(self).__name__}.forward returned {got}, expected a FlowTensor of "
+                f"{tuple(xt.shape)}"
             )
         return ((prediction - target) ** 2).aggregate("mean")
 
 
 def _changes(fn: Callable[[Tensor], Tensor], tensors: Iterable[Tensor]) -> bool:
-    """Whether a function such as that of ``to`` gives any tensor another device or number format."""
+    """Whether a function such as that of ``to`` gives any tensor another device or number
+    format.
+    """
     kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
     probes = [torch.empty(0, dtype=dtype, device=device) for dtype, device in kinds]
     return any(fn(probe) is not probe for probe in probes)

@@ -1,8 +1,8 @@
 """Checkpoints in diffusers' format: where they are, what they hold, and opening them.
 
-A checkpoint is a folder (local, embedded in the package, or a Hub id) with a ``model_index.json`` that names the class
-of its pipeline and the parts it consists of. Weights are read from safetensors only, and parts that bring code of their
-own are refused.
+A checkpoint is a folder (local, embedded in the package, or a Hub id) with a ``model_index.json``
+that names the class of its pipeline and the parts it consists of. Weights are read from safetensors
+only, and parts that bring code of their own are refused.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def as_memory(memory: str | Sequence[str] | None) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or name not in MEMORY:
             raise OptionError(
-                f"memory names {shown(name)}, expected some of {tuple(MEMORY)}{did_you_mean(name, MEMORY)}"
+                f"memory names {shown(name)}, expected some of "
+                f"{tuple(MEMORY)}{did_you_mean(name, MEMORY)}"
             )
     return names
 
@@ -84,8 +85,8 @@ def find_checkpoint(checkpoint: object, argument: str = "checkpoint") -> Source:
     """Where a checkpoint, or a part of one, is.
 
     Args:
-        checkpoint: Name of an embedded checkpoint, a folder or file, or a Hub id; :mod:`flowgym_gym.sources` says what
-            is taken for which.
+        checkpoint: Name of an embedded checkpoint, a folder or file, or a Hub id;
+            :mod:`flowgym_gym.sources` says what is taken for which.
         argument: Name of the argument, for messages.
 
     Raises:
@@ -97,13 +98,17 @@ def find_checkpoint(checkpoint: object, argument: str = "checkpoint") -> Source:
     return find_source(
         argument,
         checkpoint,
-        f"an embedded checkpoint ({', '.join(embedded)}), a folder in diffusers' format, or a Hub id such as "
-        "'sd-legacy/stable-diffusion-v1-5'",
+        f"an embedded checkpoint ({', '.join(embedded)}), a folder in diffusers' format, or a Hub "
+        "id such as 'sd-legacy/stable-diffusion-v1-5'",
     )
 
 
-def find_changes(denoiser: object = None, vae: object = None, lora: object = None, **others: Any) -> Changes:
-    """Changes whose weights are found, and which are errors here if they are not; see :class:`Changes`."""
+def find_changes(
+    denoiser: object = None, vae: object = None, lora: object = None, **others: Any
+) -> Changes:
+    """Changes whose weights are found, and which are errors here if they are not; see
+    :class:`Changes`.
+    """
     return Changes(
         None if denoiser is None else find_checkpoint(denoiser, "denoiser"),
         None if vae is None else find_checkpoint(vae, "vae"),
@@ -134,8 +139,8 @@ def resolve(checkpoint: object) -> Checkpoint:
     """Find a checkpoint and read its index, once: whoever opens it is handed the result.
 
     Args:
-        checkpoint: As :func:`find_checkpoint` takes it, or what was resolved already. Of a Hub id the
-            index is downloaded, or taken from the local cache.
+        checkpoint: As :func:`find_checkpoint` takes it, or what was resolved already. Of a Hub id
+            the index is downloaded, or taken from the local cache.
 
     Raises:
         CheckpointError: If there is none, or it does not name a pipeline.
@@ -158,9 +163,13 @@ def _read_index(source: Source) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
         kind = index["_class_name"]
     except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read as a pipeline's index: {error!r}") from error
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read as a pipeline's index: {error!r}"
+        ) from error
     if not isinstance(kind, str):
-        raise CheckpointError(f"{source} names the pipeline {kind!r}, which needs code of its own; that is never run")
+        raise CheckpointError(
+            f"{source} names the pipeline {kind!r}, which needs code of its own; that is never run"
+        )
     return dict(index)
 
 
@@ -184,7 +193,8 @@ def _download_index(source: Source) -> Path:
 
 
 def tokenizer_files(kind: str) -> tuple[str, ...]:
-    """Files of which a tokenizer of a class needs one; transformers makes up an empty one where it finds none.
+    """Files of which a tokenizer of a class needs one; transformers makes up an empty one where it
+    finds none.
 
     >>> tokenizer_files("BertTokenizer")
     ('tokenizer.json', 'vocab.txt')
@@ -200,7 +210,8 @@ def check_libraries(source: Source, index: Mapping[str, Any]) -> None:
     for part, (library, _) in _parts(index).items():
         if library not in LIBRARIES:
             raise CheckpointError(
-                f"{source} has a {part!r} from {library!r}, which needs code of its own; that is never run"
+                f"{source} has a {part!r} from {library!r}, which needs code of its own; that is "
+                "never run"
             )
 
 
@@ -213,19 +224,21 @@ def check_files(source: Source, index: Mapping[str, Any], root: Path) -> None:
         root: The folder that holds it; for a single file, its configuration.
     """
     for part, (_, kind) in _parts(index).items():
-        # Checkpoints of one part, such as those of pixel-space models, may keep their files at the root.
+        # Checkpoints of one part, such as those of pixel-space models, may keep their files at the
+        # root.
         folder = root / part if (root / part).is_dir() else root
         needed: tuple[str, ...] = ("scheduler_config.json",) if part == "scheduler" else ()
         if part.startswith("tokenizer"):
             folder, needed = root / part, tokenizer_files(kind)
         if needed and not any((folder / name).is_file() for name in needed):
             raise CheckpointError(f"{source} has no {' or '.join(needed)} in {part!r}")
-        # A single file has the weights; for parts that it lacks diffusers would take any that the folder has.
+        # A single file has the weights; for parts that it lacks diffusers would take any that the
+        # folder has.
         found = any(folder.glob("*.safetensors")) or (source.file and not any(folder.glob("*.bin")))
         if not needed and not found:
             raise CheckpointError(
-                f"{source} has no safetensors weights in {part!r}, and {name_weights(folder)}; convert them with "
-                "save_pretrained(..., safe_serialization=True)"
+                f"{source} has no safetensors weights in {part!r}, and {name_weights(folder)}; "
+                "convert them with save_pretrained(..., safe_serialization=True)"
             )
 
 
@@ -239,12 +252,21 @@ def forget_pipelines() -> None:
 
 def _parts(index: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Library and class of each part that sampling uses, by name."""
-    pairs = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
-    return {part: (pair[0], pair[1]) for part, pair in pairs.items() if part not in UNUSED and pair[1] is not None}
+    pairs = {
+        part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2
+    }
+    return {
+        part: (pair[0], pair[1])
+        for part, pair in pairs.items()
+        if part not in UNUSED and pair[1] is not None
+    }
 
 
-def load_pipeline(checkpoint: Checkpoint, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
-    """The pipeline, frozen and in evaluation mode; loaded once per process, unless its files change.
+def load_pipeline(
+    checkpoint: Checkpoint, device: str, dtype: torch.dtype, changes: Changes, denoiser: str
+) -> Any:
+    """The pipeline, frozen and in evaluation mode; loaded once per process, unless its files
+    change.
 
     Args:
         checkpoint: Where it is, and what it holds.
@@ -266,7 +288,9 @@ def load_pipeline(checkpoint: Checkpoint, device: str, dtype: torch.dtype, chang
     )
 
 
-def _load_pipeline(checkpoint: Checkpoint, device: str, dtype: torch.dtype, changes: Changes, denoiser: str) -> Any:
+def _load_pipeline(
+    checkpoint: Checkpoint, device: str, dtype: torch.dtype, changes: Changes, denoiser: str
+) -> Any:
     for name in changes.memory:
         check_offloading(name, device)
     source, index = checkpoint.source, checkpoint.index
@@ -294,7 +318,9 @@ def _open(
     options: dict[str, Any],
     others: dict[str, Source],
 ) -> Any:
-    """The pipeline from a folder, a single file or a Hub id, with other networks in place of its own."""
+    """The pipeline from a folder, a single file or a Hub id, with other networks in place of its
+    own.
+    """
     import diffusers
     from diffusers.utils.import_utils import is_accelerate_available
 
@@ -303,7 +329,9 @@ def _open(
     if source.local:
         folder = read_file(Path(source.name)) if source.file else Path(source.name)
         check_files(source, own, folder)
-    parts = {part: load_other(part, other, index.get(part), dtype) for part, other in others.items()}
+    parts = {
+        part: load_other(part, other, index.get(part), dtype) for part, other in others.items()
+    }
     if source.file:
         return open_file(source, folder, own, kind, dtype, {**options, **parts})
     if not source.local:
@@ -333,7 +361,8 @@ def _download(source: Source, kind: Any, options: dict[str, Any]) -> str:
 
 
 def check_offloading(name: str, device: str | None) -> None:
-    """Raise an OptionError where a memory option offloads weights from an accelerator, and there is none.
+    """Raise an OptionError where a memory option offloads weights from an accelerator, and there is
+    none.
 
     Args:
         name: Of the option.
@@ -344,8 +373,9 @@ def check_offloading(name: str, device: str | None) -> None:
     device = get_device() if device is None else device
     if "offload" in name and torch.device(device).type == "cpu":
         raise OptionError(
-            f"memory names {name!r}, which keeps weights in the CPU's memory until an accelerator needs them, but the "
-            "device is 'cpu'; leave it out, or give device= an accelerator such as 'cuda'"
+            f"memory names {name!r}, which keeps weights in the CPU's memory until an accelerator "
+            "needs them, but the device is 'cpu'; leave it out, or give device= an accelerator "
+            "such as 'cuda'"
         )
 
 
@@ -365,7 +395,9 @@ def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) ->
         owner, _, method = MEMORY[name].rpartition(".")
         target = getattr(pipe, owner, None) if owner else pipe
         if not hasattr(target, method):
-            raise OptionError(f"memory names {name!r}, but a {type(pipe).__name__} has no {MEMORY[name]}")
+            raise OptionError(
+                f"memory names {name!r}, but a {type(pipe).__name__} has no {MEMORY[name]}"
+            )
         check_offloading(name, device)
         switches.append(getattr(target, method))
     for part in pipe.components.values():
@@ -377,7 +409,9 @@ def prepare(pipe: Any, memory: Sequence[str] = (), device: str | None = None) ->
         try:
             switch(**({"device": device} if "offload" in name and device is not None else {}))
         except (ImportError, RuntimeError, ValueError) as error:
-            raise OptionError(f"memory option {name!r} cannot be used here: {reason(error)}") from error
+            raise OptionError(
+                f"memory option {name!r} cannot be used here: {reason(error)}"
+            ) from error
     return pipe
 
 
@@ -405,11 +439,16 @@ def _loading(source: Source) -> Iterator[None]:
 
 @contextmanager
 def _quiet(bars: bool) -> Iterator[None]:
-    """Silence what loading says of image processors that are not used; with ``bars`` its progress bars, too."""
+    """Silence what loading says of image processors that are not used; with ``bars`` its progress
+    bars, too.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    verbosity, had_bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
     transformers_logging.set_verbosity_error()
     if bars:
         diffusers_logging.disable_progress_bar()

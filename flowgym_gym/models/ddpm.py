@@ -19,14 +19,16 @@ from flowgym_gym.types import FlowTensor
 class DDPMBaseModel(PipelineBaseModel):
     """A diffusion model of pixels, without a prompt.
 
-    States are images, ``(n, c, height, width)``, in [-1, 1] once they are finished; samples are the same in [0, 1]. The
-    noise of a step is that of DDIM, which is DDPM's smaller variance (``fixed_small``).
+    States are images, ``(n, c, height, width)``, in [-1, 1] once they are finished; samples are the
+    same in [0, 1]. The noise of a step is that of DDIM, which is DDPM's smaller variance
+    (``fixed_small``).
 
     Args:
         checkpoint: A local folder in diffusers' format, a Hub id, or an open pipeline.
         device: Where the model runs; an open pipeline stays where it is.
         dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
-        denoiser: Folder or Hub id of a fine-tuned U-Net that takes the place of the checkpoint's own.
+        denoiser: Folder or Hub id of a fine-tuned U-Net that takes the place of the checkpoint's
+            own.
         memory: Memory options of diffusers to switch on, such as ``"attention_slicing"``.
         compile: Whether the network goes through ``torch.compile``.
 

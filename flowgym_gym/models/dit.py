@@ -14,17 +14,19 @@ from flowgym_gym.models.pipeline import LatentBaseModel
 class DiTBaseModel(LatentBaseModel):
     """DiT with classifier-free guidance.
 
-    States are latents, ``(n, 4, height / 8, width / 8)``. A prompt is a class: its number, such as ``"207"``, or one of
-    the checkpoint's labels, such as ``"golden retriever"``. Guidance steers away from the class that stands for none,
-    or from a ``negative_prompt``. See :class:`~flowgym_gym.models.pipeline.LatentBaseModel` for the arguments and the
-    errors.
+    States are latents, ``(n, 4, height / 8, width / 8)``. A prompt is a class: its number, such as
+    ``"207"``, or one of the checkpoint's labels, such as ``"golden retriever"``. Guidance steers
+    away from the class that stands for none, or from a ``negative_prompt``. See
+    :class:`~flowgym_gym.models.pipeline.LatentBaseModel` for the arguments and the errors.
 
     References:
         Peebles and Xie, Scalable Diffusion Models with Transformers, ICCV 2023.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ("DiTPipeline",)
-    checkpoints: ClassVar[dict[str, str]] = {"facebook/DiT-XL-2-256": "cc-by-nc-4.0 (of the authors' repository)"}
+    checkpoints: ClassVar[dict[str, str]] = {
+        "facebook/DiT-XL-2-256": "cc-by-nc-4.0 (of the authors' repository)"
+    }
     parts: ClassVar[tuple[str, ...]] = ("vae",)
     default_prompt: ClassVar[str] = "0"
     conditions: ClassVar[tuple[str, ...]] = ("class_labels",)
@@ -52,8 +54,8 @@ class DiTBaseModel(LatentBaseModel):
         if not 0 <= number < self.classes:
             known = f", or one of its {len(labels)} labels" if labels else ""
             raise OptionError(
-                f"prompt is {shown(prompt)}, expected a class of the checkpoint, a number from 0 to {self.classes - 1}"
-                f"{known}{did_you_mean(prompt, labels)}"
+                f"prompt is {shown(prompt)}, expected a class of the checkpoint, a number from 0 "
+                f"to {self.classes - 1}{known}{did_you_mean(prompt, labels)}"
             )
         return int(number)
 
@@ -70,6 +72,8 @@ class DiTBaseModel(LatentBaseModel):
         return {"class_labels": torch.tensor(self.classes, device=self.device)}
 
     def denoise(self, x: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
-        """The transformer's prediction; see :class:`~flowgym_gym.models.pipeline.PipelineBaseModel`."""
+        """The transformer's prediction; see
+        :class:`~flowgym_gym.models.pipeline.PipelineBaseModel`.
+        """
         output: Tensor = self.denoiser(x, timestep=timesteps, **conditions, return_dict=False)[0]
         return output

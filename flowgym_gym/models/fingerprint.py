@@ -1,13 +1,15 @@
-"""What the files that an environment names hold, so that it can be told later whether they are still the same.
+"""What the files that an environment names hold, so that it can be told later whether they are
+still the same.
 
-Files of up to 4 MB are hashed whole. Of larger ones, which are weights, the size and 64 blocks of 64 KiB that lie
-evenly from the beginning to the end are hashed, and of a safetensors file the whole header, so that gigabytes take a
-fraction of a second.
+Files of up to 4 MB are hashed whole. Of larger ones, which are weights, the size and 64 blocks of
+64 KiB that lie evenly from the beginning to the end are hashed, and of a safetensors file the whole
+header, so that gigabytes take a fraction of a second.
 
-What this can miss: a change of some numbers of a large file that leaves its size and header alone and falls between the
-blocks. Training changes all weights, so another checkpoint differs in every block; an edit by hand need not. Hidden
-files, documents and pictures of a folder are left out, since nothing reads them. Files on the Hub are known by the
-commit of their repository in the local cache, where one is; nobody is asked.
+What this can miss: a change of some numbers of a large file that leaves its size and header alone
+and falls between the blocks. Training changes all weights, so another checkpoint differs in every
+block; an edit by hand need not. Hidden files, documents and pictures of a folder are left out,
+since nothing reads them. Files on the Hub are known by the commit of their repository in the local
+cache, where one is; nobody is asked.
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ WHOLE = BLOCK * BLOCKS
 LENGTH_BYTES, LARGEST_HEADER = 8, 100_000_000
 NOT_READ = (".md", ".rst", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".pyc", ".lock")
 # Files whose place in the cache tells the commit of a repository.
-KNOWN_FILES = ("model_index.json", "config.json", "preprocessor_config.json", "tokenizer_config.json")
+KNOWN_FILES = (
+    "model_index.json",
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+)
 
 # Digests by relative name; the empty name is that of a file by itself, "@" that of a commit.
 Fingerprint = dict[str, str]
@@ -39,13 +46,14 @@ def fingerprint(place: str) -> Fingerprint:
         place: Path of a file or folder, or a Hub id ``"owner/name"`` or ``"owner/name:file"``.
 
     Returns:
-        A digest of each file by its name in the folder, ``{"": digest}`` of a single file, ``{"@": commit}`` of a Hub
-        id, and nothing where neither is here.
+        A digest of each file by its name in the folder, ``{"": digest}`` of a single file, ``{"@":
+        commit}`` of a Hub id, and nothing where neither is here.
 
     Raises:
         CheckpointError: If a file cannot be read.
     """
-    # Unlike a Path's methods, these take any text: one too long for a name, or of a user that there is not.
+    # Unlike a Path's methods, these take any text: one too long for a name, or of a user that there
+    # is not.
     path = os.path.expanduser(place)
     if os.path.isfile(path):
         return {"": digest(Path(path))}
@@ -115,7 +123,9 @@ def _samples(path: Path, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Names of the files below a folder that something may read; links are followed, but in no circle."""
+    """Names of the files below a folder that something may read; links are followed, but in no
+    circle.
+    """
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)

@@ -1,8 +1,9 @@
 r"""Gaussian mixtures as flow models: nothing is trained, every prediction is a closed form.
 
-For :math:`x_1 \sim \sum_i w_i\, \mathcal N(m_i, s_i^2 I)` the state :math:`x_t = \alpha x_1 + \beta \varepsilon` of
-component :math:`i` is Gaussian with mean :math:`\alpha m_i` and variance :math:`v_i = \alpha^2 s_i^2 + \beta^2`, so
-that with the responsibilities :math:`r_i(x) \propto w_i\, \mathcal N(x; \alpha m_i, v_i I)`
+For :math:`x_1 \sim \sum_i w_i\, \mathcal N(m_i, s_i^2 I)` the state :math:`x_t = \alpha x_1 + \beta
+\varepsilon` of component :math:`i` is Gaussian with mean :math:`\alpha m_i` and variance :math:`v_i
+= \alpha^2 s_i^2 + \beta^2`, so that with the responsibilities :math:`r_i(x) \propto w_i\, \mathcal
+N(x; \alpha m_i, v_i I)`
 
 .. math::
     E[x_1 | x] = \sum_i r_i \left( m_i + \frac{\alpha s_i^2}{v_i} (x - \alpha m_i) \right), \qquad
@@ -25,7 +26,12 @@ from flowgym_gym.checks import check_choice
 from flowgym_gym.dynamics import OUTPUTS
 from flowgym_gym.errors import OptionError, reason, shown
 from flowgym_gym.models.base import BaseModel
-from flowgym_gym.schedulers import CosineScheduler, DiffusionScheduler, OptimalTransportScheduler, Scheduler
+from flowgym_gym.schedulers import (
+    CosineScheduler,
+    DiffusionScheduler,
+    OptimalTransportScheduler,
+    Scheduler,
+)
 from flowgym_gym.types import FlowTensor, append_dims, real_tensor
 
 PICTURE_SIZE = 64
@@ -37,7 +43,8 @@ SCHEDULES = ("optimal_transport", "cosine", "diffusion")
 class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
     """A flow model of a Gaussian mixture in ``d`` dimensions, exact at every time.
 
-    Its constants stay in float64 whatever ``half`` or ``to`` is asked for, and predictions have the states' format.
+    Its constants stay in float64 whatever ``half`` or ``to`` is asked for, and predictions have the
+    states' format.
 
     The default is the one-dimensional mixture of the library this suite descends from.
 
@@ -46,7 +53,8 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         stds: Standard deviations of the components, shape ``(k,)``.
         weights: Of the components, shape ``(k,)``, above 0; need not sum to 1.
         output_type: What the model predicts.
-        schedule: ``"optimal_transport"``, ``"cosine"``, or ``"diffusion"`` (Stable Diffusion's, 1000 time steps).
+        schedule: ``"optimal_transport"``, ``"cosine"``, or ``"diffusion"`` (Stable Diffusion's,
+            1000 time steps).
         device: Where it runs.
 
     Raises:
@@ -79,20 +87,31 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         for name, values in zip(CONSTANTS, constants, strict=True):
             self.register_buffer(name, values, persistent=False)
         k = self.means.shape[0] if self.means.ndim == 2 and torch.isfinite(self.means).all() else 0
-        if k == 0 or self.means.shape[1] == 0 or self.stds.shape != (k,) or self.weights.shape != (k,):
+        if (
+            k == 0
+            or self.means.shape[1] == 0
+            or self.stds.shape != (k,)
+            or self.weights.shape != (k,)
+        ):
             raise OptionError(
-                f"means, stds and weights have shapes {tuple(self.means.shape)}, {tuple(self.stds.shape)} and "
-                f"{tuple(self.weights.shape)}, expected (k, d), (k,) and (k,), and finite numbers"
+                f"means, stds and weights have shapes {tuple(self.means.shape)}, "
+                f"{tuple(self.stds.shape)} and {tuple(self.weights.shape)}, expected (k, d), (k,) "
+                "and (k,), and finite numbers"
             )
         for name, values in (("stds", self.stds), ("weights", self.weights)):
             if not bool((values > 0).all() and torch.isfinite(values).all()):
-                raise OptionError(f"{name} is {shown(values.tolist())}, expected finite numbers above 0")
+                raise OptionError(
+                    f"{name} is {shown(values.tolist())}, expected finite numbers above 0"
+                )
         self.weights = self.weights / self.weights.sum()
         self.output_type = output_type  # type: ignore[assignment]
         self._scheduler = _schedule(schedule)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMixtureBaseModel:
-        # The constants go where the module goes, but keep their number format: what is exact stays exact.
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> GaussianMixtureBaseModel:
+        # The constants go where the module goes, but keep their number format: what is exact stays
+        # exact.
         constants = {name: getattr(self, name) for name in CONSTANTS}
         super()._apply(fn, recurse)
         for name, values in constants.items():
@@ -114,13 +133,17 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         self, n: int, *, generator: torch.Generator | None = None, **kwargs: Any
     ) -> tuple[FlowTensor, dict[str, Any]]:
         """Standard normal noise, shape ``(n, d)``."""
-        noise = torch.randn(n, self.dimensions, generator=generator, dtype=torch.float32, device="cpu")
+        noise = torch.randn(
+            n, self.dimensions, generator=generator, dtype=torch.float32, device="cpu"
+        )
         return FlowTensor(noise.to(self.device)), kwargs
 
     def sample_p1(self, n: int) -> FlowTensor:
         """Exact samples of the mixture, shape ``(n, d)``, from torch's global generator."""
         component = torch.multinomial(self.weights.cpu(), n, replacement=True).to(self.device)
-        noise = torch.randn(n, self.dimensions, dtype=torch.float32, device="cpu").to(self.device, torch.float64)
+        noise = torch.randn(n, self.dimensions, dtype=torch.float32, device="cpu").to(
+            self.device, torch.float64
+        )
         return FlowTensor((self.means[component] + self.stds[component, None] * noise).float())
 
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
@@ -140,14 +163,18 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
         return FlowTensor(output.to(x.dtype))
 
     def conditional_means(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``E[x_1 | x]`` and ``E[eps | x]`` for states ``(n, d)`` at times ``(n,)``, each ``(n, d)``, float64."""
+        """``E[x_1 | x]`` and ``E[eps | x]`` for states ``(n, d)`` at times ``(n,)``, each ``(n,
+        d)``, float64.
+        """
         x, t = x.to(torch.float64), t.to(torch.float64)
         means, stds = self.means, self.stds
         alpha, beta = (getattr(self.scheduler, name)(t)[:, None] for name in ("alpha", "beta"))
         residual = x[:, None] - alpha[..., None] * means
         variance = (alpha * stds) ** 2 + beta**2
         logits = self.weights.log() - 0.5 * means.shape[1] * variance.log()
-        responsibilities = torch.softmax(logits - 0.5 * residual.square().sum(-1) / variance, dim=1)[..., None]
+        responsibilities = torch.softmax(
+            logits - 0.5 * residual.square().sum(-1) / variance, dim=1
+        )[..., None]
         endpoints = means + (alpha * stds**2 / variance)[..., None] * residual
         noises = (beta / variance)[..., None] * residual
         return (responsibilities * endpoints).sum(1), (responsibilities * noises).sum(1)
@@ -155,8 +182,8 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
     def picture(self, x: FlowTensor) -> Tensor:
         """The mixture's density in grey and the sample in red, shape ``(n, 3, 64, 64)``.
 
-        In one dimension the density is drawn as a curve and the sample as a line; from two on, the first two
-        coordinates are shown.
+        In one dimension the density is drawn as a curve and the sample as a line; from two on, the
+        first two coordinates are shown.
         """
         reach = float((self.means.abs().amax(dim=1) + 4 * self.stds).max())
         axis = torch.linspace(-reach, reach, PICTURE_SIZE, dtype=torch.float64, device=self.device)
@@ -167,7 +194,9 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
             grey = 1 - 0.5 * (rows[:, None] <= height / height.max()).double()
             marked = torch.arange(PICTURE_SIZE, device=self.device) == column[:, None, None]
         else:
-            points = torch.zeros(PICTURE_SIZE**2, self.dimensions, dtype=torch.float64, device=self.device)
+            points = torch.zeros(
+                PICTURE_SIZE**2, self.dimensions, dtype=torch.float64, device=self.device
+            )
             points[:, :2] = torch.cartesian_prod(-axis, axis).flip(1)
             density = self.log_prob(points).exp().reshape(PICTURE_SIZE, PICTURE_SIZE)
             grey = 1 - 0.7 * density / density.max()
@@ -177,20 +206,30 @@ class GaussianMixtureBaseModel(BaseModel[FlowTensor]):
             near_column = (pixels - column[:, None]).abs() <= 1
             marked = near_row[:, :, None] & near_column[:, None, :]
         red = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device=self.device)[:, None, None]
-        return torch.where(marked[:, None], red, grey).float().expand(len(x), 3, PICTURE_SIZE, PICTURE_SIZE)
+        return (
+            torch.where(marked[:, None], red, grey)
+            .float()
+            .expand(len(x), 3, PICTURE_SIZE, PICTURE_SIZE)
+        )
 
     def log_prob(self, x: Tensor, t: float = 1.0) -> Tensor:
-        """Log density of the states at a time, for ``x`` of shape ``(n, d)``; shape ``(n,)``, float64."""
+        """Log density of the states at a time, for ``x`` of shape ``(n, d)``; shape ``(n,)``,
+        float64.
+        """
         time = torch.tensor([t], dtype=torch.float64, device=self.device)
         alpha, beta = self.scheduler.alpha(time), self.scheduler.beta(time)
         variance = (alpha * self.stds) ** 2 + beta**2
         residual = x.to(torch.float64)[:, None] - alpha * self.means
-        log_normal = -0.5 * (residual.square().sum(-1) / variance + self.dimensions * (2 * math.pi * variance).log())
+        log_normal = -0.5 * (
+            residual.square().sum(-1) / variance + self.dimensions * (2 * math.pi * variance).log()
+        )
         return torch.logsumexp(self.weights.log() + log_normal, dim=1)
 
 
 def _schedule(name: str) -> Scheduler[FlowTensor]:
     if name == "diffusion":
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device="cpu") ** 2
+        betas = (
+            torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device="cpu") ** 2
+        )
         return DiffusionScheduler(torch.cumprod(1 - betas, dim=0), steps_offset=1)
     return OptimalTransportScheduler() if name == "optimal_transport" else CosineScheduler(1.0)

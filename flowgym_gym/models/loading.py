@@ -1,4 +1,6 @@
-"""Base models by id, made once per process and shared by all environments; checkpoints by their family."""
+"""Base models by id, made once per process and shared by all environments; checkpoints by their
+family.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,20 @@ ANY_FAMILY = "images/stable_diffusion"
 
 
 def from_pretrained(path_or_id: str, **options: Any) -> BaseModel[Any]:
-    """The base model of a checkpoint in diffusers' format, of the family that its ``model_index.json`` names.
+    """The base model of a checkpoint in diffusers' format, of the family that its
+    ``model_index.json`` names.
 
     Args:
         path_or_id: A local folder, a Hub id, or the name of an embedded checkpoint.
         **options: Arguments of the family's base model, and ``device`` and ``dtype``.
 
     Returns:
-        The model, frozen and in evaluation mode, shared by all that ask for it with the same arguments.
+        The model, frozen and in evaluation mode, shared by all that ask for it with the same
+        arguments.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be opened, or is of no supported family; the message lists those.
+        CheckpointError: If the checkpoint cannot be opened, or is of no supported family; the
+            message lists those.
 
     >>> from flowgym_gym.models import from_pretrained
     >>> type(from_pretrained("tiny")).__name__
@@ -44,9 +49,9 @@ def from_pretrained(path_or_id: str, **options: Any) -> BaseModel[Any]:
 def from_pipeline(pipe: Any, **options: Any) -> BaseModel[Any]:
     """The base model of a diffusers pipeline that is already open.
 
-    The pipeline is frozen in place (evaluation mode, no gradients for its weights) and stays on its device and in its
-    number format; LoRA weights, quantised weights (GGUF, torchao, float8), memory options and offloading that were set
-    up before are kept.
+    The pipeline is frozen in place (evaluation mode, no gradients for its weights) and stays on its
+    device and in its number format; LoRA weights, quantised weights (GGUF, torchao, float8), memory
+    options and offloading that were set up before are kept.
 
     Args:
         pipe: A diffusers pipeline.
@@ -80,7 +85,8 @@ class FoundModel:
 
 
 def find_base_model(id: str, checkpoint: object = None) -> FoundModel:
-    """The base model that opens a checkpoint: ``id``, unless that is the one whose ids open every family.
+    """The base model that opens a checkpoint: ``id``, unless that is the one whose ids open every
+    family.
 
     Raises:
         UnknownIdError: If the id is not registered.
@@ -98,8 +104,8 @@ def _family(pipeline: str, where: str) -> str:
     families = _families()
     if pipeline not in families:
         raise CheckpointError(
-            f"{where} holds a {pipeline}, which is not supported; supported are {', '.join(sorted(families))}, and for "
-            "others a BaseModel of your own"
+            f"{where} holds a {pipeline}, which is not supported; supported are "
+            f"{', '.join(sorted(families))}, and for others a BaseModel of your own"
         )
     return families[pipeline]
 
@@ -119,7 +125,9 @@ def _families() -> dict[str, str]:
 
 
 def _is_built_in(entry: RegistryEntry) -> bool:
-    where = entry.entry_point if isinstance(entry.entry_point, str) else entry.entry_point.__module__
+    where = (
+        entry.entry_point if isinstance(entry.entry_point, str) else entry.entry_point.__module__
+    )
     return where.startswith("flowgym_gym.models.")
 
 
@@ -143,7 +151,10 @@ def load_base_model(
 
 
 def load_found(
-    found: FoundModel, device: torch.device | str | None = None, dtype: str = "float32", **kwargs: Any
+    found: FoundModel,
+    device: torch.device | str | None = None,
+    dtype: str = "float32",
+    **kwargs: Any,
 ) -> BaseModel[Any]:
     """As :func:`load_base_model`, of a base model that was found already."""
     entry = found.entry
@@ -155,14 +166,23 @@ def load_found(
     if options is None or "dtype" in options:
         kwargs["dtype"] = dtype
     elif dtype != "float32":
-        raise OptionError(f"dtype is {shown(dtype)}, but {entry.id!r} has no dtype option and runs in float32")
+        raise OptionError(
+            f"dtype is {shown(dtype)}, but {entry.id!r} has no dtype option and runs in float32"
+        )
     # A class that a user put in the place of a family is told what the user said.
-    resolved = {"checkpoint": found.checkpoint} if found.checkpoint and _is_built_in(entry) else None
+    resolved = (
+        {"checkpoint": found.checkpoint} if found.checkpoint and _is_built_in(entry) else None
+    )
     model = entry.shared(kwargs, resolved)
     if not isinstance(model, BaseModel):
-        raise OptionError(f"{entry.id!r} is a {type(model).__name__}, expected a subclass of flowgym_gym.BaseModel")
+        raise OptionError(
+            f"{entry.id!r} is a {type(model).__name__}, expected a subclass of "
+            "flowgym_gym.BaseModel"
+        )
     if "_modules" not in vars(model):
-        raise OptionError(f"the __init__ of {type(model).__name__} does not call super().__init__(device); let it")
+        raise OptionError(
+            f"the __init__ of {type(model).__name__} does not call super().__init__(device); let it"
+        )
     return model.eval().requires_grad_(False)
 
 

@@ -30,7 +30,8 @@ DIFFUSERS, PEFT, PEFT_CONFIG = (
 )
 PEFT_PREFIX = "base_model.model."
 ADAPTER = "given"
-# Weights beside or instead of LoRA's, by patterns of names. Without them a LoRA means something else.
+# Weights beside or instead of LoRA's, by patterns of names. Without them a LoRA means something
+# else.
 OTHER_KINDS = {
     r"\.hada_": "LoHa",
     r"\.lokr_": "LoKr",
@@ -51,24 +52,29 @@ def merge_lora(pipe: Any, source: Source, scale: float) -> None:
         scale: What they are multiplied with.
 
     Raises:
-        CheckpointError: If they cannot be read, or are not all of them LoRA weights of parts of this pipeline.
+        CheckpointError: If they cannot be read, or are not all of them LoRA weights of parts of
+            this pipeline.
         OptionError: If the pipeline takes none, or the package peft is missing.
     """
     if not hasattr(pipe, "load_lora_weights"):
-        raise OptionError(f"lora is {source.name!r}, but a {type(pipe).__name__} takes no LoRA weights")
+        raise OptionError(
+            f"lora is {source.name!r}, but a {type(pipe).__name__} takes no LoRA weights"
+        )
     file = find_lora(source)
     keys = read_names(file)
     for pattern, kind in OTHER_KINDS.items():
         if found := [key for key in keys if re.search(pattern, key)]:
             raise CheckpointError(
-                f"lora {str(file)!r} holds weights of another kind, {kind}: {some(found)}; only LoRA is "
-                "merged, and DoRA as peft saves it. Merge them with the program that trained them, and "
-                "give the result as denoiser="
+                f"lora {str(file)!r} holds weights of another kind, {kind}: {some(found)}; only "
+                "LoRA is merged, and DoRA as peft saves it. Merge them with the program that "
+                "trained them, and give the result as denoiser="
             )
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise OptionError("LoRA weights need the package peft: pip install 'flowgym_gym[models]'") from error
+        raise OptionError(
+            "LoRA weights need the package peft: pip install 'flowgym_gym[models]'"
+        ) from error
     if file.name == PEFT and (file.parent / PEFT_CONFIG).is_file():
         merge_peft(pipe, file, keys, scale)
     else:
@@ -84,7 +90,8 @@ def find_lora(source: Source) -> Path:
     if source.file:
         if not source.name.endswith(".safetensors"):
             raise CheckpointError(
-                f"lora is {source.name!r}; pickled weights are not loaded, expected a .safetensors file"
+                f"lora is {source.name!r}; pickled weights are not loaded, expected a .safetensors "
+                "file"
             )
         return Path(source.name)
     if source.local:
@@ -110,9 +117,14 @@ def _pick(source: Source, names: Iterable[str]) -> str:
         if known in files:
             return known
     if len(files) != 1:
-        found = f"several safetensors files ({', '.join(files)}); name one of them" if files else "no safetensors file"
+        found = (
+            f"several safetensors files ({', '.join(files)}); name one of them"
+            if files
+            else "no safetensors file"
+        )
         raise CheckpointError(
-            f"lora {source.name!r} could not be loaded: it has {found}, and pickled weights are not loaded"
+            f"lora {source.name!r} could not be loaded: it has {found}, and pickled weights are "
+            "not loaded"
         )
     return files[0]
 
@@ -134,34 +146,48 @@ def merge_diffusers(pipe: Any, file: Path, scale: float) -> None:
     before = _shapes(pipe)
     given = tensors if scaled else str(file.parent)
     pipe.load_lora_weights(
-        given, weight_name=file.name, use_safetensors=True, local_files_only=True, adapter_name=ADAPTER
+        given,
+        weight_name=file.name,
+        use_safetensors=True,
+        local_files_only=True,
+        adapter_name=ADAPTER,
     )
     parts = [name for name, part in pipe.components.items() if getattr(part, "peft_config", None)]
     applied = {key for name in parts for key in _adapter_names(name, getattr(pipe, name))}
     names = _names_in_model(pipe, converted)
     if left := [key for key, name in names.items() if name not in applied] + dropped:
         nothing = "not all of its weights fit" if applied else "none of its weights fits"
-        peft = f"; {PEFT_CONFIG} of peft is missing beside it" if left[0].startswith(PEFT_PREFIX) else ""
+        peft = (
+            f"; {PEFT_CONFIG} of peft is missing beside it"
+            if left[0].startswith(PEFT_PREFIX)
+            else ""
+        )
         raise CheckpointError(
-            f"lora {str(file)!r} is no LoRA of this {type(pipe).__name__}, {nothing}: {some(left)}, of no layer of "
-            f"{', '.join(_modules(pipe))}{peft}"
+            f"lora {str(file)!r} is no LoRA of this {type(pipe).__name__}, {nothing}: "
+            f"{some(left)}, of no layer of {', '.join(_modules(pipe))}{peft}"
         )
     if extra := applied - set(names.values()):
         raise CheckpointError(f"lora {str(file)!r} is incomplete: it has no {some(extra)}")
     pipe.fuse_lora(components=parts, lora_scale=scale, safe_fusing=True)
     pipe.unload_lora_weights()
     if changed := {name for name, shape in _shapes(pipe).items() if before.get(name) != shape}:
-        raise CheckpointError(f"lora {str(file)!r} is of a network with other inputs: it enlarges {some(changed)}")
+        raise CheckpointError(
+            f"lora {str(file)!r} is of a network with other inputs: it enlarges {some(changed)}"
+        )
 
 
 def _scale_by_alphas(tensors: dict[str, Tensor], of_all: bool) -> bool:
-    """Scale weights in kohya's format by alpha over rank where diffusers would do it wrongly, and say if it was done.
+    """Scale weights in kohya's format by alpha over rank where diffusers would do it wrongly, and
+    say if it was done.
 
-    It gives all layers of a U-Net and its text encoders the most frequent alpha, and Flux's last layer none.
+    It gives all layers of a U-Net and its text encoders the most frequent alpha, and Flux's last
+    layer none.
     """
     down, up = ".lora_down.weight", ".lora_up.weight"
     layers = {key.removesuffix(down) for key in tensors if key.endswith(down)}
-    alphas = {layer: tensors[f"{layer}.alpha"].item() for layer in layers if f"{layer}.alpha" in tensors}
+    alphas = {
+        layer: tensors[f"{layer}.alpha"].item() for layer in layers if f"{layer}.alpha" in tensors
+    }
     if not of_all:
         alphas = {layer: alpha for layer, alpha in alphas.items() if "final_layer" in layer}
     elif len(set(alphas.values())) <= 1 and len(alphas) in (0, len(layers)):
@@ -176,8 +202,8 @@ def _scale_by_alphas(tensors: dict[str, Tensor], of_all: bool) -> bool:
 def _convert(pipe: Any, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
     """Names that diffusers gives to weights of a file, and those of the file that it leaves out.
 
-    What it leaves out it does not say, so the weights are followed as gradients are: what none of the results depends
-    on was left out. Alphas are read as numbers, and zeros change nothing.
+    What it leaves out it does not say, so the weights are followed as gradients are: what none of
+    the results depends on was left out. Alphas are read as numbers, and zeros change nothing.
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaves = {key: value.float().requires_grad_() for key, value in tensors.items()}
@@ -205,26 +231,34 @@ def _shapes(pipe: Any) -> dict[str, tuple[int, ...]]:
 
 
 def merge_peft(pipe: Any, file: Path, keys: list[str], scale: float) -> None:
-    """Merge what ``PeftModel.save_pretrained`` saved for one part of the pipeline, as peft's own merge does."""
+    """Merge what ``PeftModel.save_pretrained`` saved for one part of the pipeline, as peft's own
+    merge does.
+    """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     settings = json.loads((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
     if (kind := settings.get("peft_type")) != "LORA":
-        raise CheckpointError(f"lora {str(file.parent)!r} is of peft's kind {kind!r}, but only 'LORA' is merged")
+        raise CheckpointError(
+            f"lora {str(file.parent)!r} is of peft's kind {kind!r}, but only 'LORA' is merged"
+        )
     whole = [key for key in keys if ".lora_" not in key]
     if whole and scale != 1:
         raise CheckpointError(
-            f"lora {str(file.parent)!r} replaces {some(whole)}, which lora_scale={scale} cannot scale; leave it at 1"
+            f"lora {str(file.parent)!r} replaces {some(whole)}, which lora_scale={scale} cannot "
+            "scale; leave it at 1"
         )
     part = _part_of(pipe, file, [key for key in keys if ".lora_" in key])
     config = PeftConfig.from_pretrained(str(file.parent))
     config.task_type = None  # tasks only add methods that their models must have
-    model = PeftModel.from_pretrained(getattr(pipe, part), str(file.parent), config=config, torch_device="cpu")
+    model = PeftModel.from_pretrained(
+        getattr(pipe, part), str(file.parent), config=config, torch_device="cpu"
+    )
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     if different := set(keys) ^ set(loaded):
         raise CheckpointError(
-            f"lora {str(file.parent)!r} does not fit the {part}: {some(different)} are in one of the two only"
+            f"lora {str(file.parent)!r} does not fit the {part}: {some(different)} are in one of "
+            "the two only"
         )
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
@@ -236,16 +270,25 @@ def _part_of(pipe: Any, file: Path, keys: list[str]) -> str:
     """Which part of the pipeline has all layers that a LoRA in peft's format names."""
     layers = {key.removeprefix(PEFT_PREFIX).partition(".lora_")[0]: key for key in keys}
     fits = [
-        name for name, module in _modules(pipe).items() if layers and set(layers) <= set(dict(module.named_modules()))
+        name
+        for name, module in _modules(pipe).items()
+        if layers and set(layers) <= set(dict(module.named_modules()))
     ]
     if len(fits) == 1:
         return fits[0]
     named = {name: dict(module.named_modules()) for name, module in _modules(pipe).items()}
-    left = {name: [key for layer, key in layers.items() if layer not in modules] for name, modules in named.items()}
+    left = {
+        name: [key for layer, key in layers.items() if layer not in modules]
+        for name, modules in named.items()
+    }
     closest = min(left, key=lambda name: len(left[name]))
     raise CheckpointError(
         f"lora {str(file.parent)!r} is no LoRA of one part of this {type(pipe).__name__}: "
-        + (f"its layers are in {' and in '.join(fits)}" if fits else f"{some(left[closest])} fit no layer of {closest}")
+        + (
+            f"its layers are in {' and in '.join(fits)}"
+            if fits
+            else f"{some(left[closest])} fit no layer of {closest}"
+        )
     )
 
 
@@ -270,14 +313,18 @@ def _names_in_model(pipe: Any, converted: Iterable[str]) -> dict[str, str]:
         names.setdefault(part, {})[rest] = key
     result = {}
     for part, keys in names.items():
-        flat = part.startswith("text_encoder") and not hasattr(getattr(pipe, part, None), "text_model")
+        flat = part.startswith("text_encoder") and not hasattr(
+            getattr(pipe, part, None), "text_model"
+        )
         for name, key in _in_peft_format(part, keys).items():
             result[key] = f"{part}.{name.removeprefix('text_model.') if flat else name}"
     return result
 
 
 def _in_peft_format(part: str, keys: dict[str, str]) -> dict[str, str]:
-    """A mapping with names in any of diffusers' formats, by the names that diffusers gives them in peft's."""
+    """A mapping with names in any of diffusers' formats, by the names that diffusers gives them in
+    peft's.
+    """
     from diffusers.utils import state_dict_utils
 
     try:

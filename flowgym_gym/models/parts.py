@@ -1,4 +1,6 @@
-"""Loading the networks of a pipeline, the checkpoint's own or others in their place, and whether they were filled."""
+"""Loading the networks of a pipeline, the checkpoint's own or others in their place, and whether
+they were filled.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ from flowgym_gym.weights import check_filled
 CONFIG = "config.json"
 # Autoencoders that decode a latent, and nothing else, to an image.
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
-# What older checkpoints call transformers that have classes of their own by now; diffusers finds those.
+# What older checkpoints call transformers that have classes of their own by now; diffusers finds
+# those.
 LEGACY = "Transformer2DModel"
 
 
-def load_own(source: Source, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def load_own(
+    source: Source, folder: Path, index: Mapping[str, Any], dtype: torch.dtype
+) -> dict[str, Any]:
     """The networks that a pipeline's index names, by name.
 
     Args:
@@ -39,7 +44,8 @@ def load_own(source: Source, folder: Path, index: Mapping[str, Any], dtype: torc
         kind = network(entry)
         if kind is None:
             continue
-        # Checkpoints of one part, such as those of pixel-space models, may keep their files at the root.
+        # Checkpoints of one part, such as those of pixel-space models, may keep their files at the
+        # root.
         place = folder / name if (folder / name).is_dir() else folder
         parts[name] = _load(kind, str(place), dtype, f"{name!r} of {source}", local_files_only=True)
     return parts
@@ -55,16 +61,23 @@ def load_other(name: str, source: Source, own: Any, dtype: torch.dtype) -> Any:
         dtype: Number format of the weights.
 
     Raises:
-        CheckpointError: If it is of a class that the pipeline cannot use, or its weights are not all there.
+        CheckpointError: If it is of a class that the pipeline cannot use, or its weights are not
+            all there.
     """
     if source.file:
-        raise CheckpointError(f"{source} is a single file; expected a folder in diffusers' format, with its {CONFIG}")
+        raise CheckpointError(
+            f"{source} is a single file; expected a folder in diffusers' format, with its {CONFIG}"
+        )
     subfolder, config = _read_config(name, source)
     wanted = own[1] if isinstance(own, list) and len(own) == 2 else None
     allowed = AUTOENCODERS if name == "vae" and wanted in AUTOENCODERS else (wanted,)
     kind = config.get("_class_name")
     if kind not in allowed and not (kind == LEGACY and name == "transformer"):
-        described = f"a {kind}" if isinstance(kind, str) else f"no model of diffusers ({CONFIG} has no _class_name)"
+        described = (
+            f"a {kind}"
+            if isinstance(kind, str)
+            else f"no model of diffusers ({CONFIG} has no _class_name)"
+        )
         raise CheckpointError(
             f"{source} holds {described}, which cannot be the {name!r} of this pipeline; expected "
             f"{' or '.join(map(str, allowed))}"
@@ -81,25 +94,30 @@ def load_other(name: str, source: Source, own: Any, dtype: torch.dtype) -> Any:
     )
     if kind == LEGACY and type(loaded).__name__ not in (wanted, LEGACY):
         raise CheckpointError(
-            f"{source} holds a {type(loaded).__name__}, which cannot be the {name!r} of this pipeline; "
-            f"expected {wanted}"
+            f"{source} holds a {type(loaded).__name__}, which cannot be the {name!r} of this "
+            f"pipeline; expected {wanted}"
         )
     return loaded
 
 
 def check_autoencoder(vae: Any) -> None:
-    """Raise a CheckpointError if a pipeline's autoencoder is one of diffusers' that decodes in another way."""
+    """Raise a CheckpointError if a pipeline's autoencoder is one of diffusers' that decodes in
+    another way.
+    """
     kind = type(vae)
     if kind.__module__.startswith("diffusers.") and kind.__name__ not in AUTOENCODERS:
         raise CheckpointError(
-            f"the checkpoint's autoencoder is a {kind.__name__}, expected {' or '.join(AUTOENCODERS)}, which decode a "
-            "latent by itself; give another one as vae="
+            f"the checkpoint's autoencoder is a {kind.__name__}, expected "
+            f"{' or '.join(AUTOENCODERS)}, which decode a latent by itself; give another one as "
+            "vae="
         )
 
 
 def network(entry: Any) -> Any:
     """The class of a part of an index if it is a network, and None for tokenizers and the like."""
-    if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)):
+    if not (
+        isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)
+    ):
         return None
     kind = getattr(importlib.import_module(entry[0]), entry[1], None)
     return kind if isinstance(kind, type) and issubclass(kind, torch.nn.Module) else None
@@ -122,7 +140,9 @@ def _load(kind: Any, place: str, dtype: torch.dtype, where: str, **options: Any)
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:
-        raise CheckpointError(f"{where} could not be loaded: {type(error).__name__}: {reason(error)}") from error
+        raise CheckpointError(
+            f"{where} could not be loaded: {type(error).__name__}: {reason(error)}"
+        ) from error
     check_filled(where, model, report)
     return model
 
@@ -133,7 +153,9 @@ def _read_config(name: str, source: Source) -> tuple[str, dict[str, Any]]:
         inside = name if (Path(source.name) / name).is_dir() else ""
         path = Path(source.name) / inside / CONFIG
         if not path.is_file():
-            raise CheckpointError(f"{source} has no {CONFIG}, so it is no {name} in diffusers' format")
+            raise CheckpointError(
+                f"{source} has no {CONFIG}, so it is no {name} in diffusers' format"
+            )
     else:
         inside, path = _download_config(name, source)
     try:
@@ -141,7 +163,9 @@ def _read_config(name: str, source: Source) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {reason(error)}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{str(path)!r} holds a {type(config).__name__}, expected a configuration")
+        raise CheckpointError(
+            f"{str(path)!r} holds a {type(config).__name__}, expected a configuration"
+        )
     return inside, config
 
 
@@ -156,4 +180,6 @@ def _download_config(name: str, source: Source) -> tuple[str, Path]:
         except Exception as error:
             failed = failed or error
     assert failed is not None
-    raise CheckpointError(f"{source} could not be loaded: {type(failed).__name__}: {reason(failed)}") from failed
+    raise CheckpointError(
+        f"{source} could not be loaded: {type(failed).__name__}: {reason(failed)}"
+    ) from failed

@@ -1,16 +1,18 @@
 r"""What all diffusers pipelines have in common: opening, noise, prompts, guidance, decoding.
 
-A family is a subclass that names the classes of pipelines it opens and says how its network is called (``denoise``)
-and, where it takes prompts, how a prompt is encoded (``encode``). With classifier-free guidance (Ho and Salimans, 2022)
-of weight :math:`w` in diffusers' convention the prediction is
+A family is a subclass that names the classes of pipelines it opens and says how its network is
+called (``denoise``) and, where it takes prompts, how a prompt is encoded (``encode``). With
+classifier-free guidance (Ho and Salimans, 2022) of weight :math:`w` in diffusers' convention the
+prediction is
 
 .. math:: o = o_{\text{negative}} + w\, (o_{\text{prompt}} - o_{\text{negative}}),
 
 both from one call of the network on twice the batch.
 
-A checkpoint whose scheduler says ``clip_sample`` bounds the expected sample to :math:`[-r, r]` at every step. Such a
-model is read as one that predicts the bounded sample (``output_type`` ``"endpoint"``), which is ancestral sampling with
-clipping at noise level 1, and DDIM with diffusers' ``use_clipped_model_output=True`` at noise level 0.
+A checkpoint whose scheduler says ``clip_sample`` bounds the expected sample to :math:`[-r, r]` at
+every step. Such a model is read as one that predicts the bounded sample (``output_type``
+``"endpoint"``), which is ancestral sampling with clipping at noise level 1, and DDIM with
+diffusers' ``use_clipped_model_output=True`` at noise level 0.
 """
 
 from __future__ import annotations
@@ -55,19 +57,23 @@ DEFAULT_PROMPT = "a photo of a cat"
 ENCODED_PROMPTS = 64
 
 # diffusers' prediction_type -> output_type
-PREDICTIONS: dict[str, OutputType] = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "endpoint"}
+PREDICTIONS: dict[str, OutputType] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v_prediction",
+    "sample": "endpoint",
+}
 
 
 class PipelineBaseModel(BaseModel[FlowTensor]):
     """A diffusers pipeline as a base model; subclasses are the families.
 
     Args:
-        checkpoint: A local folder in diffusers' format, a Hub id, or a pipeline that is already open (which is frozen
-            in place); or what :func:`~flowgym_gym.models.checkpoints.resolve` found. Only safetensors weights are
-            loaded.
+        checkpoint: A local folder in diffusers' format, a Hub id, or a pipeline that is already
+            open (which is frozen in place); or what :func:`~flowgym_gym.models.checkpoints.resolve`
+            found. Only safetensors weights are loaded.
         device: Where the model runs; an open pipeline stays where it is.
-        dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``; that of an open pipeline
-            stays.
+        dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``; that of
+            an open pipeline stays.
         changes: What is changed about the checkpoint.
         size: Height and width of the images in pixels; None for the checkpoint's own.
 
@@ -112,8 +118,9 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
             checkpoint = self.default_checkpoint
         if checkpoint is None:
             raise CheckpointError(
-                f"{type(self).__name__} has no checkpoint of its own in this package; give checkpoint=, a local folder "
-                f"in diffusers' format or a Hub id such as {next(iter(self.checkpoints))!r}"
+                f"{type(self).__name__} has no checkpoint of its own in this package; give "
+                "checkpoint=, a local folder in diffusers' format or a Hub id such as "
+                f"{next(iter(self.checkpoints))!r}"
             )
         self.pipe = self._opened(checkpoint, device, dtype, changes)
         # Then other models have the same pipeline.
@@ -131,30 +138,44 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
             if isinstance(error, FlowGymError):
                 raise
             kind = type(self.pipe.scheduler).__name__
-            raise CheckpointError(f"the checkpoint's {kind} cannot be read: {reason(error)}") from error
+            raise CheckpointError(
+                f"the checkpoint's {kind} cannot be read: {reason(error)}"
+            ) from error
         give_lengths(self.pipe, self.measured)
         if self.pipe is checkpoint:
             prepare(checkpoint, changes.memory)
             self.device = torch.device(self.pipe._execution_device)
 
-    def _opened(self, checkpoint: Any, device: torch.device | str | None, dtype: str, changes: Changes) -> Any:
+    def _opened(
+        self, checkpoint: Any, device: torch.device | str | None, dtype: str, changes: Changes
+    ) -> Any:
         """The pipeline of a checkpoint, or the open one that was given."""
         if not hasattr(checkpoint, "components"):
             found = resolve(checkpoint)
             self._check_kind(found.pipeline, str(found.source))
-            return load_pipeline(found, str(self.device), getattr(torch, dtype), changes, self.denoiser_name)
+            return load_pipeline(
+                found, str(self.device), getattr(torch, dtype), changes, self.denoiser_name
+            )
         self._check_kind(type(checkpoint).__name__, "this pipeline")
         if device is not None or changes != Changes(memory=changes.memory):
             raise OptionError(
-                "checkpoint is an open pipeline, which is taken as it is; move it, and load its LoRA weights and "
-                "other parts, before it is given, and leave device, denoiser, vae and lora out"
+                "checkpoint is an open pipeline, which is taken as it is; move it, and load its "
+                "LoRA weights and other parts, before it is given, and leave device, denoiser, vae "
+                "and lora out"
             )
-        if dtype != "float32" and getattr(torch, dtype) != getattr(checkpoint, self.denoiser_name).dtype:
-            raise OptionError(f"dtype is {dtype!r}, but checkpoint is an open pipeline, whose number format stays")
+        if (
+            dtype != "float32"
+            and getattr(torch, dtype) != getattr(checkpoint, self.denoiser_name).dtype
+        ):
+            raise OptionError(
+                f"dtype is {dtype!r}, but checkpoint is an open pipeline, whose number format stays"
+            )
         return checkpoint
 
     def _check_parts(self) -> None:
-        """Raise a CheckpointError unless the pipeline's parts fit together and are of a kind that is read rightly."""
+        """Raise a CheckpointError unless the pipeline's parts fit together and are of a kind that
+        is read rightly.
+        """
         check_network(self.denoiser, self.addition)
 
     def _leave(self) -> None:
@@ -192,7 +213,8 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise CheckpointError(
-                f"the checkpoint's network predicts {prediction!r}, expected one of {tuple(PREDICTIONS)}"
+                f"the checkpoint's network predicts {prediction!r}, expected one of "
+                f"{tuple(PREDICTIONS)}"
             )
         self._prediction = PREDICTIONS[prediction]
         if config.get("clip_sample", False):
@@ -200,9 +222,10 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         schedule = DiffusionScheduler.from_diffusers(self.pipe.scheduler)
         if self._clip and self._prediction == "epsilon" and schedule.alphas_cumprod[-1] == 0:
             raise CheckpointError(
-                "the checkpoint's scheduler has clip_sample, rescale_betas_zero_snr and prediction_type 'epsilon', but "
-                "where no signal is left there is no sample in a predicted noise, to be clipped; give the checkpoint a "
-                "scheduler without rescale_betas_zero_snr, or the prediction_type that its network was trained for"
+                "the checkpoint's scheduler has clip_sample, rescale_betas_zero_snr and "
+                "prediction_type 'epsilon', but where no signal is left there is no sample in a "
+                "predicted noise, to be clipped; give the checkpoint a scheduler without "
+                "rescale_betas_zero_snr, or the prediction_type that its network was trained for"
             )
         return schedule, "endpoint" if self._clip else self._prediction
 
@@ -216,8 +239,12 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         return self._scheduler
 
     def draw_noise(self, n: int, generator: torch.Generator | None = None) -> FlowTensor:
-        """Standard normal states, shape ``(n, *state_shape)``, drawn on the CPU: a seed means the same everywhere."""
-        noise = torch.randn(n, *self.state_shape, generator=generator, dtype=torch.float32, device="cpu")
+        """Standard normal states, shape ``(n, *state_shape)``, drawn on the CPU: a seed means the
+        same everywhere.
+        """
+        noise = torch.randn(
+            n, *self.state_shape, generator=generator, dtype=torch.float32, device="cpu"
+        )
         return FlowTensor(noise.to(self.device))
 
     @abstractmethod
@@ -230,7 +257,8 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
             **conditions: One entry per state.
 
         Returns:
-            Its output, shape ``(n, c, height, width)``; channels beyond those of a state are its variance and unused.
+            Its output, shape ``(n, c, height, width)``; channels beyond those of a state are its
+            variance and unused.
         """
 
     def _finish(self, x: Tensor, t: Tensor, output: Tensor) -> FlowTensor:
@@ -238,43 +266,53 @@ class PipelineBaseModel(BaseModel[FlowTensor]):
         output = output[:, : x.shape[1]]
         if output.shape != x.shape:  # which would be broadcast below
             raise ModelError(
-                f"{type(self.denoiser).__name__} returned shape {tuple(output.shape)}, expected {tuple(x.shape)}"
+                f"{type(self.denoiser).__name__} returned shape {tuple(output.shape)}, expected "
+                f"{tuple(x.shape)}"
             )
         if self._clip is None:
             return FlowTensor(output)
-        coefficients = (getattr(self._scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot"))
-        (p, q), _ = OUTPUTS[self._prediction](Schedule(*(append_dims(c, x.ndim) for c in coefficients)))
+        coefficients = (
+            getattr(self._scheduler, name)(t) for name in ("alpha", "beta", "alpha_dot", "beta_dot")
+        )
+        (p, q), _ = OUTPUTS[self._prediction](
+            Schedule(*(append_dims(c, x.ndim) for c in coefficients))
+        )
         return FlowTensor((p * x + q * output).clamp(-self._clip, self._clip))
 
 
 class LatentBaseModel(PipelineBaseModel):
     """A pipeline with a prompt and an autoencoder.
 
-    States are latents, ``(n, c, height / f, width / f)``; samples are images, ``(n, 3, height, width)`` in [0, 1].
+    States are latents, ``(n, c, height / f, width / f)``; samples are images, ``(n, 3, height,
+    width)`` in [0, 1].
 
     Args:
-        checkpoint: A local folder in diffusers' format, a Hub id, or an open pipeline; see :class:`PipelineBaseModel`.
+        checkpoint: A local folder in diffusers' format, a Hub id, or an open pipeline; see
+            :class:`PipelineBaseModel`.
         prompts: A prompt, a list of them, or where they are: a file, ``"set:NAME"`` or a dataset's
             column, see :func:`flowgym_gym.prompts.read_prompts`. An episode draws one.
-        guidance_scale: Weight of classifier-free guidance; from 0 up to 1 it is off, as in diffusers,
-            above 1 the network runs on twice the batch.
+        guidance_scale: Weight of classifier-free guidance; from 0 up to 1 it is off, as in
+            diffusers, above 1 the network runs on twice the batch.
         negative_prompt: What guidance steers away from; only used with guidance.
         device: Where the model runs.
         dtype: Number format of the network: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
         decode_batch_size: Images decoded at a time, which bounds the memory that decoding takes.
         height: Of the images, in pixels; None for the checkpoint's own.
         width: Of the images, in pixels; None for the checkpoint's own.
-        denoiser: Folder or Hub id of a fine-tuned U-Net or transformer that takes the place of the checkpoint's own.
+        denoiser: Folder or Hub id of a fine-tuned U-Net or transformer that takes the place of the
+            checkpoint's own.
         vae: The same for the autoencoder.
-        lora: Folder, ``.safetensors`` file or Hub id of LoRA weights, merged into the weights; needs the package peft.
+        lora: Folder, ``.safetensors`` file or Hub id of LoRA weights, merged into the weights;
+            needs the package peft.
         lora_scale: Weight of the LoRA.
         memory: Memory options of diffusers to switch on; see :class:`PipelineBaseModel`.
-        compile: Whether the network goes through ``torch.compile``: the first steps take minutes, the others less
-            time; what it gains is in the benchmarks. Results differ by rounding.
+        compile: Whether the network goes through ``torch.compile``: the first steps take minutes,
+            the others less time; what it gains is in the benchmarks. Results differ by rounding.
 
     Raises:
         CheckpointError: If a checkpoint is missing, damaged, or of another family.
-        OptionError: If another argument cannot be used, such as a prompt longer than the tokenizer takes.
+        OptionError: If another argument cannot be used, such as a prompt longer than the tokenizer
+            takes.
     """
 
     default_prompt: ClassVar[str] = DEFAULT_PROMPT
@@ -284,7 +322,8 @@ class LatentBaseModel(PipelineBaseModel):
         *PipelineBaseModel.incidental, "prompts", "decode_batch_size", "height", "width",
         "guidance_scale", "true_cfg_scale", "negative_prompt",
     )  # fmt: skip
-    # Whether to decode in float32 where the autoencoder's configuration says that it overflows in float16.
+    # Whether to decode in float32 where the autoencoder's configuration says that it overflows in
+    # float16.
     upcast_vae: ClassVar[bool] = False
     # What `encode` gives and `denoise` takes, by name.
     conditions: ClassVar[tuple[str, ...]]
@@ -343,7 +382,9 @@ class LatentBaseModel(PipelineBaseModel):
         check_widths(self._widths())
 
     def _widths(self) -> Sequence[tuple[str, Any, str, int | None]]:
-        """The widths of embeddings that the network takes beside those that the encoders make; see `check_widths`."""
+        """The widths of embeddings that the network takes beside those that the encoders make; see
+        `check_widths`.
+        """
         return ()
 
     def _take(self, pipe: Any) -> None:
@@ -351,7 +392,11 @@ class LatentBaseModel(PipelineBaseModel):
         self.vae = pipe.vae
 
     def _upcast(self) -> None:
-        if self.upcast_vae and self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False):
+        if (
+            self.upcast_vae
+            and self.vae.dtype == torch.float16
+            and self.vae.config.get("force_upcast", False)
+        ):
             self.vae.to(torch.float32)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LatentBaseModel:
@@ -371,12 +416,14 @@ class LatentBaseModel(PipelineBaseModel):
         """Encode a prompt; called once for each, without gradients.
 
         Returns:
-            The conditions that ``denoise`` takes, by name, without a batch dimension; and one vector that stands for
-            the prompt in observations, shape ``(features,)``.
+            The conditions that ``denoise`` takes, by name, without a batch dimension; and one
+            vector that stands for the prompt in observations, shape ``(features,)``.
         """
 
     def encode_negative(self, prompt: str) -> dict[str, Tensor]:
-        """The conditions that guidance steers away from, for a negative prompt that may be empty."""
+        """The conditions that guidance steers away from, for a negative prompt that may be
+        empty.
+        """
         return self._encode(prompt)[0]
 
     @abstractmethod
@@ -403,7 +450,9 @@ class LatentBaseModel(PipelineBaseModel):
         prompts = None if asked is None else self._asked_prompts(asked, n)
         latents = self.draw_noise(n, generator)
         if prompts is None:
-            chosen = torch.randint(len(self.prompts), (n,), generator=generator, dtype=torch.int64, device="cpu")
+            chosen = torch.randint(
+                len(self.prompts), (n,), generator=generator, dtype=torch.int64, device="cpu"
+            )
             prompts = [self.prompts[i] for i in chosen.tolist()]
         return latents, {"prompt": prompts, **kwargs}
 
@@ -411,8 +460,14 @@ class LatentBaseModel(PipelineBaseModel):
         prompts = [asked] * n if isinstance(asked, str) else asked
         if isinstance(prompts, np.ndarray) and prompts.ndim == 1:
             prompts = prompts.tolist()
-        if not isinstance(prompts, list | tuple) or len(prompts) != n or not all(isinstance(p, str) for p in prompts):
-            raise OptionError(f"prompt is {shown(asked)}, expected a string or a list of {n} strings")
+        if (
+            not isinstance(prompts, list | tuple)
+            or len(prompts) != n
+            or not all(isinstance(p, str) for p in prompts)
+        ):
+            raise OptionError(
+                f"prompt is {shown(asked)}, expected a string or a list of {n} strings"
+            )
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._encoded:
                 self.check_prompt(prompt)
@@ -424,7 +479,8 @@ class LatentBaseModel(PipelineBaseModel):
         """Encode the prompts; each distinct one is encoded once.
 
         Returns:
-            ``x`` and the conditions of :meth:`encode`, batch first, with ``negative_`` ones where guidance is on.
+            ``x`` and the conditions of :meth:`encode`, batch first, with ``negative_`` ones where
+            guidance is on.
         """
         encoded = [self._encode(prompt)[0] for prompt in kwargs["prompt"]]
         negative = self.encode_negative(self.negative_prompt) if self.do_guidance else {}
@@ -436,15 +492,22 @@ class LatentBaseModel(PipelineBaseModel):
 
     @plain_defaults()
     def forward(self, x: FlowTensor, t: Tensor, **kwargs: Any) -> FlowTensor:
-        """The network's prediction, with guidance in one batched call of ``2n``; see :class:`BaseModel`."""
+        """The network's prediction, with guidance in one batched call of ``2n``; see
+        :class:`BaseModel`.
+        """
         latents, timesteps = x.data.to(self.denoiser_dtype), self._scheduler.model_input(t)
         conditions = {name: kwargs[name] for name in self.conditions}
         if not self.do_guidance:
-            return self._finish(x.data, t, self.denoise(latents, timesteps, **conditions).to(x.dtype))
+            return self._finish(
+                x.data, t, self.denoise(latents, timesteps, **conditions).to(x.dtype)
+            )
         output = self.denoise(
             torch.cat([latents, latents]),
             torch.cat([timesteps, timesteps]),
-            **{name: torch.cat([kwargs[f"negative_{name}"], value]) for name, value in conditions.items()},
+            **{
+                name: torch.cat([kwargs[f"negative_{name}"], value])
+                for name, value in conditions.items()
+            },
         )
         negative, positive = output.to(x.dtype).chunk(2)
         return self._finish(x.data, t, negative + self.guidance_scale * (positive - negative))
@@ -458,7 +521,9 @@ class LatentBaseModel(PipelineBaseModel):
         return FlowTensor((images.to(x.dtype) / 2 + 0.5).clamp(0, 1))
 
     def _unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the autoencoder takes them; which of its statistics count is a family's, as in diffusers."""
+        """Latents as the autoencoder takes them; which of its statistics count is a family's, as in
+        diffusers.
+        """
         return latents / float(self.vae.config.scaling_factor)
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
@@ -486,9 +551,14 @@ class LatentBaseModel(PipelineBaseModel):
         return self._shape(config.sample_size, patch, height, width)
 
     def _shape(
-        self, sample_size: int | Sequence[int] | None, patch: int, height: int | None, width: int | None
+        self,
+        sample_size: int | Sequence[int] | None,
+        patch: int,
+        height: int | None,
+        width: int | None,
     ) -> tuple[int, int, int]:
-        """Shape of a state, for the size that was asked for or else the checkpoint's own ``sample_size``.
+        """Shape of a state, for the size that was asked for or else the checkpoint's own
+        ``sample_size``.
 
         Raises:
             OptionError: If the size is no multiple of what the network works on.
@@ -499,34 +569,43 @@ class LatentBaseModel(PipelineBaseModel):
                 continue
             check_whole(name, pixels)
             if pixels % (self.vae_scale * patch):
-                raise OptionError(f"{name} is {pixels}, expected a multiple of {self.vae_scale * patch} pixels")
+                raise OptionError(
+                    f"{name} is {pixels}, expected a multiple of {self.vae_scale * patch} pixels"
+                )
             sizes[i] = pixels // self.vae_scale
         return self._channels, sizes[0], sizes[1]
 
     def _check_length(self, prompt: str, part: str, longest: int | None = None) -> None:
-        """Raise an OptionError if a prompt has more tokens than fit, or tokens that its encoder does not have.
+        """Raise an OptionError if a prompt has more tokens than fit, or tokens that its encoder
+        does not have.
 
         Args:
             prompt: The prompt.
             part: Name of the tokenizer.
             longest: How many tokens fit; None for what tokenizer and encoder take.
         """
-        tokenizer, encoder = getattr(self.pipe, part), getattr(self.pipe, part.replace("tokenizer", "text_encoder"))
+        tokenizer, encoder = (
+            getattr(self.pipe, part),
+            getattr(self.pipe, part.replace("tokenizer", "text_encoder")),
+        )
         tokens, longest = self._tokens(prompt, part), longest or self._longest(part)
         if len(tokens) > longest:
             raise OptionError(
-                f"prompt {shown(prompt)} has {len(tokens)} tokens, but the checkpoint takes {longest}; shorten it"
+                f"prompt {shown(prompt)} has {len(tokens)} tokens, but the checkpoint takes "
+                f"{longest}; shorten it"
             )
         if tokenizer.pad_token_id is None:
-            raise CheckpointError(f"the checkpoint's {part} has no pad_token, with which prompts are filled up")
+            raise CheckpointError(
+                f"the checkpoint's {part} has no pad_token, with which prompts are filled up"
+            )
         known = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
         largest = max(*tokens, tokenizer.pad_token_id)
         if known is not None and largest >= known:
             word = tokenizer.convert_ids_to_tokens(largest)
             raise OptionError(
-                f"prompt {shown(prompt)} has the token {word!r}, which is number {largest} of the {part}, but its "
-                f"encoder has embeddings for {known}; load its textual inversion into the pipeline as well "
-                "(load_textual_inversion), or leave the word out"
+                f"prompt {shown(prompt)} has the token {word!r}, which is number {largest} of the "
+                f"{part}, but its encoder has embeddings for {known}; load its textual inversion "
+                "into the pipeline as well (load_textual_inversion), or leave the word out"
             )
 
     def _tokens(self, prompt: str, part: str) -> list[int]:
@@ -536,8 +615,13 @@ class LatentBaseModel(PipelineBaseModel):
             prompt = self.pipe.maybe_convert_prompt(prompt, tokenizer)
         try:
             return list(tokenizer(prompt).input_ids)
-        except (TypeError, ValueError) as error:  # half a surrogate pair, which no tokenizer can encode
-            raise OptionError(f"prompt {shown(prompt)} cannot be encoded: {reason(error)}") from error
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # half a surrogate pair, which no tokenizer can encode
+            raise OptionError(
+                f"prompt {shown(prompt)} cannot be encoded: {reason(error)}"
+            ) from error
 
     def _longest(self, part: str) -> int:
         """How many tokens a tokenizer of `measured` and its encoder take."""
@@ -547,7 +631,8 @@ class LatentBaseModel(PipelineBaseModel):
     def _encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
         if prompt not in self._encoded:
             self.check_prompt(prompt)
-            # The cache outlives the call, and tensors made in inference mode could not take part in gradients.
+            # The cache outlives the call, and tensors made in inference mode could not take part in
+            # gradients.
             with torch.inference_mode(False), torch.no_grad():
                 encoded = self.encode(prompt)
             if len(self._encoded) >= max(ENCODED_PROMPTS, 2 * len(self.prompts)):
@@ -567,23 +652,30 @@ def read_size(sample_size: int | Sequence[int] | None, given: bool) -> list[int]
         OptionError: If the configuration says no size, and none was asked for.
     """
     sizes = [sample_size] * 2 if isinstance(sample_size, int) else sample_size
-    if isinstance(sizes, list | tuple) and len(sizes) == 2 and all(isinstance(x, int) and x > 0 for x in sizes):
+    if (
+        isinstance(sizes, list | tuple)
+        and len(sizes) == 2
+        and all(isinstance(x, int) and x > 0 for x in sizes)
+    ):
         return [int(x) for x in sizes]
     if given:
         return [0, 0]
     raise OptionError(
-        f"the checkpoint's network has sample_size = {shown(sample_size)}, which does not say how large its pictures "
-        "are; give height= and width=, or set it in the configuration of the network"
+        f"the checkpoint's network has sample_size = {shown(sample_size)}, which does not say how "
+        "large its pictures are; give height= and width=, or set it in the configuration of the "
+        "network"
     )
 
 
 class FlowMatchBaseModel(LatentBaseModel):
     """A flow-matching transformer: optimal transport on the checkpoint's shifted times.
 
-    The network predicts noise minus sample; as everywhere in this package the velocity points to the sample.
+    The network predicts noise minus sample; as everywhere in this package the velocity points to
+    the sample.
     """
 
-    # The dynamic shift at the largest size, where the checkpoint's scheduler has none, and how times are spaced.
+    # The dynamic shift at the largest size, where the checkpoint's scheduler has none, and how
+    # times are spaced.
     max_shift: ClassVar[float] = 1.15
     even_times: ClassVar[bool] = False
 
@@ -594,7 +686,9 @@ class FlowMatchBaseModel(LatentBaseModel):
 
     def _read_schedule(self) -> tuple[Scheduler[FlowTensor], OutputType]:
         tokens = (self.state_shape[1] // self.patch) * (self.state_shape[2] // self.patch)
-        return FlowMatchScheduler(self.pipe.scheduler, tokens, self.max_shift, self.even_times), "velocity"
+        return FlowMatchScheduler(
+            self.pipe.scheduler, tokens, self.max_shift, self.even_times
+        ), "velocity"
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         return super()._unscaled(latents) + (self.vae.config.get("shift_factor", None) or 0.0)

@@ -1,6 +1,8 @@
-"""What a folder or a file is that someone gives as a checkpoint: variants of weights, and names for what is none.
+"""What a folder or a file is that someone gives as a checkpoint: variants of weights, and names for
+what is none.
 
-Only names of files, configurations and the keys of safetensors headers are read; no weights, and nothing from the Hub.
+Only names of files, configurations and the keys of safetensors headers are read; no weights, and
+nothing from the Hub.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from flowgym_gym.errors import CheckpointError, reason
 INDEX = "model_index.json"
 MODULAR = "modular_model_index.json"
 SAFETENSORS = ".safetensors"
-SAVE = "save one with save_pretrained of the pipeline, such as StableDiffusionPipeline.save_pretrained"
+SAVE = (
+    "save one with save_pretrained of the pipeline, such as StableDiffusionPipeline.save_pretrained"
+)
 # Weights of other kinds, by the ends of their names.
 OTHER_WEIGHTS = {
     ".msgpack": "Flax weights",
@@ -26,22 +30,52 @@ OTHER_WEIGHTS = {
     ".pth": "pickled weights",
 }
 # What keys of a single file say, the first that holds; the last part says what to do.
-PART = "give a checkpoint folder, and beside it this part, saved with save_pretrained as a folder, as"
+PART = (
+    "give a checkpoint folder, and beside it this part, saved with save_pretrained as a folder, as"
+)
 LORA = "give it as lora= beside a checkpoint"
 WHOLE = "a whole checkpoint in the original format"
 NUNCHAKU = "quantised weights of Nunchaku, which need code of their own"
 KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".qweight", ".wscales"), NUNCHAKU, "take the weights that they were made from"),
-    ((".lora_A.", ".lora_B.", "lora_up.", "lora_down.", ".hada_w", ".lokr_w"), "LoRA weights", LORA),
-    (("controlnet_cond_embedding.", "control_model."), "a ControlNet", "ControlNets are not supported"),
+    (
+        (".lora_A.", ".lora_B.", "lora_up.", "lora_down.", ".hada_w", ".lokr_w"),
+        "LoRA weights",
+        LORA,
+    ),
+    (
+        ("controlnet_cond_embedding.", "control_model."),
+        "a ControlNet",
+        "ControlNets are not supported",
+    ),
     (("ip_adapter.", "image_proj."), "an IP-Adapter", "IP-Adapters are not supported"),
     (("model.diffusion_model.",), "a network in the original format", f"{PART} denoiser="),
-    (("double_blocks.", "joint_blocks."), "a transformer in the original format", f"{PART} denoiser="),
-    (("down_blocks.0.resnets.0.time_emb_proj.", "time_embedding.linear_1."), "a U-Net", f"{PART} denoiser="),
+    (
+        ("double_blocks.", "joint_blocks."),
+        "a transformer in the original format",
+        f"{PART} denoiser=",
+    ),
+    (
+        ("down_blocks.0.resnets.0.time_emb_proj.", "time_embedding.linear_1."),
+        "a U-Net",
+        f"{PART} denoiser=",
+    ),
     (("transformer_blocks.0.",), "a transformer", f"{PART} denoiser="),
-    (("decoder.conv_in.", "first_stage_model.", "decoder.layers."), "an autoencoder", f"{PART} vae="),
-    (("text_model.", "encoder.block.0.layer.0.SelfAttention."), "a text encoder", "give a whole checkpoint"),
-    (("emb_params", "string_to_param", "clip_l", "clip_g"), "a textual inversion", "load it into an open pipeline"),
+    (
+        ("decoder.conv_in.", "first_stage_model.", "decoder.layers."),
+        "an autoencoder",
+        f"{PART} vae=",
+    ),
+    (
+        ("text_model.", "encoder.block.0.layer.0.SelfAttention."),
+        "a text encoder",
+        "give a whole checkpoint",
+    ),
+    (
+        ("emb_params", "string_to_param", "clip_l", "clip_g"),
+        "a textual inversion",
+        "load it into an open pipeline",
+    ),
 )
 # Pipelines of whole checkpoints in the original format, by keys that only they have.
 PIPELINES = (
@@ -53,12 +87,14 @@ PIPELINES = (
 
 
 def find_variant(folder: Path) -> str | None:
-    """The variant of the weights in a part's folder, such as ``"fp16"``; None where there are plain ones, or none.
+    """The variant of the weights in a part's folder, such as ``"fp16"``; None where there are plain
+    ones, or none.
 
     Plain weights come first; of several variants the first by name.
     """
     names = [path.name for path in folder.glob(f"*model*{SAFETENSORS}")]
-    # NAME.VARIANT.safetensors; NAME.VARIANT-00001-of-00002.safetensors and NAME-00001-of-00002.VARIANT.safetensors
+    # NAME.VARIANT.safetensors; NAME.VARIANT-00001-of-00002.safetensors and
+    # NAME-00001-of-00002.VARIANT.safetensors
     variants = [name.removesuffix(SAFETENSORS).split(".")[1:] for name in names]
     if not variants or [] in variants:
         return None
@@ -82,7 +118,10 @@ def name_folder(folder: Path) -> str:
         )
     inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
     if inside:
-        return f"has no {INDEX}, but holds checkpoints in {', '.join(map(repr, inside[:5]))}; give one of these folders"
+        return (
+            f"has no {INDEX}, but holds checkpoints in {', '.join(map(repr, inside[:5]))}; give "
+            "one of these folders"
+        )
     if (folder / "adapter_config.json").is_file() or list(folder.glob("*lora*.safetensors")):
         return f"has no {INDEX}: it holds LoRA weights; {LORA}"
     for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
@@ -90,16 +129,26 @@ def name_folder(folder: Path) -> str:
             return f"has no {INDEX}: it is a single part of a pipeline, {_name_part(folder / name)}"
     files = sorted(path.name for path in folder.glob(f"*{SAFETENSORS}"))
     if files:
-        return f"has no {INDEX}, but weights in single files ({', '.join(files[:3])}); give one of these files"
+        return (
+            f"has no {INDEX}, but weights in single files ({', '.join(files[:3])}); give one of "
+            "these files"
+        )
     if folder.is_dir() and name_weights(folder) != name_weights(folder / INDEX):
-        return f"has no {INDEX}, so it is not a diffusers pipeline: it holds {name_weights(folder)}; {SAVE}"
+        return (
+            f"has no {INDEX}, so it is not a diffusers pipeline: it holds {name_weights(folder)}; "
+            f"{SAVE}"
+        )
     return f"has no {INDEX}, so it is not a diffusers pipeline; {SAVE}"
 
 
 def _name_part(config: Path) -> str:
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
-        kind = values.get("_class_name") or (values.get("architectures") or [None])[0] or values.get("tokenizer_class")
+        kind = (
+            values.get("_class_name")
+            or (values.get("architectures") or [None])[0]
+            or values.get("tokenizer_class")
+        )
     except (ValueError, AttributeError, TypeError, KeyError, OSError, RecursionError):
         kind = None
     kind = str(kind or "of an unknown kind")
@@ -119,9 +168,9 @@ def read_keys(file: Path) -> list[str]:
     if file.suffix != SAFETENSORS:
         what = OTHER_WEIGHTS.get(file.suffix, "no safetensors weights")
         raise CheckpointError(
-            f"checkpoint file {str(file)!r} holds {what}, which are not loaded; expected a folder in diffusers' format "
-            "or a whole checkpoint in one .safetensors file (quantised weights go through an open pipeline, "
-            "flowgym_gym.models.from_pipeline)"
+            f"checkpoint file {str(file)!r} holds {what}, which are not loaded; expected a folder "
+            "in diffusers' format or a whole checkpoint in one .safetensors file (quantised "
+            "weights go through an open pipeline, flowgym_gym.models.from_pipeline)"
         )
     from safetensors import SafetensorError, safe_open
 
@@ -137,15 +186,19 @@ def read_keys(file: Path) -> list[str]:
 def read_file(file: Path) -> Path:
     """The folder with the configuration of a whole checkpoint in one file.
 
-    The configuration is a folder in diffusers' format: the one that the file lies in, or one beside it that is named
-    as the file without ``.safetensors``; its weights are not read. diffusers would ask the Hub for it otherwise.
+    The configuration is a folder in diffusers' format: the one that the file lies in, or one beside
+    it that is named as the file without ``.safetensors``; its weights are not read. diffusers would
+    ask the Hub for it otherwise.
 
     Raises:
-        CheckpointError: If the file is something else, or has no configuration; the message says what it is.
+        CheckpointError: If the file is something else, or has no configuration; the message says
+            what it is.
     """
     keys = read_keys(file)
     here = f"checkpoint file {str(file)!r}"
-    kind = next((kind for start, kind in PIPELINES if any(key.startswith(start) for key in keys)), None)
+    kind = next(
+        (kind for start, kind in PIPELINES if any(key.startswith(start) for key in keys)), None
+    )
     whole = kind is not None and any(key.startswith(("first_stage_model.", "vae.")) for key in keys)
     if not whole:
         for marks, what, advice in KINDS:
@@ -153,14 +206,16 @@ def read_file(file: Path) -> Path:
                 raise CheckpointError(f"{here} holds {what}; {advice}")
         shown = ", ".join(sorted(keys)[:3]) or "none"
         raise CheckpointError(
-            f"{here} holds weights of an unknown kind ({shown}); expected a folder in diffusers' format"
+            f"{here} holds weights of an unknown kind ({shown}); expected a folder in diffusers' "
+            "format"
         )
     for folder in (file.with_suffix(""), file.parent):
         if (folder / INDEX).is_file():
             return folder
     raise CheckpointError(
-        f"{here} is {WHOLE}, of a {kind}, but its configuration is not beside it, and is not taken from "
+        f"{here} is {WHOLE}, of a {kind}, but its configuration is not beside it, and is not "
+        "taken from "
         f"the Hub; convert it once, with diffusers.{kind}.from_single_file({str(file)!r})"
-        f".save_pretrained({str(file.with_suffix(''))!r}), and give that folder; or put the folder of a "
-        "checkpoint of the same kind there (its weights may be missing)"
+        f".save_pretrained({str(file.with_suffix(''))!r}), and give that folder; or put the folder "
+        "of a checkpoint of the same kind there (its weights may be missing)"
     )

@@ -1,4 +1,5 @@
-"""Whole checkpoints in one file, in the format of a model's authors: opened by diffusers, and whether that took all.
+"""Whole checkpoints in one file, in the format of a model's authors: opened by diffusers, and
+whether that took all.
 
 diffusers converts the names of such a file, but says of no part whether the file had all of its
 weights, and only of some what is left over. Here a part that was not filled is found by the weights
@@ -59,21 +60,30 @@ def open_file(
         parts: Parts that are loaded already, and None for those that are left out.
 
     Raises:
-        CheckpointError: If the file lacks weights that its configuration has a place for, or has more.
+        CheckpointError: If the file lacks weights that its configuration has a place for, or has
+            more.
         OptionError: If the package accelerate is missing, without which no lack would be noticed.
     """
     from diffusers.utils import logging
     from diffusers.utils.import_utils import is_accelerate_available
 
     if not is_accelerate_available():
-        raise OptionError(f"{source} needs the package accelerate: pip install 'flowgym_gym[models]'")
+        raise OptionError(
+            f"{source} needs the package accelerate: pip install 'flowgym_gym[models]'"
+        )
     sizes = _read_sizes(Path(source.name))
-    absent = {name: entry for name, entry in index.items() if name not in parts and _is_absent(entry, sizes)}
+    absent = {
+        name: entry
+        for name, entry in index.items()
+        if name not in parts and _is_absent(entry, sizes)
+    }
     parts = parts | load_own(source, folder, absent, dtype)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        pipe = kind.from_single_file(source.name, config=str(folder), dtype=dtype, local_files_only=True, **parts)
+        pipe = kind.from_single_file(
+            source.name, config=str(folder), dtype=dtype, local_files_only=True, **parts
+        )
     except NotImplementedError as error:  # torch cannot move weights that have no values
         raise _unfit(source, folder, "weights of a network are missing") from error
     finally:
@@ -91,8 +101,13 @@ def _read_sizes(file: Path) -> dict[str, int]:
 
 
 def _is_absent(entry: Any, sizes: Mapping[str, int]) -> bool:
-    """Whether a part is a text encoder of which the file has nothing; diffusers then takes the folder's."""
-    from diffusers.loaders.single_file_utils import is_clip_model_in_single_file, is_t5_in_single_file
+    """Whether a part is a text encoder of which the file has nothing; diffusers then takes the
+    folder's.
+    """
+    from diffusers.loaders.single_file_utils import (
+        is_clip_model_in_single_file,
+        is_t5_in_single_file,
+    )
     from transformers import PreTrainedModel
 
     kind = network(entry)
@@ -101,20 +116,26 @@ def _is_absent(entry: Any, sizes: Mapping[str, int]) -> bool:
     return not (is_clip_model_in_single_file(kind, sizes) or is_t5_in_single_file(sizes))
 
 
-def _check_filled(source: Source, folder: Path, name: str, part: torch.nn.Module, sizes: Mapping[str, int]) -> None:
+def _check_filled(
+    source: Source, folder: Path, name: str, part: torch.nn.Module, sizes: Mapping[str, int]
+) -> None:
     weights = part.state_dict()
     empty = [key for key, value in weights.items() if value.is_meta]
     if empty:
         raise _unfit(source, folder, f"{name!r} lacks {some(empty)}")
-    there = [key for key in sizes if key.startswith(BEGINNINGS.get(name, ())) and POSITIONS not in key]
+    there = [
+        key for key in sizes if key.startswith(BEGINNINGS.get(name, ())) and POSITIONS not in key
+    ]
     given = sum(sizes[key] for key in there)
     taken = sum(value.numel() for key, value in weights.items() if POSITIONS not in key)
     if there and given != taken:
-        raise _unfit(source, folder, f"it has {given} numbers for {name!r}, of which {taken} would be used")
+        raise _unfit(
+            source, folder, f"it has {given} numbers for {name!r}, of which {taken} would be used"
+        )
 
 
 def _unfit(source: Source, folder: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{source} does not fit its configuration in {str(folder)!r}: {what}; put the configuration "
-        "of a checkpoint of the same kind there"
+        f"{source} does not fit its configuration in {str(folder)!r}: {what}; put the "
+        "configuration of a checkpoint of the same kind there"
     )

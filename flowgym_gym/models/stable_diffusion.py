@@ -15,11 +15,12 @@ __all__ = ["EMBEDDED", "StableDiffusionBaseModel"]
 
 
 class StableDiffusionBaseModel(LatentBaseModel):
-    """Stable Diffusion 1.x and 2.x (``epsilon`` and ``v_prediction``) with classifier-free guidance.
+    """Stable Diffusion 1.x and 2.x (``epsilon`` and ``v_prediction``) with classifier-free
+    guidance.
 
-    States are latents, ``(n, 4, height / 8, width / 8)``. Without ``checkpoint`` the one embedded in the package is
-    opened, ``"tiny"``, which works offline. See :class:`~flowgym_gym.models.pipeline.LatentBaseModel` for the arguments
-    and the errors.
+    States are latents, ``(n, 4, height / 8, width / 8)``. Without ``checkpoint`` the one embedded
+    in the package is opened, ``"tiny"``, which works offline. See
+    :class:`~flowgym_gym.models.pipeline.LatentBaseModel` for the arguments and the errors.
 
     References:
         Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, CVPR 2022.
@@ -49,7 +50,8 @@ class StableDiffusionBaseModel(LatentBaseModel):
         self._check_length(prompt, "tokenizer")
 
     def encode(self, prompt: str) -> tuple[dict[str, Tensor], Tensor]:
-        """Hidden states, shape ``(tokens, features)``, and pooled output ``(features,)`` of the text encoder.
+        """Hidden states, shape ``(tokens, features)``, and pooled output ``(features,)`` of the
+        text encoder.
 
         An encoder that pools nothing, such as T5, is pooled by the mean over the prompt's tokens.
         """
@@ -68,7 +70,9 @@ class StableDiffusionBaseModel(LatentBaseModel):
         states = output.last_hidden_state[0]
         pooled = getattr(output, "pooler_output", None)
         words = tokens.attention_mask[0].bool().to(states.device)
-        return {"encoder_hidden_states": states}, states[words].mean(dim=0) if pooled is None else pooled[0]
+        return {"encoder_hidden_states": states}, states[words].mean(
+            dim=0
+        ) if pooled is None else pooled[0]
 
     def denoise(self, x: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
         """The U-Net's prediction; see :class:`~flowgym_gym.models.pipeline.PipelineBaseModel`."""

@@ -4,17 +4,18 @@ No policy passes the free energy
 
 .. math:: F = E_{x_0}\left[ \lambda \log E[\exp(\text{scale} \cdot r / \lambda) \mid x_0] \right],
 
-the expectation inside being over the free process (Todorov, Efficient computation of optimal actions, PNAS 2009);
-actions without bounds reach it in the limit of small steps.
+the expectation inside being over the free process (Todorov, Efficient computation of optimal
+actions, PNAS 2009); actions without bounds reach it in the limit of small steps.
 
-For states of one or two dimensions :func:`free_energy` is exact up to its cells. Elsewhere :func:`bound`
-estimates it from some continuations of each of some initial noises: the logarithm of a mean of
-:math:`n` is low by about its relative variance over :math:`2 n`, which is added back. The interval is
-over initial noises. Where returns spread over many times :math:`\lambda`, a few of any number of
+For states of one or two dimensions :func:`free_energy` is exact up to its cells. Elsewhere
+:func:`bound` estimates it from some continuations of each of some initial noises: the logarithm of
+a mean of
+:math:`n` is low by about its relative variance over :math:`2 n`, which is added back. The interval
+is over initial noises. Where returns spread over many times :math:`\lambda`, a few of any number of
 continuations decide, and the estimate stays too low; so it is made from quarters of the
 continuations, too, and where these give another number, by more than half of the interval's width,
-there is no estimate but a value that the free energy is at least: without the correction the estimate
-is low on average.
+there is no estimate but a value that the free energy is at least: without the correction the
+estimate is low on average.
 """
 
 from __future__ import annotations
@@ -36,30 +37,35 @@ from flowgym_gym.statistics import mean_and_interval
 
 @torch.no_grad()
 def free_energy(env: Any, cells: int | None = None) -> float:
-    """The bound on the expected return that no policy can pass, for states of one or two dimensions.
+    """The bound on the expected return that no policy can pass, for states of one or two
+    dimensions.
 
     Args:
         env: As for :func:`optimal_value`.
-        cells: Number of cells per dimension; by default 150 for each unit of length in one dimension and 15 in two,
-            and more for more than 20 steps.
+        cells: Number of cells per dimension; by default 150 for each unit of length in one
+            dimension and 15 in two, and more for more than 20 steps.
 
     Raises:
-        OptionError: If the states have more dimensions, a step that can be steered draws no noise, control costs
-            nothing, or the problem cannot be solved for the reasons that :func:`optimal_value` names.
+        OptionError: If the states have more dimensions, a step that can be steered draws no noise,
+            control costs nothing, or the problem cannot be solved for the reasons that
+            :func:`optimal_value` names.
     """
     environment, scale = decision_problem(env)
     weight, transitions = environment.control_cost_weight, environment.transitions
     if weight == 0 or bool((transitions.std == 0)[transitions.gain != 0].any()):
         raise OptionError(
-            f"control_cost_weight is {weight} and the steps' noise {transitions.std.min().item():.3g} to "
-            f"{transitions.std.max().item():.3g}; the bound needs a weight above 0, and noise wherever an action acts"
+            f"control_cost_weight is {weight} and the steps' noise "
+            f"{transitions.std.min().item():.3g} to {transitions.std.max().item():.3g}; the bound "
+            "needs a weight above 0, and noise wherever an action acts"
         )
     grid = Cells.of(environment, cells)
     rewards = scale / weight * grid.rewards(environment)
     energy = rewards.logsumexp(dim=0) - math.log(len(rewards))
     kernels = grid.kernels(transitions.std)
     for i in reversed(range(environment.discretization_steps)):
-        energy = grid.interpolate_exp(grid.smooth_exp(energy, kernels[i]), grid.means(environment, i))
+        energy = grid.interpolate_exp(
+            grid.smooth_exp(energy, kernels[i]), grid.means(environment, i)
+        )
     return float(weight * (energy * grid.initial()).sum())
 
 
@@ -102,7 +108,8 @@ def continued_returns(env: VectorEnv[Any, Any, Any], seeds: Iterable[int]) -> np
 
 
 def free_energies(returns: np.ndarray, weight: float, corrected: bool = True) -> np.ndarray:
-    """Free energy from each noise, ``(noises,)``, for returns of the base model and this weight of control costs.
+    """Free energy from each noise, ``(noises,)``, for returns of the base model and this weight of
+    control costs.
 
     Args:
         returns: From :func:`continued_returns`, ``(noises, continuations)``.
@@ -116,7 +123,9 @@ def free_energies(returns: np.ndarray, weight: float, corrected: bool = True) ->
     top = returns.max(axis=1, keepdims=True)
     weights = np.exp((returns - top) / weight)
     mean = weights.mean(axis=1)
-    correction = weights.var(axis=1, ddof=1) / mean**2 / (2 * returns.shape[1]) if corrected else 0.0
+    correction = (
+        weights.var(axis=1, ddof=1) / mean**2 / (2 * returns.shape[1]) if corrected else 0.0
+    )
     return np.asarray(top[:, 0] + weight * (np.log(mean) + correction))
 
 
@@ -131,7 +140,9 @@ def bound(returns: np.ndarray, weight: float) -> tuple[dict[str, float], bool]:
     """
     estimate = mean_and_interval(free_energies(returns, weight))
     size = returns.shape[1] // 4
-    quarters = [free_energies(returns[:, i * size : (i + 1) * size], weight).mean() for i in range(4)]
+    quarters = [
+        free_energies(returns[:, i * size : (i + 1) * size], weight).mean() for i in range(4)
+    ]
     if abs(estimate["mean"] - np.mean(quarters)) <= estimate["high"] - estimate["mean"]:
         return estimate, True
     return mean_and_interval(free_energies(returns, weight, corrected=False)), False

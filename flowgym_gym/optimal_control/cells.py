@@ -16,13 +16,15 @@ from flowgym_gym.types import FlowTensor
 # States beyond this many standard deviations of the initial noise are not visited.
 REACH = 6.0
 SUBCELLS = 16
-# Interpolating between cells blurs the state a little at every step; this many cells per unit keep the optimum of 20
-# steps right to about a ten-thousandth, and more steps take more.
+# Interpolating between cells blurs the state a little at every step; this many cells per unit keep
+# the optimum of 20 steps right to about a ten-thousandth, and more steps take more.
 CELLS_PER_UNIT = {1: 150, 2: 15}
 
 
 class Cells:
-    """A uniform grid of cells over states of one or two dimensions; functions on it have shape ``(cells,) * d``."""
+    """A uniform grid of cells over states of one or two dimensions; functions on it have shape
+    ``(cells,) * d``.
+    """
 
     def __init__(self, low: float, high: float, cells: int, dimensions: int) -> None:
         edges = torch.linspace(low, high, cells + 1, dtype=torch.float64)
@@ -42,7 +44,9 @@ class Cells:
         directions = [0.0, -1.0, 1.0]
         reached = []
         with seeded(0):
-            for push in torch.cartesian_prod(*[torch.tensor(directions)] * dimensions).reshape(-1, dimensions):
+            for push in torch.cartesian_prod(*[torch.tensor(directions)] * dimensions).reshape(
+                -1, dimensions
+            ):
                 action = push.to(environment.device)
                 sample = environment.sample(512, lambda x, t, a=action: a.expand_as(x.data))
                 reached.append(torch.stack([x.data.cpu() for x in sample.trajectory]))
@@ -70,12 +74,16 @@ class Cells:
         return (here.mean_x * x + here.mean_output * output).cpu().to(torch.float64)
 
     def rewards(self, environment: Environment[Any]) -> Tensor:
-        """Rewards at points that divide each cell evenly, first dimension; a jump within a cell is seen as one."""
+        """Rewards at points that divide each cell evenly, first dimension; a jump within a cell is
+        seen as one.
+        """
         offsets = (torch.arange(SUBCELLS, dtype=torch.float64) + 0.5) / SUBCELLS - 0.5
         if self.dimensions > 1:
             offsets = offsets.unflatten(0, (4, -1)).mean(dim=1)
         rewards = []
-        for shift in torch.cartesian_prod(*[offsets] * self.dimensions).reshape(-1, self.dimensions):
+        for shift in torch.cartesian_prod(*[offsets] * self.dimensions).reshape(
+            -1, self.dimensions
+        ):
             x = (self.points + shift * self.width).to(environment.device, torch.float32)
             rewards.append(self.shaped(environment.score(FlowTensor(x))[1].cpu().to(torch.float64)))
         return torch.stack(rewards)
@@ -84,16 +92,19 @@ class Cells:
         """Probability of each cell under the standard normal initial noise."""
         edges = torch.cat([self.centres - self.width / 2, self.centres[-1:] + self.width / 2])
         # Points at the centres have a variance that is greater by that of a cell.
-        mass: Tensor = torch.special.ndtr(edges / math.sqrt(max(0.5, 1 - self.width**2 / 12))).diff()
+        mass: Tensor = torch.special.ndtr(
+            edges / math.sqrt(max(0.5, 1 - self.width**2 / 12))
+        ).diff()
         mass = mass / mass.sum()
         return mass if self.dimensions == 1 else mass[:, None] * mass[None, :]
 
     def kernels(self, stds: Tensor) -> list[float]:
         """Deviations to smooth with at each step, which make up for what cells blur.
 
-        Values that stand for whole cells, as mean rewards and the masses of a kernel do, are blurred by a variance of a
-        twelfth of the squared width, interpolation blurs by a sixth on average, and a step that draws too little noise
-        to make up for that leaves it to the one before.
+        Values that stand for whole cells, as mean rewards and the masses of a kernel do, are
+        blurred by a variance of a twelfth of the squared width, interpolation blurs by a sixth on
+        average, and a step that draws too little noise to make up for that leaves it to the one
+        before.
         """
         cell, kernels = self.width**2 / 12, []
         blur = cell
@@ -125,22 +136,31 @@ class Cells:
         slope = float(values.diff(dim=0).abs().max()) / self.width
         if self.dimensions > 1:
             slope = max(slope, float(values.diff(dim=1).abs().max()) / self.width)
-        # The weight exp(values) moves the mass of the kernel by as much as slope * std standard deviations.
+        # The weight exp(values) moves the mass of the kernel by as much as slope * std standard
+        # deviations.
         reach = min(self.cells, max(1, math.ceil((8 + slope * std) * std / self.width)))
         offsets = -torch.arange(-reach, reach + 1, dtype=torch.float64).abs() * self.width / std
         half = 0.5 * self.width / std
-        upper, lower = torch.special.log_ndtr(offsets + half), torch.special.log_ndtr(offsets - half)
+        upper, lower = (
+            torch.special.log_ndtr(offsets + half),
+            torch.special.log_ndtr(offsets - half),
+        )
         kernel = upper + torch.log1p(-(lower - upper).exp())
         kernel = kernel - kernel.logsumexp(0)
         for _ in range(self.dimensions):
             rows = values.reshape(-1, 1, self.cells)
             rows = torch.nn.functional.pad(rows, (reach, reach), mode="replicate")[:, 0]
-            blocks = [(part + kernel).logsumexp(-1) for part in rows.unfold(1, len(kernel), 1).split(64, dim=1)]
+            blocks = [
+                (part + kernel).logsumexp(-1)
+                for part in rows.unfold(1, len(kernel), 1).split(64, dim=1)
+            ]
             values = self.shaped(torch.cat(blocks, dim=1)).movedim(-1, 0)
         return values
 
     def interpolate(self, values: Tensor, at: Tensor) -> Tensor:
-        """Linear interpolation at points ``(points, d)``, in the shape of a function on the cells."""
+        """Linear interpolation at points ``(points, d)``, in the shape of a function on the
+        cells.
+        """
         return self.shaped(interpolate(values, self.centres, at))
 
     def interpolate_exp(self, values: Tensor, at: Tensor) -> Tensor:
@@ -148,14 +168,20 @@ class Cells:
         place = ((at - self.centres[0]) / self.width).clamp(0, self.cells - 1)
         below = place.floor().clamp(max=self.cells - 2)
         logs = []
-        for corner in torch.cartesian_prod(*[torch.tensor([0, 1])] * self.dimensions).reshape(-1, self.dimensions):
+        for corner in torch.cartesian_prod(*[torch.tensor([0, 1])] * self.dimensions).reshape(
+            -1, self.dimensions
+        ):
             weight = 1 - (place - below - corner).abs()
-            logs.append(values[tuple((below.long() + corner).unbind(-1))] + weight.log().sum(dim=-1))
+            logs.append(
+                values[tuple((below.long() + corner).unbind(-1))] + weight.log().sum(dim=-1)
+            )
         return self.shaped(torch.stack(logs).logsumexp(0))
 
 
 def interpolate(values: Tensor, centres: Tensor, at: Tensor) -> Tensor:
-    """Linear interpolation of values at the cells' centres, shape ``(cells,) * d``, at points ``(n, d)``."""
+    """Linear interpolation of values at the cells' centres, shape ``(cells,) * d``, at points ``(n,
+    d)``.
+    """
     first, last = float(centres[0]), float(centres[-1])
     place = (2 * (at - first) / (last - first) - 1).clamp(-1, 1)
     if at.shape[1] == 1:
@@ -163,4 +189,6 @@ def interpolate(values: Tensor, centres: Tensor, at: Tensor) -> Tensor:
         image = values.reshape(1, 1, 1, -1)
     else:
         place, image = place.flip(-1), values[None, None]
-    return grid_sample(image, place.reshape(1, 1, -1, 2), align_corners=True, padding_mode="border").flatten()
+    return grid_sample(
+        image, place.reshape(1, 1, -1, 2), align_corners=True, padding_mode="border"
+    ).flatten()

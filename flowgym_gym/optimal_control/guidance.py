@@ -1,14 +1,17 @@
 r"""Guidance: steering by the gradient of the reward.
 
 The base model tilted by :math:`\exp(\lambda r)` is what a control of
-:math:`u = \tau \nabla \log V` samples, with :math:`V_s(x) = E[\exp(\lambda r(x_1)) \mid x_s = x]`. Taking
-:math:`\log V_s \approx \lambda\, r(E[x_1 \mid x_s])` at the mean :math:`\mu` of the next state, the mean is shifted by
+:math:`u = \tau \nabla \log V` samples, with :math:`V_s(x) = E[\exp(\lambda r(x_1)) \mid x_s = x]`.
+Taking
+:math:`\log V_s \approx \lambda\, r(E[x_1 \mid x_s])` at the mean :math:`\mu` of the next state, the
+mean is shifted by
 
 .. math:: \tau^2\, \lambda\, \nabla_{x}\, r(E[x_1 \mid x_s = x]) \big|_{x = \mu},
 
-which is exact for Gaussian samples and a linear reward. The gradient goes through decoder and network (``"network"``),
-or stops at the expected sample (``"endpoint"``), whose dependence on the state is then taken as that of samples with
-unit variance, :math:`\alpha_s / (\alpha_s^2 + \beta_s^2)`.
+which is exact for Gaussian samples and a linear reward. The gradient goes through decoder and
+network (``"network"``), or stops at the expected sample (``"endpoint"``), whose dependence on the
+state is then taken as that of samples with unit variance, :math:`\alpha_s / (\alpha_s^2 +
+\beta_s^2)`.
 
 References:
     Domingo-Enrich et al., Adjoint Matching, ICLR 2025, for the control of a tilted model.
@@ -31,7 +34,8 @@ GRADIENTS = ("endpoint", "network")
 
 
 class RewardGuidance:
-    """A policy for :meth:`flowgym_gym.envs.Environment.sample` that follows the gradient of the reward.
+    """A policy for :meth:`flowgym_gym.envs.Environment.sample` that follows the gradient of the
+    reward.
 
     Args:
         environment: The torch environment, with a differentiable reward; any action type.
@@ -48,7 +52,9 @@ class RewardGuidance:
     (torch.Size([2]), True)
     """
 
-    def __init__(self, environment: Environment[Any], strength: float, gradient: str = "endpoint") -> None:
+    def __init__(
+        self, environment: Environment[Any], strength: float, gradient: str = "endpoint"
+    ) -> None:
         check_number("strength", strength)
         check_choice("gradient", gradient, GRADIENTS)
         if not environment.reward.differentiable:
@@ -67,7 +73,8 @@ class RewardGuidance:
         return torch.where(unit != 0, shift / unit, torch.zeros_like(shift))
 
     def gradient(self, x: FlowTensor, index: Tensor, **kwargs: Any) -> Tensor:
-        """Gradient of the reward that the model expects, with respect to the next state at its free mean.
+        """Gradient of the reward that the model expects, with respect to the next state at its free
+        mean.
 
         Args:
             x: States, shape ``(n, *)``.
@@ -93,14 +100,19 @@ class RewardGuidance:
                 point = sample = mean.requires_grad_()
             elif self.through_network:
                 point = mean.requires_grad_()
-                sample = env.expected_endpoint(point, env.predict(type(x)(point), index + 1, **kwargs), index + 1)
+                sample = env.expected_endpoint(
+                    point, env.predict(type(x)(point), index + 1, **kwargs), index + 1
+                )
             else:
                 point = sample = expected.requires_grad_()
                 alpha, beta = float(env.grid.alpha[i + 1]), float(env.grid.beta[i + 1])
                 factor = alpha / (alpha**2 + beta**2)
             _, rewards, _ = env.score(type(x)(sample), **kwargs)
             if not rewards.requires_grad:
-                raise RewardError(f"{type(env.reward).__name__} says it is differentiable, but carries no gradient")
+                raise RewardError(
+                    f"{type(env.reward).__name__} says it is differentiable, but carries no "
+                    "gradient"
+                )
             (gradient,) = torch.autograd.grad(rewards.sum(), point)
         return factor * gradient
 
@@ -109,6 +121,6 @@ def no_gradient(reward: Reward[Any]) -> str:
     """What keeps a reward from guiding, and what to do where it could."""
     name = type(reward).__name__
     return (
-        f"{name} is not differentiable; where its gradients do reach the samples, set differentiable = True in the "
-        "class, else take another reward"
+        f"{name} is not differentiable; where its gradients do reach the samples, set "
+        "differentiable = True in the class, else take another reward"
     )

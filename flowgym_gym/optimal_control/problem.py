@@ -43,15 +43,22 @@ def decision_problem(env: Any) -> tuple[Environment[Any], float]:
         wrapper: Any = env
         while wrapper is not env.unwrapped:
             if not isinstance(wrapper, NEUTRAL):
-                raise OptionError(f"the wrapper {type(wrapper).__name__} may change the problem; take it off")
+                raise OptionError(
+                    f"the wrapper {type(wrapper).__name__} may change the problem; take it off"
+                )
             if scale is None and isinstance(wrapper, RewardScale | VectorRewardScale):
                 scale = wrapper.reward_scale
             wrapper = wrapper.env
     with seeded(0), torch.no_grad():
         x, kwargs = environment.start(4096)
     if kwargs:
-        raise OptionError(f"the model's predictions depend on {sorted(kwargs)}, which this solver does not know of")
+        raise OptionError(
+            f"the model's predictions depend on {sorted(kwargs)}, which this solver does not know "
+            "of"
+        )
     mean, std = x.data.double().mean().item(), x.data.double().std().item()
     if abs(mean) > 0.1 or abs(std - 1) > 0.1:
-        raise OptionError(f"initial states have mean {mean:.3g} and std {std:.3g}, expected standard normal noise")
+        raise OptionError(
+            f"initial states have mean {mean:.3g} and std {std:.3g}, expected standard normal noise"
+        )
     return environment, environment.reward_scale if scale is None else scale

@@ -1,7 +1,8 @@
 """Files of prompts: which strings name one, and how each kind is read.
 
-A string names a file where one of that name exists, or where it ends like a data file. So a mistyped or a missing
-file is an error and never a prompt; a prompt that is spelled like a file's name is given in a list.
+A string names a file where one of that name exists, or where it ends like a data file. So a
+mistyped or a missing file is an error and never a prompt; a prompt that is spelled like a file's
+name is given in a list.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from typing import Any
 from flowgym_gym.errors import OptionError, did_you_mean, reason, shown
 from flowgym_gym.prompts.text import fault
 
-# Endings of files that hold text or data. Pictures are none of them: their names are captions in training data.
+# Endings of files that hold text or data. Pictures are none of them: their names are captions in
+# training data.
 PACKED = frozenset([".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".tar", ".tgz", ".7z", ".rar"])
 ENDINGS = PACKED | {
     f".{name}"
     for name in re.findall(
         r"\w+",
-        "txt text lst log dat csv tsv tab psv json jsonl jsonlines ndjson json5 yaml yml toml xml ini "
-        "md markdown rst html htm rtf pdf doc docx odt xls xlsx xlsm ods parquet arrow feather orc "
-        "avro db sqlite sqlite3 h5 hdf5 npy npz pkl pickle pt pth ckpt safetensors bin msgpack tfrecord",
+        "txt text lst log dat csv tsv tab psv json jsonl jsonlines ndjson json5 yaml yml toml xml "
+        "ini md markdown rst html htm rtf pdf doc docx odt xls xlsx xlsm ods parquet arrow "
+        "feather orc avro db sqlite sqlite3 h5 hdf5 npy npz pkl pickle pt pth ckpt safetensors "
+        "bin msgpack tfrecord",
     )
 }
 # No path and column are longer: the "#" of longer texts divide nothing.
@@ -60,27 +63,39 @@ class Place:
 def find(prompts: str | os.PathLike[str]) -> Place | None:
     """The file that ``prompts`` names; None where it is text.
 
-    Of a name that holds ``#`` the longest part that is a file is its path, and the rest is the column. Where there is
-    no such file, the path is the shortest part that ends like a data file.
+    Of a name that holds ``#`` the longest part that is a file is its path, and the rest is the
+    column. Where there is no such file, the path is the shortest part that ends like a data file.
 
     Raises:
-        OptionError: If it is an address of the internet, which nothing here asks, or a path of bytes.
+        OptionError: If it is an address of the internet, which nothing here asks, or a path of
+            bytes.
     """
     text: object = os.fspath(prompts)
     if not isinstance(text, str):
-        raise OptionError(f"prompts is the path {shown(text)} of bytes, expected one of text; os.fsdecode makes it so")
+        raise OptionError(
+            f"prompts is the path {shown(text)} of bytes, expected one of text; os.fsdecode makes "
+            "it so"
+        )
     if isinstance(prompts, str) and ADDRESS.match(text.strip()):
         raise OptionError(
-            f"prompts is the address {shown(text)}, but prompts are read from files; download it, and name the file; "
-            f"{insist(text)}"
+            f"prompts is the address {shown(text)}, but prompts are read from files; download it, "
+            f"and name the file; {insist(text)}"
         )
-    parts = _parts(text) if isinstance(prompts, str) else [(os.path.expanduser(text), None), *_parts(text)]
+    parts = (
+        _parts(text)
+        if isinstance(prompts, str)
+        else [(os.path.expanduser(text), None), *_parts(text)]
+    )
     files = [part for part in parts if os.path.lexists(part[0]) and not os.path.isdir(part[0])]
     named = [part for part in reversed(parts) if ending(part[0]) in ENDINGS]
     folders = [part for part in parts if os.path.isdir(part[0])]
     others = parts if PATH.match(text.strip()) or not isinstance(prompts, str) else []
     path, column = next(iter([*files, *named, *folders, *others]), (None, None))
-    return None if path is None else Place(Path(path), column, text if isinstance(prompts, str) else None)
+    return (
+        None
+        if path is None
+        else Place(Path(path), column, text if isinstance(prompts, str) else None)
+    )
 
 
 def insist(text: str) -> str:
@@ -90,14 +105,20 @@ def insist(text: str) -> str:
 
 def _parts(text: str) -> list[tuple[str, str | None]]:
     """The ways to read ``PATH#COLUMN``, the longest path first."""
-    hashes = [i for i in range(len(text) - 1, 0, -1) if text[i] == "#"] if len(text) < LONGEST else []
+    hashes = (
+        [i for i in range(len(text) - 1, 0, -1) if text[i] == "#"] if len(text) < LONGEST else []
+    )
     ends = [len(text), *hashes]
     paths = [(text[:end].strip(), text[end + 1 :].strip() or None) for end in ends]
-    return [(os.path.expanduser(path.rstrip("/\\") or path), column) for path, column in paths if path]
+    return [
+        (os.path.expanduser(path.rstrip("/\\") or path), column) for path, column in paths if path
+    ]
 
 
 def ending(path: str) -> str:
-    """What a path ends with, in lower case, such as ``".csv"``; the name itself where it has no dot."""
+    """What a path ends with, in lower case, such as ``".csv"``; the name itself where it has no
+    dot.
+    """
     name = os.path.basename(path).lower()
     return os.path.splitext(name)[1] or name
 
@@ -106,8 +127,9 @@ def read(place: Place) -> list[str]:
     """The prompts of a file.
 
     Raises:
-        OptionError: If the file is missing, of a kind that is not read, or damaged; if it is not UTF-8, has no such
-            column, or holds something that is no prompt. The message names the file, and the line where there is one.
+        OptionError: If the file is missing, of a kind that is not read, or damaged; if it is not
+            UTF-8, has no such column, or holds something that is no prompt. The message names the
+            file, and the line where there is one.
     """
     name = repr(str(place.path))
     reader = READERS.get(place.ending)
@@ -151,7 +173,9 @@ def _what(place: Place) -> str:
 
 
 def _text(path: Path) -> str:
-    """The text of a file in UTF-8, without byte-order marks; joined files have them at the beginning of lines, too."""
+    """The text of a file in UTF-8, without byte-order marks; joined files have them at the
+    beginning of lines, too.
+    """
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
         raise _DamageError("it is UTF-16 or UTF-32; save it as UTF-8")
@@ -162,11 +186,15 @@ def _text(path: Path) -> str:
         return re.sub("^\ufeff", "", data.decode(), flags=re.MULTILINE)
     except UnicodeDecodeError as error:
         line = len(_lines(data[: error.start].decode()))
-        raise _DamageError(f"line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8") from error
+        raise _DamageError(
+            f"line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from error
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of a text, which end at newlines only; ``str.splitlines`` splits at ten other characters, too."""
+    """The lines of a text, which end at newlines only; ``str.splitlines`` splits at ten other
+    characters, too.
+    """
     return re.split("\r\n|\n|\r", text)
 
 
@@ -194,13 +222,15 @@ def _read_table(text: str, column: str | None, delimiter: str = ",") -> Found:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            raise _DamageError(f"the row that begins in line {line} cannot be read: {error}") from error
+            raise _DamageError(
+                f"the row that begins in line {line} cannot be read: {error}"
+            ) from error
         if row is None:
             return
         if row and len(row) != len(header):
             raise _DamageError(
-                f"line {line} has {len(row)} cells, but the first line names {len(header)} columns; a cell that holds "
-                f"{delimiter!r} is put in double quotes"
+                f"line {line} has {len(row)} cells, but the first line names {len(header)} "
+                f"columns; a cell that holds {delimiter!r} is put in double quotes"
             )
         if row:
             yield f"line {line}", row[header.index(column)]
@@ -222,7 +252,9 @@ def _read_json(text: str, column: str | None) -> Found:
         data = data[_column(column, data, "the names")]
         column = None
         if not isinstance(data, list):
-            raise _DamageError(f"expected a list of prompts under that name, it holds {shown(data, 80)}")
+            raise _DamageError(
+                f"expected a list of prompts under that name, it holds {shown(data, 80)}"
+            )
     elif not isinstance(data, list):
         raise _DamageError(f"it holds {shown(data, 80)}, expected a list of prompts")
     for number, entry in enumerate(data, start=1):
@@ -254,7 +286,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _field(entry: Any, column: str | None, where: str) -> Any:
     if not isinstance(entry, dict):
-        raise _DamageError(f"{where} is {shown(entry, 80)}, expected an object with {column or 'prompt'!r}")
+        raise _DamageError(
+            f"{where} is {shown(entry, 80)}, expected an object with {column or 'prompt'!r}"
+        )
     return entry[_column(column, entry, f"the names of {where}")]
 
 
@@ -264,7 +298,8 @@ def _column(column: str | None, names: Iterable[str], of: str) -> str:
     if wanted not in names:
         there = shown(names, 300)
         raise _DamageError(
-            f"there is no {wanted!r} among {of}, {there}{did_you_mean(wanted, names)}; 'FILE#NAME' names one"
+            f"there is no {wanted!r} among {of}, {there}{did_you_mean(wanted, names)}; 'FILE#NAME' "
+            "names one"
         )
     return wanted
 

@@ -1,4 +1,6 @@
-"""What one prompt may be: text that is not blank, and that every tokenizer and every file can take."""
+"""What one prompt may be: text that is not blank, and that every tokenizer and every file
+can take.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def check_text(name: str, value: object, empty: bool = False) -> None:
 
 
 def fault(value: object) -> str | None:
-    """What keeps ``value`` from being a prompt, as the end of an error message; None where nothing does."""
+    """What keeps ``value`` from being a prompt, as the end of an error message; None where nothing
+    does.
+    """
     if not isinstance(value, str):
         return "expected a text"
     if not value.strip():
@@ -28,9 +32,15 @@ def fault(value: object) -> str | None:
         value.encode()
     except UnicodeEncodeError as error:
         half = value[error.start]
-        return f"which holds {half!r}, half of a character (a lone surrogate) that no tokenizer can read; mend the text"
+        return (
+            f"which holds {half!r}, half of a character (a lone surrogate) that no tokenizer can "
+            "read; mend the text"
+        )
     if "\0" in value:
-        return "which holds NUL, as texts that were read from another encoding do; read it again, or take NUL out"
+        return (
+            "which holds NUL, as texts that were read from another encoding do; read it again, or "
+            "take NUL out"
+        )
     if value.startswith("\ufeff"):
         return "which begins with a byte-order mark; read its file with encoding='utf-8-sig'"
     return None

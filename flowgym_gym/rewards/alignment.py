@@ -1,10 +1,13 @@
-r"""Alignment with the prompt, offline: the probability of the prompt among what the embedded checkpoint can draw.
+r"""Alignment with the prompt, offline: the probability of the prompt among what the embedded
+checkpoint can draw.
 
-The embedded CLIP compares a picture with its prompt and with the same prompt about every other concept,
+The embedded CLIP compares a picture with its prompt and with the same prompt about every other
+concept,
 
 .. math:: r = \frac{e^{s \cos(u, v_p)}}{\sum_{c} e^{s \cos(u, v_c)}},
 
-with :math:`u` the picture's embedding, :math:`v_c` that of the prompt with its concept replaced by :math:`c`, and
+with :math:`u` the picture's embedding, :math:`v_c` that of the prompt with its concept replaced by
+:math:`c`, and
 :math:`s` the model's logit scale. It is a classifier's probability, not a human judgement.
 """
 
@@ -28,16 +31,19 @@ TEMPLATE = "a photo of a {}"
 
 
 class AlignmentReward(Reward[FlowTensor]):
-    """Probability that the picture shows what its prompt says, rather than another known concept, in [0, 1].
+    """Probability that the picture shows what its prompt says, rather than another known concept,
+    in [0, 1].
 
-    A prompt that names none of the 256 concepts competes with "a photo of a ..." of all of them. In a prompt that names
-    several, the first is replaced. Where the prompt names a background, all competitors have it, too.
+    A prompt that names none of the 256 concepts competes with "a photo of a ..." of all of them. In
+    a prompt that names several, the first is replaced. Where the prompt names a background, all
+    competitors have it, too.
 
     Args:
         batch_size: Pictures embedded at a time.
 
     References:
-        The model's card, ``flowgym_gym/rewards/embedded/clip/README.md``, has its accuracy on held-out renderings.
+        The model's card, ``flowgym_gym/rewards/embedded/clip/README.md``, has its accuracy on
+        held-out renderings.
     """
 
     value_range = (0.0, 1.0)

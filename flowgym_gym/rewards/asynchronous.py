@@ -1,8 +1,8 @@
 """Slow and remote rewards: scored in threads, with a time-out and retries.
 
-``submit`` starts to score and returns at once; ``Environment.stream`` uses it to roll out the next batch meanwhile.
-Called like any other reward, it waits. A thread cannot be stopped: one that does not answer in time is left behind, and
-does not keep the process from ending.
+``submit`` starts to score and returns at once; ``Environment.stream`` uses it to roll out the next
+batch meanwhile. Called like any other reward, it waits. A thread cannot be stopped: one that does
+not answer in time is left behind, and does not keep the process from ending.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Pending(Generic[D]):
         """Rewards and validity, both of shape ``(n,)``.
 
         Raises:
-            RewardError: If the scorer stays away, or fails in every attempt; the last cause is attached.
+            RewardError: If the scorer stays away, or fails in every attempt; the last cause is
+                attached.
         """
         return self.reward.wait(self)
 
@@ -57,28 +58,35 @@ class Asynchronous(ComposedReward[D]):
         backoff: Seconds before the first retry; each further retry waits twice as long.
 
     Raises:
-        OptionError: If a number is out of range, or the other reward remembers what it has scored: an attempt that
-            was given up may still be remembered.
+        OptionError: If a number is out of range, or the other reward remembers what it has scored:
+            an attempt that was given up may still be remembered.
     """
 
-    incidental: ClassVar[tuple[str, ...]] = (*ComposedReward.incidental, "timeout", "retries", "backoff")
+    incidental: ClassVar[tuple[str, ...]] = (
+        *ComposedReward.incidental,
+        "timeout",
+        "retries",
+        "backoff",
+    )
 
-    def __init__(self, reward: Spec, timeout: float = 60.0, retries: int = 2, backoff: float = 1.0) -> None:
+    def __init__(
+        self, reward: Spec, timeout: float = 60.0, retries: int = 2, backoff: float = 1.0
+    ) -> None:
         check_number("timeout", timeout, minimum=0)
         check_whole("retries", retries, minimum=0)
         check_number("backoff", backoff, minimum=0)
         longest = max(timeout, backoff * 2.0 ** min(max(retries - 1, 0), 1000))
         if longest > threading.TIMEOUT_MAX:
             raise OptionError(
-                f"timeout is {timeout}, backoff {backoff} and retries {shown(retries)}: that would wait for "
-                f"{longest:.3g} seconds, expected at most {threading.TIMEOUT_MAX:.3g}"
+                f"timeout is {timeout}, backoff {backoff} and retries {shown(retries)}: that would "
+                f"wait for {longest:.3g} seconds, expected at most {threading.TIMEOUT_MAX:.3g}"
             )
         super().__init__({"reward": make_part(reward)})
         self.inner = self.parts["reward"]
         if self.inner.stateful:
             raise OptionError(
-                f"reward is {type(self.inner).__name__}, which remembers what it has scored; put it around "
-                "this one instead"
+                f"reward is {type(self.inner).__name__}, which remembers what it has scored; put "
+                "it around this one instead"
             )
         self.timeout, self.retries, self.backoff = float(timeout), int(retries), float(backoff)
         self.units, self.value_range = self.inner.units, self.inner.value_range
@@ -99,7 +107,10 @@ class Asynchronous(ComposedReward[D]):
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(self.backoff * 2 ** (attempt - 1))
-                future, deadline = self._start(pending.x, pending.kwargs), time.monotonic() + self.timeout
+                future, deadline = (
+                    self._start(pending.x, pending.kwargs),
+                    time.monotonic() + self.timeout,
+                )
             try:
                 return future.result(max(0.0, deadline - time.monotonic()))
             except RewardError as error:
@@ -107,13 +118,14 @@ class Asynchronous(ComposedReward[D]):
                     raise  # The sample is at fault, not the scorer.
                 causes.append(error)
             except Exception as error:
-                # A scorer may raise a TimeoutError of its own, say of its connection; else it is ours, without words.
+                # A scorer may raise a TimeoutError of its own, say of its connection; else it is
+                # ours, without words.
                 causes.append(error if future.done() else TimeoutError("no answer in time"))
         last = causes[-1]
         raise RewardError(
-            f"{type(self.inner).__name__} gave no scores in {self.retries + 1} attempts of at most {self.timeout:g} s; "
-            f"the last: {type(last).__name__}: {reason(last)}. Check that the scorer runs, or give it a longer timeout "
-            "or more retries"
+            f"{type(self.inner).__name__} gave no scores in {self.retries + 1} attempts of at most "
+            f"{self.timeout:g} s; the last: {type(last).__name__}: {reason(last)}. Check that the "
+            "scorer runs, or give it a longer timeout or more retries"
         ) from last
 
     def _start(self, x: D, kwargs: dict[str, Any]) -> Future[Scores]:
@@ -123,7 +135,10 @@ class Asynchronous(ComposedReward[D]):
         def work() -> None:
             try:
                 # Both modes belong to a thread.
-                with torch.inference_mode(inference), torch.set_grad_enabled(gradients and not inference):
+                with (
+                    torch.inference_mode(inference),
+                    torch.set_grad_enabled(gradients and not inference),
+                ):
                     future.set_result(self.inner(x, **kwargs))
             except BaseException as error:
                 future.set_exception(error)

@@ -1,4 +1,6 @@
-"""The interface of a reward function, and what rewards of images and prompts check of their input."""
+"""The interface of a reward function, and what rewards of images and prompts check of their
+input.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class Reward(ABC, Generic[D]):
         value_range: Smallest and largest reward there can be.
         units: What a reward of 1 means.
         differentiable: Whether gradients reach the samples.
-        stateful: Whether rewards depend on earlier ones. Environments share an instance of a reward unless it is
-            stateful, and a training run's checkpoints hold what ``get_state`` returns.
+        stateful: Whether rewards depend on earlier ones. Environments share an instance of a reward
+            unless it is stateful, and a training run's checkpoints hold what ``get_state`` returns.
         incidental: Names of constructor arguments that change no reward but by rounding: a state of
             an environment belongs to others that differ in these.
     """
@@ -48,7 +50,9 @@ class Reward(ABC, Generic[D]):
         """
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """What the reward remembers of the samples it has scored, as arrays; nothing unless it is stateful."""
+        """What the reward remembers of the samples it has scored, as arrays; nothing unless it is
+        stateful.
+        """
         return {}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -61,35 +65,49 @@ class Reward(ABC, Generic[D]):
         """Score a batch and check the result.
 
         Returns:
-            Rewards, float (whole numbers become float64), and validity, bool, both of shape ``(n,)``.
+            Rewards, float (whole numbers become float64), and validity, bool, both of shape
+            ``(n,)``.
 
         Raises:
-            RewardError: If ``forward`` returns something else, NaN for a sample, or a validity other than 0 and 1.
+            RewardError: If ``forward`` returns something else, NaN for a sample, or a validity
+                other than 0 and 1.
         """
         name = type(self).__name__
         result = self.forward(x, **kwargs)
         if not (isinstance(result, tuple) and len(result) == 2):
-            raise RewardError(f"{name}.forward returned {type(result).__name__}, expected (rewards, valids)")
+            raise RewardError(
+                f"{name}.forward returned {type(result).__name__}, expected (rewards, valids)"
+            )
         for values, label in zip(result, ("rewards", "valids"), strict=True):
             if not isinstance(values, Tensor) or values.shape != (len(x),):
-                got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-                raise RewardError(f"{name}.forward returned {label} of {got}, expected a tensor of shape ({len(x)},)")
+                got = (
+                    f"shape {tuple(values.shape)}"
+                    if isinstance(values, Tensor)
+                    else type(values).__name__
+                )
+                raise RewardError(
+                    f"{name}.forward returned {label} of {got}, expected a tensor of shape "
+                    f"({len(x)},)"
+                )
             odd = oddity(values)
             if odd:
-                raise RewardError(f"{name}.forward returned {label} as {odd}, expected real numbers")
+                raise RewardError(
+                    f"{name}.forward returned {label} as {odd}, expected real numbers"
+                )
         rewards, valids = result
         if not rewards.is_floating_point():
             rewards = rewards.to(torch.float64)
         bad = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
         if bad:
             raise RewardError(
-                f"{name}.forward returned {rewards[bad[0]].item()} for sample {bad[0]} of {len(x)}", sample=bad[0]
+                f"{name}.forward returned {rewards[bad[0]].item()} for sample {bad[0]} of {len(x)}",
+                sample=bad[0],
             )
         unclear = ((valids != 0) & (valids != 1)).nonzero().flatten().tolist()
         if unclear:
             raise RewardError(
-                f"{name}.forward returned valids of {valids[unclear[0]].item()} for sample {unclear[0]} of {len(x)}, "
-                "expected 0 or 1, or bool",
+                f"{name}.forward returned valids of {valids[unclear[0]].item()} for sample "
+                f"{unclear[0]} of {len(x)}, expected 0 or 1, or bool",
                 sample=unclear[0],
             )
         return rewards, valids.detach().to(torch.bool)
@@ -101,7 +119,8 @@ def all_valid(rewards: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_images(name: str, x: FlowTensor, tolerance: float = 1e-3) -> Tensor:
-    """The pixels of a batch of images, shape ``(n, 3, H, W)``, float32 or better, clipped to [0, 1].
+    """The pixels of a batch of images, shape ``(n, 3, H, W)``, float32 or better, clipped to [0,
+    1].
 
     Args:
         name: The reward's name, for the message.
@@ -109,12 +128,14 @@ def check_images(name: str, x: FlowTensor, tolerance: float = 1e-3) -> Tensor:
         tolerance: How far outside [0, 1] rounding may have put a pixel.
 
     Raises:
-        RewardError: If they are no images with three channels, or one has a pixel outside [0, 1] or NaN.
+        RewardError: If they are no images with three channels, or one has a pixel outside [0, 1] or
+            NaN.
     """
     images: Tensor = x.data
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise RewardError(
-            f"{name} got {images.dtype} samples of shape {tuple(images.shape[1:])}, expected float images (3, H, W)"
+            f"{name} got {images.dtype} samples of shape {tuple(images.shape[1:])}, expected float "
+            "images (3, H, W)"
         )
     if images.dtype in (torch.float16, torch.bfloat16):
         images = images.float()
@@ -125,8 +146,8 @@ def check_images(name: str, x: FlowTensor, tolerance: float = 1e-3) -> Tensor:
         i = int(outside.nonzero()[0])
         low, high = flat[i].min().item(), flat[i].max().item()
         raise RewardError(
-            f"{name} got image {i} with pixels from {low:.4g} to {high:.4g}, expected [0, 1]; scale or clip them in "
-            "the model's postprocess",
+            f"{name} got image {i} with pixels from {low:.4g} to {high:.4g}, expected [0, 1]; "
+            "scale or clip them in the model's postprocess",
             sample=i,
         )
     return images.clamp(0, 1)
@@ -143,8 +164,8 @@ def check_prompts(name: str, n: int, kwargs: Mapping[str, Any]) -> list[str]:
         prompts = [prompts] * n
     if prompts is None:
         raise RewardError(
-            f"{name} needs the prompt of each sample, but the base model gives none; use a model with prompts, such as "
-            "'images/stable_diffusion', or pass prompt="
+            f"{name} needs the prompt of each sample, but the base model gives none; use a model "
+            "with prompts, such as 'images/stable_diffusion', or pass prompt="
         )
     if (
         not isinstance(prompts, list | tuple)

@@ -1,8 +1,9 @@
 r"""Rewards made of other rewards, from plain data.
 
-``WeightedSum({"images/redness": 1.0, "images/alignment": 5.0})`` pays :math:`\sum_i w_i r_i`; in ``gymnasium.make`` the
-same is ``reward="images/weighted_sum", reward_kwargs={"weights": {...}}``. A part is given by its id, or as
-``{"id": ..., **arguments}`` where it has arguments, and a part may be composed itself.
+``WeightedSum({"images/redness": 1.0, "images/alignment": 5.0})`` pays :math:`\sum_i w_i r_i`; in
+``gymnasium.make`` the same is ``reward="images/weighted_sum", reward_kwargs={"weights": {...}}``. A
+part is given by its id, or as ``{"id": ..., **arguments}`` where it has arguments, and a part may
+be composed itself.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def make_part(spec: Spec, kwargs: Mapping[str, Any] | None = None) -> Reward[Any
         check_mapping("a part of the reward", spec)
         return load_reward(**spec)
     raise OptionError(
-        f"a part of the reward is {shown(spec)}, expected a reward's id, or {{'id': ..., 'argument': ...}}"
+        f"a part of the reward is {shown(spec)}, expected a reward's id, or "
+        "{'id': ..., 'argument': ...}"
     )
 
 
@@ -67,12 +69,20 @@ class ComposedReward(Reward[D]):
 
     def get_state(self) -> dict[str, np.ndarray]:
         """What the parts remember, by part."""
-        return {f"{name}:{key}": v for name, part in self.parts.items() for key, v in part.get_state().items()}
+        return {
+            f"{name}:{key}": v
+            for name, part in self.parts.items()
+            for key, v in part.get_state().items()
+        }
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Give each part what is its own."""
         for name, part in self.parts.items():
-            own = {key.removeprefix(f"{name}:"): v for key, v in state.items() if key.startswith(f"{name}:")}
+            own = {
+                key.removeprefix(f"{name}:"): v
+                for key, v in state.items()
+                if key.startswith(f"{name}:")
+            }
             part.set_state(own)
 
     def freeze(self) -> None:
@@ -82,7 +92,8 @@ class ComposedReward(Reward[D]):
 
 
 class WeightedSum(ComposedReward[D]):
-    r"""The weighted sum of rewards, :math:`\sum_i w_i r_i`; a sample is valid where it is for all of them.
+    r"""The weighted sum of rewards, :math:`\sum_i w_i r_i`; a sample is valid where it is for all
+    of them.
 
     Args:
         weights: Weight of each reward, by id. Negative weights punish.
@@ -100,23 +111,31 @@ class WeightedSum(ComposedReward[D]):
     units = "a weighted sum"
 
     def __init__(
-        self, weights: Mapping[str, float], reward_kwargs: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        weights: Mapping[str, float],
+        reward_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         check_mapping("weights", weights)
         check_mapping("reward_kwargs", reward_kwargs)
         if not weights:
-            raise OptionError(f"weights is {shown(weights)}, expected rewards' ids with their weights")
+            raise OptionError(
+                f"weights is {shown(weights)}, expected rewards' ids with their weights"
+            )
         for id, weight in weights.items():
             check_weight(f"weights[{shown(id)}]", weight)
             check_mapping(f"reward_kwargs[{shown(id)}]", (reward_kwargs or {}).get(id))
         unknown = sorted(set(reward_kwargs or {}) - set(weights))
         if unknown:
             raise OptionError(
-                f"reward_kwargs has arguments of {shown(unknown)}, but weights only names {sorted(weights)}"
+                f"reward_kwargs has arguments of {shown(unknown)}, but weights only names "
+                f"{sorted(weights)}"
             )
         super().__init__({id: make_part(id, (reward_kwargs or {}).get(id)) for id in weights})
         self.weights = {id: float(weight) for id, weight in weights.items()}
-        ends = [sorted(_times(w, end) for end in self.parts[id].value_range) for id, w in self.weights.items()]
+        ends = [
+            sorted(_times(w, end) for end in self.parts[id].value_range)
+            for id, w in self.weights.items()
+        ]
         self.value_range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
     def forward(self, x: D, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -147,12 +166,19 @@ class Clip(ComposedReward[D]):
             if value is not None:
                 check_weight(name, value)
         if (low is None and high is None) or (low is not None and high is not None and low > high):
-            raise OptionError(f"low is {low} and high {high}, expected a bound at least, and low no higher than high")
+            raise OptionError(
+                f"low is {low} and high {high}, expected a bound at least, and low no higher than "
+                "high"
+            )
         super().__init__({"reward": make_part(reward)})
         self.low, self.high = low, high
         inner = self.parts["reward"]
         self.units = inner.units
-        bounds = torch.tensor(inner.value_range, dtype=torch.float64, device="cpu").clamp(low, high).tolist()
+        bounds = (
+            torch.tensor(inner.value_range, dtype=torch.float64, device="cpu")
+            .clamp(low, high)
+            .tolist()
+        )
         self.value_range = (bounds[0], bounds[1])
 
     def forward(self, x: D, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -164,15 +190,15 @@ class Clip(ComposedReward[D]):
 class Standardize(ComposedReward[D]):
     r"""Another reward, standardised for each prompt by its own recent history, as DDPO does.
 
-    With the last ``buffer_size`` rewards of the prompt, those of this batch among them, and their mean :math:`\mu` and
-    population standard deviation :math:`\sigma`, the reward is :math:`(r - \mu) / (\sigma + 10^{-6})`. A prompt with
-    fewer than ``min_count`` rewards takes mean and deviation of the last ``buffer_size`` of all prompts, where DDPO
-    takes those of its batch: environments score as episodes end, often a single one. Invalid samples are not
-    remembered.
+    With the last ``buffer_size`` rewards of the prompt, those of this batch among them, and their
+    mean :math:`\mu` and population standard deviation :math:`\sigma`, the reward is :math:`(r -
+    \mu) / (\sigma + 10^{-6})`. A prompt with fewer than ``min_count`` rewards takes mean and
+    deviation of the last ``buffer_size`` of all prompts, where DDPO takes those of its batch:
+    environments score as episodes end, often a single one. Invalid samples are not remembered.
 
-    What it remembers is saved and restored with a training run; in an evaluation it is frozen, so that agent and base
-    model are measured alike. Rewards depend on the order of the episodes: environments in a vector share one memory,
-    which separate environments do not.
+    What it remembers is saved and restored with a training run; in an evaluation it is frozen, so
+    that agent and base model are measured alike. Rewards depend on the order of the episodes:
+    environments in a vector share one memory, which separate environments do not.
 
     Args:
         reward: The other reward's id, ``{"id": ..., **arguments}``, or a reward.
@@ -184,18 +210,25 @@ class Standardize(ComposedReward[D]):
         OptionError: If a number is out of range.
 
     References:
-        Black et al., Training diffusion models with reinforcement learning (DDPO), ICLR 2024, section 4.
+        Black et al., Training diffusion models with reinforcement learning (DDPO), ICLR 2024,
+        section 4.
     """
 
     stateful = True
     units = "standard deviations"
 
-    def __init__(self, reward: Spec, buffer_size: int = 32, min_count: int = 16, per_prompt: bool = True) -> None:
+    def __init__(
+        self, reward: Spec, buffer_size: int = 32, min_count: int = 16, per_prompt: bool = True
+    ) -> None:
         check_whole("buffer_size", buffer_size, minimum=2)
         check_whole("min_count", min_count, minimum=2, maximum=buffer_size)
         check_choice("per_prompt", per_prompt, (True, False))
         super().__init__({"reward": make_part(reward)})
-        self.buffer_size, self.min_count, self.per_prompt = int(buffer_size), int(min_count), per_prompt
+        self.buffer_size, self.min_count, self.per_prompt = (
+            int(buffer_size),
+            int(min_count),
+            per_prompt,
+        )
         self.differentiable = False
         self.frozen = False
         self._everything: deque[float] = deque(maxlen=self.buffer_size)
@@ -207,7 +240,9 @@ class Standardize(ComposedReward[D]):
         name = type(self).__name__
         prompts = check_prompts(name, len(x), kwargs) if self.per_prompt else [""] * len(x)
         if not self.frozen:
-            for prompt, value, valid in zip(prompts, rewards.tolist(), valids.tolist(), strict=True):
+            for prompt, value, valid in zip(
+                prompts, rewards.tolist(), valids.tolist(), strict=True
+            ):
                 if valid:
                     self._everything.append(value)
                     self._by_prompt.setdefault(prompt, deque(maxlen=self.buffer_size)).append(value)
@@ -216,7 +251,9 @@ class Standardize(ComposedReward[D]):
         return (rewards.detach() - means) / stds, valids
 
     def statistics(self, prompt: str = "") -> tuple[float, float]:
-        """Mean of a prompt's rewards, and their standard deviation plus 1e-6; 0 and 1 where nothing is known."""
+        """Mean of a prompt's rewards, and their standard deviation plus 1e-6; 0 and 1 where nothing
+        is known.
+        """
         known = self._by_prompt.get(prompt, ())
         values = np.array(known if len(known) >= self.min_count else self._everything)
         if not len(values):
@@ -224,14 +261,20 @@ class Standardize(ComposedReward[D]):
         return float(values.mean()), float(values.std()) + 1e-6
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The remembered rewards: all of them, the prompts, how many of each, and those one after another."""
+        """The remembered rewards: all of them, the prompts, how many of each, and those one after
+        another.
+        """
         prompts = list(self._by_prompt)
         return {
             **super().get_state(),
             "everything": np.array(self._everything, dtype=np.float64),
             "prompts": np.array(prompts, dtype=np.str_),
-            "counts": np.array([len(self._by_prompt[prompt]) for prompt in prompts], dtype=np.int64),
-            "rewards": np.array([r for prompt in prompts for r in self._by_prompt[prompt]], dtype=np.float64),
+            "counts": np.array(
+                [len(self._by_prompt[prompt]) for prompt in prompts], dtype=np.int64
+            ),
+            "rewards": np.array(
+                [r for prompt in prompts for r in self._by_prompt[prompt]], dtype=np.float64
+            ),
         }
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -241,9 +284,14 @@ class Standardize(ComposedReward[D]):
             StateError: If it is damaged; nothing has changed then.
         """
         try:
-            everything, prompts, counts, rewards = (state[k] for k in ("everything", "prompts", "counts", "rewards"))
+            everything, prompts, counts, rewards = (
+                state[k] for k in ("everything", "prompts", "counts", "rewards")
+            )
             if len(prompts) != len(counts) or counts.sum() != len(rewards) or (counts < 0).any():
-                raise ValueError(f"{len(rewards)} rewards for {len(prompts)} prompts with counts {counts.tolist()}")
+                raise ValueError(
+                    f"{len(rewards)} rewards for {len(prompts)} prompts with counts "
+                    f"{counts.tolist()}"
+                )
             parts = np.split(rewards, np.cumsum(counts)[:-1]) if len(counts) else []
             remembered = {
                 str(prompt): deque(part.tolist(), maxlen=self.buffer_size)
@@ -251,7 +299,9 @@ class Standardize(ComposedReward[D]):
             }
             super().set_state(state)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise StateError(f"the statistics of {type(self).__name__} are damaged: {shown(error)}") from error
+            raise StateError(
+                f"the statistics of {type(self).__name__} are damaged: {shown(error)}"
+            ) from error
         self._everything = deque(everything.tolist(), maxlen=self.buffer_size)
         self._by_prompt = remembered
 

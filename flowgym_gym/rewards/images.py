@@ -49,7 +49,8 @@ class RedReward(PixelReward):
     """Mean of the red channel, in [0, 1]: the reward of flowgym's own example.
 
     Warning:
-        White has a full red channel too and scores 1, as do yellow and pink. :class:`RednessReward` asks for red.
+        White has a full red channel too and scores 1, as do yellow and pink. :class:`RednessReward`
+        asks for red.
     """
 
     value_range = (0.0, 1.0)
@@ -91,16 +92,19 @@ class BrightnessReward(PixelReward):
 
 
 class ColorfulnessReward(PixelReward):
-    r"""Hasler and Suesstrunk's colourfulness, on their scale: 0 is not colourful, 59 quite, 109 extremely.
+    r"""Hasler and Suesstrunk's colourfulness, on their scale: 0 is not colourful, 59 quite, 109
+    extremely.
 
     .. math:: M = \sqrt{\sigma_{rg}^2 + \sigma_{yb}^2} + 0.3 \sqrt{\mu_{rg}^2 + \mu_{yb}^2}, \quad
         rg = R - G, \quad yb = (R + G) / 2 - B
 
-    with channels from 0 to 255, means :math:`\mu` and population standard deviations :math:`\sigma` over the pixels.
-    Since :math:`rg^2 + yb^2 \le 255^2 + 127.5^2`, no picture passes :math:`\sqrt{1.09} \cdot 285.1 < 298`.
+    with channels from 0 to 255, means :math:`\mu` and population standard deviations :math:`\sigma`
+    over the pixels. Since :math:`rg^2 + yb^2 \le 255^2 + 127.5^2`, no picture passes
+    :math:`\sqrt{1.09} \cdot 285.1 < 298`.
 
     References:
-        Hasler and Suesstrunk, Measuring colourfulness in natural images, Human Vision and Electronic Imaging, 2003.
+        Hasler and Suesstrunk, Measuring colourfulness in natural images, Human Vision and
+        Electronic Imaging, 2003.
     """
 
     value_range = (0.0, 298.0)
@@ -116,10 +120,11 @@ class ColorfulnessReward(PixelReward):
 
 
 class SharpnessReward(PixelReward):
-    r"""Variance of the Laplacian of the luma, in [0, 16]; 0 for a plain picture, 16 for a black and white chessboard.
+    r"""Variance of the Laplacian of the luma, in [0, 16]; 0 for a plain picture, 16 for a black and
+    white chessboard.
 
-    The Laplacian is :math:`Y_{i-1,j} + Y_{i+1,j} + Y_{i,j-1} + Y_{i,j+1} - 4 Y_{i,j}`, the variance that over all
-    pixels but the border. Noise is sharp, too.
+    The Laplacian is :math:`Y_{i-1,j} + Y_{i+1,j} + Y_{i,j-1} + Y_{i,j+1} - 4 Y_{i,j}`, the variance
+    that over all pixels but the border. Noise is sharp, too.
 
     References:
         Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000 (LAPV).
@@ -136,7 +141,9 @@ class SharpnessReward(PixelReward):
 
 
 class SymmetryReward(PixelReward):
-    """Left-right symmetry, in [0, 1]: 1 minus the mean absolute difference from the mirror image."""
+    """Left-right symmetry, in [0, 1]: 1 minus the mean absolute difference from the mirror
+    image.
+    """
 
     value_range = (0.0, 1.0)
     units = "1 - mean |picture - mirror image|"
@@ -177,12 +184,14 @@ class IncompressionReward(Reward[FlowTensor]):
     Pictures are written by Pillow, in a pool of threads.
 
     Args:
-        units: ``"bits_per_pixel"``, as diffusiongym measures (quality 85, optimised Huffman tables, pixels cut off to 8
-            bits), or ``"kilobytes"``, DDPO's (1000 bytes, quality 95, pixels rounded).
+        units: ``"bits_per_pixel"``, as diffusiongym measures (quality 85, optimised Huffman tables,
+            pixels cut off to 8 bits), or ``"kilobytes"``, DDPO's (1000 bytes, quality 95, pixels
+            rounded).
         quality: Another JPEG quality, 1 to 95.
 
     References:
-        Black et al., Training diffusion models with reinforcement learning (DDPO), ICLR 2024, section 5.
+        Black et al., Training diffusion models with reinforcement learning (DDPO), ICLR 2024,
+        section 5.
     """
 
     value_range = (0.0, float("inf"))
@@ -202,19 +211,25 @@ class IncompressionReward(Reward[FlowTensor]):
         levels = 255 * images.permute(0, 2, 3, 1).cpu()
         pictures = (levels.round() if self.how.rounds else levels).to(torch.uint8).numpy()
         pixels = images.shape[2] * images.shape[3] if self.how.per_pixel else 1
-        sizes = torch.tensor(parallel(self._bytes, pictures), dtype=images.dtype, device=images.device)
+        sizes = torch.tensor(
+            parallel(self._bytes, pictures), dtype=images.dtype, device=images.device
+        )
         return all_valid(self.sign * sizes * (self.how.scale / pixels))
 
     def _bytes(self, picture: np.ndarray) -> int:
         from PIL import Image
 
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format="JPEG", quality=self.quality, optimize=self.how.optimize)
+        Image.fromarray(picture).save(
+            buffer, format="JPEG", quality=self.quality, optimize=self.how.optimize
+        )
         return buffer.tell()
 
 
 class CompressionReward(IncompressionReward):
-    """Minus the size of the picture as a JPEG, below 0: plain pictures pay; otherwise :class:`IncompressionReward`."""
+    """Minus the size of the picture as a JPEG, below 0: plain pictures pay; otherwise
+    :class:`IncompressionReward`.
+    """
 
     value_range = (-float("inf"), 0.0)
     sign = -1.0
@@ -236,4 +251,6 @@ def _pool(process: int) -> ThreadPoolExecutor:
 def _root(values: Tensor) -> Tensor:
     """Square root whose gradient is 0, not infinite, at 0."""
     positive = values > 0
-    return torch.where(positive, values.where(positive, torch.ones_like(values)).sqrt(), torch.zeros_like(values))
+    return torch.where(
+        positive, values.where(positive, torch.ones_like(values)).sqrt(), torch.zeros_like(values)
+    )

@@ -1,4 +1,5 @@
-"""Rewards by id, and where they find their weights: a local folder or file, or the Hub if it is named.
+"""Rewards by id, and where they find their weights: a local folder or file, or the Hub if it is
+named.
 
 No pickle runs code.
 """
@@ -32,17 +33,21 @@ def load_reward(id: str, **kwargs: Any) -> Reward[Any]:
     """
     reward = reward_registry.get(id).shared(kwargs)
     if not isinstance(reward, Reward):
-        raise OptionError(f"{id!r} is a {type(reward).__name__}, expected a subclass of flowgym_gym.Reward")
+        raise OptionError(
+            f"{id!r} is a {type(reward).__name__}, expected a subclass of flowgym_gym.Reward"
+        )
     return reward
 
 
-def find_folder(argument: str, value: object, reward: str, example: str, weights: bool = True) -> tuple[str, bool]:
+def find_folder(
+    argument: str, value: object, reward: str, example: str, weights: bool = True
+) -> tuple[str, bool]:
     """Where a model's folder is, and whether that is on this machine.
 
     Args:
         argument: Name of the reward's argument.
-        value: What was given for it: a folder, or a Hub id ``"owner/name"``; :mod:`flowgym_gym.sources` says what is
-            taken for which.
+        value: What was given for it: a folder, or a Hub id ``"owner/name"``;
+            :mod:`flowgym_gym.sources` says what is taken for which.
         reward: The reward's id, for the message.
         example: The Hub id that the reward was made for.
         weights: Whether the folder must hold a model; it need not for a tokenizer.
@@ -54,7 +59,8 @@ def find_folder(argument: str, value: object, reward: str, example: str, weights
     how = f"{expected}: reward_kwargs={{{argument!r}: ...}}"
     if value is None:
         raise CheckpointError(
-            f"{reward} needs {'weights' if weights else argument} and never looks for them by itself; name {how}"
+            f"{reward} needs {'weights' if weights else argument} and never looks for them by "
+            f"itself; name {how}"
         )
     source = sources.find_source(argument, value, how)
     if source.file:
@@ -70,14 +76,19 @@ def find_file(argument: str, value: object, reward: str, example: str) -> Path:
     Raises:
         CheckpointError: If nothing was named, or it is not there.
     """
-    how = f"a local file, or one on the Hub such as {example!r}: reward_kwargs={{{argument!r}: ...}}"
+    how = (
+        f"a local file, or one on the Hub such as {example!r}: reward_kwargs={{{argument!r}: ...}}"
+    )
     if value is None:
-        raise CheckpointError(f"{reward} needs weights and never looks for them by itself; name {how}")
+        raise CheckpointError(
+            f"{reward} needs weights and never looks for them by itself; name {how}"
+        )
     return sources.find_file(argument, value, how)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a pickle that holds nothing else; or those under its ``state_dict``.
+    """The tensors of a safetensors file, or of a pickle that holds nothing else; or those under its
+    ``state_dict``.
 
     Raises:
         CheckpointError: If the file is damaged, or a pickle would make anything but tensors.
@@ -86,7 +97,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     try:
         tensors: Any = (
-            torch.load(path, map_location="cpu", weights_only=True) if path.suffix in PICKLED else load_file(path)
+            torch.load(path, map_location="cpu", weights_only=True)
+            if path.suffix in PICKLED
+            else load_file(path)
         )
     except Exception as error:
         raise CheckpointError(
@@ -94,8 +107,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(tensors, dict):
         tensors = tensors.get("state_dict", tensors)
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{str(path)!r} holds a {type(tensors).__name__}, expected tensors by name")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(value, Tensor) for value in tensors.values()
+    ):
+        raise CheckpointError(
+            f"{str(path)!r} holds a {type(tensors).__name__}, expected tensors by name"
+        )
     return {str(name): value.float() for name, value in tensors.items()}
 
 
@@ -128,7 +145,9 @@ def build(model: Any, config: Any, tensors: dict[str, Tensor], path: Path, **kwa
 
 @contextmanager
 def loading(source: str) -> Iterator[None]:
-    """Turn whatever a library raises while it loads ``source`` into a CheckpointError, without its chatter."""
+    """Turn whatever a library raises while it loads ``source`` into a CheckpointError, without its
+    chatter.
+    """
     from transformers.utils import logging
 
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -139,7 +158,9 @@ def loading(source: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{source!r} could not be loaded: {type(error).__name__}: {reason(error)}") from error
+        raise CheckpointError(
+            f"{source!r} could not be loaded: {type(error).__name__}: {reason(error)}"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
         if had_bars:
@@ -148,10 +169,13 @@ def loading(source: str) -> Iterator[None]:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"folder {str(folder)!r} has no config.json, so it is no model in transformers' format")
+        raise CheckpointError(
+            f"folder {str(folder)!r} has no config.json, so it is no model in transformers' format"
+        )
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         raise CheckpointError(
-            f"folder {str(folder)!r} has no safetensors weights{f', only {pickles}' if pickles else ''}; pickled "
-            "weights are not loaded, convert them with save_pretrained"
+            f"folder {str(folder)!r} has no safetensors "
+            f"weights{f', only {pickles}' if pickles else ''}; pickled weights are not loaded, "
+            "convert them with save_pretrained"
         )

@@ -1,8 +1,10 @@
-r"""Rewards trained on human preferences that are published with packages of their own: ImageReward and HPSv2.
+r"""Rewards trained on human preferences that are published with packages of their own: ImageReward
+and HPSv2.
 
-The packages are not needed. Both models are of architectures that transformers has, CLIP and BLIP, so the published
-checkpoints are read as tensors, under transformers' names, and gradients reach the pixels. Pictures are prepared as the
-packages do: HPSv2 resizes tensors, ImageReward lets Pillow round to 8 bits, which moves its scores in the third digit.
+The packages are not needed. Both models are of architectures that transformers has, CLIP and BLIP,
+so the published checkpoints are read as tensors, under transformers' names, and gradients reach the
+pixels. Pictures are prepared as the packages do: HPSv2 resizes tensors, ImageReward lets Pillow
+round to 8 bits, which moves its scores in the third digit.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from flowgym_gym.types import FlowTensor
 IMAGE_REWARD, HPS = "THUDM/ImageReward:ImageReward.pt", "xswu/HPSv2:HPS_v2.1_compressed.pt"
 BERT, CLIP_H = "google-bert/bert-base-uncased", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
-# Names in open_clip's checkpoints, and what transformers calls the same; the parts of a layer in both towers.
+# Names in open_clip's checkpoints, and what transformers calls the same; the parts of a layer in
+# both towers.
 OPEN_CLIP = {
     r"^visual\.conv1\.": "vision_model.embeddings.patch_embedding.",
     r"^visual\.class_embedding": "vision_model.embeddings.class_embedding",
@@ -63,13 +66,14 @@ HEAD = 64
 
 
 class ImageRewardReward(Reward[FlowTensor]):
-    """ImageReward: a BLIP model trained on rankings; standardised, so that most pictures score between -2 and 2.
+    """ImageReward: a BLIP model trained on rankings; standardised, so that most pictures score
+    between -2 and 2.
 
     Args:
-        weights: ``"ImageReward-v1.0"``, which is brought from the Hub, or a local ``ImageReward.pt``, or the same as
-            safetensors.
-        tokenizer: Local folder or Hub id of BERT's tokenizer; with ``"ImageReward-v1.0"`` it is the Hub's
-            ``"google-bert/bert-base-uncased"`` unless another is named.
+        weights: ``"ImageReward-v1.0"``, which is brought from the Hub, or a local
+            ``ImageReward.pt``, or the same as safetensors.
+        tokenizer: Local folder or Hub id of BERT's tokenizer; with ``"ImageReward-v1.0"`` it is the
+            Hub's ``"google-bert/bert-base-uncased"`` unless another is named.
         batch_size: Pictures scored at a time.
 
     Raises:
@@ -85,7 +89,9 @@ class ImageRewardReward(Reward[FlowTensor]):
     MEAN, STD, LENGTH = 0.16717362830052426, 1.0333394966054072, 35
 
     @plain_defaults()
-    def __init__(self, weights: str | None = None, tokenizer: str | None = None, batch_size: int = 16) -> None:
+    def __init__(
+        self, weights: str | None = None, tokenizer: str | None = None, batch_size: int = 16
+    ) -> None:
         check_whole("batch_size", batch_size)
         name = "images/image_reward"
         if weights == self.PUBLISHED and not exists(weights):
@@ -97,16 +103,25 @@ class ImageRewardReward(Reward[FlowTensor]):
             from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
             # What it does with capitals by default differs between versions of transformers.
-            self.tokenizer: Any = BertTokenizer.from_pretrained(words, local_files_only=local, do_lower_case=True)
-        if len(self.tokenizer) < 10:  # transformers makes up an empty tokenizer where it finds no files.
+            self.tokenizer: Any = BertTokenizer.from_pretrained(
+                words, local_files_only=local, do_lower_case=True
+            )
+        if (
+            len(self.tokenizer) < 10
+        ):  # transformers makes up an empty tokenizer where it finds no files.
             raise CheckpointError(f"{words!r} has no tokenizer (tokenizer.json, or vocab.txt)")
         tensors = read_tensors(path)
-        vision = {renamed(key, BLIP): value for key, value in below(tensors, "blip.visual_encoder.").items()}
+        vision = {
+            renamed(key, BLIP): value
+            for key, value in below(tensors, "blip.visual_encoder.").items()
+        }
         text, head = below(tensors, "blip.text_encoder."), below(tensors, "mlp.layers.")
         try:
             seen, read = vision_config(vision), text_config(text)
         except KeyError as error:
-            raise CheckpointError(f"{str(path)!r} is not ImageReward: it has no {error.args[0]}") from error
+            raise CheckpointError(
+                f"{str(path)!r} is not ImageReward: it has no {error.args[0]}"
+            ) from error
         self.vision: Any = build(BlipVisionModel, seen, vision, path)
         self.text: Any = build(BlipTextModel, read, text, path, add_pooling_layer=False)
         self.head = build_head("mlp", read.hidden_size)
@@ -114,7 +129,9 @@ class ImageRewardReward(Reward[FlowTensor]):
             self.head.load_state_dict(head)
         self.head.eval().requires_grad_(False)
         self.size = seen.image_size
-        self.prepare = Preparation({"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, "size": self.size})
+        self.prepare = Preparation(
+            {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, "size": self.size}
+        )
         self.batch_size = batch_size
 
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -123,30 +140,37 @@ class ImageRewardReward(Reward[FlowTensor]):
         for part in (self.vision, self.text, self.head):
             move(part, images.device)
         starts = range(0, len(images), self.batch_size)
-        scores = [self._score(images[i : i + self.batch_size], prompts[i : i + self.batch_size]) for i in starts]
+        scores = [
+            self._score(images[i : i + self.batch_size], prompts[i : i + self.batch_size])
+            for i in starts
+        ]
         return all_valid(torch.cat(scores))
 
     @plain_defaults()
     def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.LENGTH, return_tensors="pt").to(
-            images.device
-        )
+        tokens = self.tokenizer(
+            prompts, padding=True, truncation=True, max_length=self.LENGTH, return_tensors="pt"
+        ).to(images.device)
         seen = self.vision(pixel_values=self.prepare(cover(images, self.size))).last_hidden_state
         read = self.text(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=seen,
         ).last_hidden_state
         score: Tensor = self.head(read[:, 0]).squeeze(1)
         return (score - self.MEAN) / self.STD
 
 
 class HPSv2Reward(Reward[FlowTensor]):
-    """Human Preference Score v2: the cosine of a CLIP ViT-H/14 trained on choices, about 0.2 to 0.35.
+    """Human Preference Score v2: the cosine of a CLIP ViT-H/14 trained on choices, about 0.2 to
+    0.35.
 
     Args:
-        weights: ``"v2.0"`` or ``"v2.1"``, which are brought from the Hub, or a local checkpoint with open_clip's names.
-        processor: Local folder or Hub id of the CLIP that it was trained from, for its configuration and tokenizer, not
-            its weights; with ``"v2.0"`` and ``"v2.1"`` it is the Hub's ``"laion/CLIP-ViT-H-14-laion2B-s32B-b79K"``
-            unless another is named.
+        weights: ``"v2.0"`` or ``"v2.1"``, which are brought from the Hub, or a local checkpoint
+            with open_clip's names.
+        processor: Local folder or Hub id of the CLIP that it was trained from, for its
+            configuration and tokenizer, not its weights; with ``"v2.0"`` and ``"v2.1"`` it is the
+            Hub's ``"laion/CLIP-ViT-H-14-laion2B-s32B-b79K"`` unless another is named.
         batch_size: Pictures embedded at a time.
 
     Raises:
@@ -162,7 +186,9 @@ class HPSv2Reward(Reward[FlowTensor]):
     VERSIONS = {"v2.0": "xswu/HPSv2:HPS_v2_compressed.pt", "v2.1": HPS}  # noqa: RUF012
 
     @plain_defaults()
-    def __init__(self, weights: str | None = None, processor: str | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self, weights: str | None = None, processor: str | None = None, batch_size: int = 32
+    ) -> None:
         check_whole("batch_size", batch_size)
         name = "images/hpsv2"
         if str(weights) in self.VERSIONS and not exists(weights):
@@ -170,12 +196,16 @@ class HPSv2Reward(Reward[FlowTensor]):
         path = find_file("weights", weights, name, HPS)
         source, local = find_folder("processor", processor, name, CLIP_H, weights=False)
         if local and not (Path(source) / "config.json").is_file():
-            raise CheckpointError(f"processor {source!r} has no config.json, expected that of {CLIP_H!r}")
+            raise CheckpointError(
+                f"processor {source!r} has no config.json, expected that of {CLIP_H!r}"
+            )
         with loading(source):
             from transformers import CLIPConfig, CLIPModel
 
             config = CLIPConfig.from_pretrained(source, local_files_only=local)
-        self.clip = CLIP(source, local, model=build(CLIPModel, config, from_open_clip(read_tensors(path)), path))
+        self.clip = CLIP(
+            source, local, model=build(CLIPModel, config, from_open_clip(read_tensors(path)), path)
+        )
         self.batch_size = batch_size
 
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -183,7 +213,9 @@ class HPSv2Reward(Reward[FlowTensor]):
         images, prompts = prompted_images(type(self).__name__, x, kwargs)
         size = self.clip.model.config.vision_config.image_size
         scores = [
-            self.clip.cosines(fit(images[i : i + self.batch_size], size), prompts[i : i + self.batch_size])
+            self.clip.cosines(
+                fit(images[i : i + self.batch_size], size), prompts[i : i + self.batch_size]
+            )
             for i in range(0, len(images), self.batch_size)
         ]
         return all_valid(torch.cat(scores))
@@ -191,7 +223,11 @@ class HPSv2Reward(Reward[FlowTensor]):
 
 def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def renamed(name: str, table: dict[str, str]) -> str:
@@ -253,26 +289,38 @@ def text_config(tensors: dict[str, Tensor]) -> Any:
 
 def layers_of(tensors: dict[str, Tensor]) -> int:
     """Number of layers, which are numbered in the weights' names."""
-    return 1 + max(int(number) for name in tensors for number in re.findall(r"^encoder\.layers?\.(\d+)\.", name))
+    return 1 + max(
+        int(number)
+        for name in tensors
+        for number in re.findall(r"^encoder\.layers?\.(\d+)\.", name)
+    )
 
 
 def cover(images: Tensor, size: int) -> Tensor:
-    """The middle of pictures whose shortest side is ``size``, as ImageReward's package prepares them, unrounded."""
+    """The middle of pictures whose shortest side is ``size``, as ImageReward's package prepares
+    them, unrounded.
+    """
     height, width = images.shape[-2:]
     short = min(height, width)
     if short != size:
         height, width = size * height // short, size * width // short
-        images = functional.interpolate(images, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
+        images = functional.interpolate(
+            images, size=(height, width), mode="bicubic", antialias=True
+        ).clamp(0, 1)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return images[..., top : top + size, left : left + size]
 
 
 def fit(images: Tensor, size: int) -> Tensor:
-    """Pictures whose longest side is ``size``, with black on the other sides, as HPSv2's package prepares them."""
+    """Pictures whose longest side is ``size``, with black on the other sides, as HPSv2's package
+    prepares them.
+    """
     height, width = images.shape[-2:]
     scale = size / max(height, width)
     if scale != 1:
         height, width = round(height * scale), round(width * scale)
-        images = functional.interpolate(images, size=(height, width), mode="bicubic", antialias=True)
+        images = functional.interpolate(
+            images, size=(height, width), mode="bicubic", antialias=True
+        )
     left, top = (size - width) // 2, (size - height) // 2
     return functional.pad(images, (left, size - width - left, top, size - height - top))

@@ -50,16 +50,25 @@ class GaussianReward(Reward[FlowTensor]):
             self.mean = real_tensor(mean)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             self.mean = torch.empty(0, device="cpu")
-        if std == 0 or self.mean.ndim != 1 or not len(self.mean) or not torch.isfinite(self.mean).all():
+        if (
+            std == 0
+            or self.mean.ndim != 1
+            or not len(self.mean)
+            or not torch.isfinite(self.mean).all()
+        ):
             raise OptionError(
-                f"mean is {shown(mean)} and std {std}, expected at least one number, and a number above 0"
+                f"mean is {shown(mean)} and std {std}, expected at least one number, and a number "
+                "above 0"
             )
         self.std = float(std)
 
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Score points of shape ``(n, d)``; see :class:`Reward`."""
         if x.data.shape[1:] != self.mean.shape:
-            raise OptionError(f"points have shape {tuple(x.data.shape[1:])}, but mean has {tuple(self.mean.shape)}")
+            raise OptionError(
+                f"points have shape {tuple(x.data.shape[1:])}, but mean has "
+                f"{tuple(self.mean.shape)}"
+            )
         distance = ((x.data - self.mean.to(x.data)) / self.std).square().sum(dim=1)
         rewards = torch.exp(-0.5 * distance) / (2 * math.pi * self.std**2) ** (len(self.mean) / 2)
         return rewards, torch.ones_like(rewards, dtype=torch.bool)

@@ -10,7 +10,8 @@ From the two coefficients and their time derivatives follow
     \kappa_t = \dot\alpha_t / \alpha_t, \qquad
     \eta_t = \beta_t (\kappa_t \beta_t - \dot\beta_t),
 
-and the memoryless noise :math:`\sigma_t^2 = 2 \eta_t` (Domingo-Enrich et al., Adjoint Matching, ICLR 2025).
+and the memoryless noise :math:`\sigma_t^2 = 2 \eta_t` (Domingo-Enrich et al., Adjoint Matching,
+ICLR 2025).
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ class NoiseSchedule(ABC):
 class Scheduler(ABC, Generic[D]):
     """Coefficients of the path from noise to data.
 
-    Each coefficient is called with times, ``scheduler.alpha(t)``, and returns a tensor like ``t``; or with a batch
-    first, ``scheduler.alpha(x, t)``, and returns a ``FlowTensor`` that broadcasts over ``x``. A subclass defines
-    ``_alpha`` and ``_alpha_dot``, and ``_beta`` and ``_beta_dot`` unless ``beta = 1 - alpha``.
+    Each coefficient is called with times, ``scheduler.alpha(t)``, and returns a tensor like ``t``;
+    or with a batch first, ``scheduler.alpha(x, t)``, and returns a ``FlowTensor`` that broadcasts
+    over ``x``. A subclass defines ``_alpha`` and ``_alpha_dot``, and ``_beta`` and ``_beta_dot``
+    unless ``beta = 1 - alpha``.
 
     Attributes:
-        first_time: Where grids begin; above 0 for a schedule that stands still at 0, where nothing can be steered.
+        first_time: Where grids begin; above 0 for a schedule that stands still at 0, where nothing
+            can be steered.
     """
 
     first_time: float = 0.0
@@ -124,7 +127,9 @@ class Scheduler(ABC, Generic[D]):
     @overload
     def sigma(self, x: D, t: Tensor) -> D: ...
     def sigma(self, x: D | Tensor, t: Tensor | None = None) -> D | Tensor:
-        r"""Diffusion coefficient :math:`\sigma_t` of the noise schedule; memoryless unless another one is set."""
+        r"""Diffusion coefficient :math:`\sigma_t` of the noise schedule; memoryless unless another
+        one is set.
+        """
         return self._broadcast(self._sigma, x, t)
 
     @property
@@ -139,14 +144,17 @@ class Scheduler(ABC, Generic[D]):
         self._noise_schedule = schedule
 
     def model_input(self, t: Tensor) -> Tensor:
-        """What the network takes as time; ``t`` itself unless the network was trained on integer time steps."""
+        """What the network takes as time; ``t`` itself unless the network was trained on integer
+        time steps.
+        """
         return t
 
     def time_grid(self, steps: Steps, spacing: str | None = None) -> Grid:
         """The times that an episode visits, with the schedule's coefficients there.
 
         Args:
-            steps: Number of transitions, at least 1; or the times they start from, increasing, in [0, 1).
+            steps: Number of transitions, at least 1; or the times they start from, increasing, in
+                [0, 1).
             spacing: Must be None or ``"linspace"``: continuous time is divided evenly.
 
         Raises:
@@ -159,33 +167,51 @@ class Scheduler(ABC, Generic[D]):
             times = torch.linspace(self.first_time, 1, count, dtype=torch.float64, device="cpu")
         else:
             if listed[-1] == 1:
-                raise OptionError(f"discretization_steps is {listed}, but no step starts at time 1; leave it out")
+                raise OptionError(
+                    f"discretization_steps is {listed}, but no step starts at time 1; leave it out"
+                )
             times = torch.tensor([*listed, 1.0], dtype=torch.float64, device="cpu")
         # In this order, as later ones follow from earlier ones.
         names = ("alpha", "alpha_dot", "beta", "beta_dot", "sigma")
-        return Grid(times=times, timesteps=None, **{name: self._coefficient(name, times) for name in names})
+        return Grid(
+            times=times, timesteps=None, **{name: self._coefficient(name, times) for name in names}
+        )
 
     def _coefficient(self, name: str, times: Tensor) -> Tensor:
         values = getattr(self, f"_{name}")(times)
-        if not isinstance(values, Tensor) or values.shape != times.shape or not values.is_floating_point():
-            shape = f" of shape {tuple(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else ""
+        if (
+            not isinstance(values, Tensor)
+            or values.shape != times.shape
+            or not values.is_floating_point()
+        ):
+            shape = (
+                f" of shape {tuple(values.shape)}, {values.dtype}"
+                if isinstance(values, Tensor)
+                else ""
+            )
             raise ModelError(
-                f"{type(self).__name__}._{name} returned a {type(values).__name__}{shape}, expected real numbers of "
-                f"shape {tuple(times.shape)}"
+                f"{type(self).__name__}._{name} returned a {type(values).__name__}{shape}, "
+                f"expected real numbers of shape {tuple(times.shape)}"
             )
         return values
 
     @staticmethod
-    def _broadcast(coefficient: Callable[[Tensor], Tensor], x: D | Tensor, t: Tensor | None) -> D | Tensor:
+    def _broadcast(
+        coefficient: Callable[[Tensor], Tensor], x: D | Tensor, t: Tensor | None
+    ) -> D | Tensor:
         if isinstance(x, Tensor):
             return coefficient(x)
         if t is None:
-            raise TypeError(f"a coefficient of a batch needs times: call it with (x, t), got {type(x).__name__} alone")
+            raise TypeError(
+                "a coefficient of a batch needs times: call it with (x, t), got "
+                f"{type(x).__name__} alone"
+            )
         return type(x)(append_dims(coefficient(t), x.data.ndim))
 
 
 class MemorylessNoiseSchedule(NoiseSchedule):
-    r""":math:`\sigma_t = \sqrt{2 \eta_t}`, which makes the final sample independent of the initial noise.
+    r""":math:`\sigma_t = \sqrt{2 \eta_t}`, which makes the final sample independent of the initial
+    noise.
 
     References:
         Domingo-Enrich et al., Adjoint Matching, ICLR 2025.

@@ -13,7 +13,9 @@ from flowgym_gym.types import FlowTensor
 
 
 class OptimalTransportScheduler(Scheduler[FlowTensor]):
-    r"""Straight paths: :math:`\alpha_t = t`, :math:`\beta_t = 1 - t` (Lipman et al., Flow Matching, ICLR 2023)."""
+    r"""Straight paths: :math:`\alpha_t = t`, :math:`\beta_t = 1 - t` (Lipman et al., Flow Matching,
+    ICLR 2023).
+    """
 
     def _alpha(self, t: Tensor) -> Tensor:
         return t
@@ -23,9 +25,11 @@ class OptimalTransportScheduler(Scheduler[FlowTensor]):
 
 
 class CosineScheduler(Scheduler[FlowTensor]):
-    r"""Cosine paths: :math:`\alpha_t = 1 - \cos^2(\tfrac{\pi}{2} t^\nu)`, :math:`\beta_t = 1 - \alpha_t`.
+    r"""Cosine paths: :math:`\alpha_t = 1 - \cos^2(\tfrac{\pi}{2} t^\nu)`, :math:`\beta_t = 1 -
+    \alpha_t`.
 
-    Grids begin where :math:`t^\nu = 0.01`: at time 0 the path stands still and nothing can be steered.
+    Grids begin where :math:`t^\nu = 0.01`: at time 0 the path stands still and nothing can be
+    steered.
 
     Args:
         nu: Exponent of the time; above 0.

@@ -1,4 +1,6 @@
-"""Wrappers for single environments; :mod:`flowgym_gym.wrappers.vector` mirrors them for vector environments."""
+"""Wrappers for single environments; :mod:`flowgym_gym.wrappers.vector` mirrors them for vector
+environments.
+"""
 
 from flowgym_gym.wrappers import vector as vector
 from flowgym_gym.wrappers.coarse_action import CoarseAction

@@ -12,12 +12,17 @@ OBSERVATION_WRAPPERS = (gymnasium.ObservationWrapper, gymnasium.vector.VectorObs
 
 
 def check_own_observations(env: Any) -> None:
-    """Raise an OptionError if a wrapper between ``env`` and the environment changes the observations."""
+    """Raise an OptionError if a wrapper between ``env`` and the environment changes the
+    observations.
+    """
     inner = env
     while inner is not env.unwrapped:
-        if isinstance(inner, OBSERVATION_WRAPPERS) or inner.observation_space != env.unwrapped.observation_space:
+        if (
+            isinstance(inner, OBSERVATION_WRAPPERS)
+            or inner.observation_space != env.unwrapped.observation_space
+        ):
             raise OptionError(
-                f"the wrapper {type(inner).__name__} changes observations, and ToTorch would pass them by; "
-                "put it outside of ToTorch"
+                f"the wrapper {type(inner).__name__} changes observations, and ToTorch would pass "
+                "them by; put it outside of ToTorch"
             )
         inner = inner.env

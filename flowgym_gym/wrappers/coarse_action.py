@@ -15,11 +15,15 @@ from flowgym_gym.types import oddity
 A = TypeVar("A", np.ndarray, Tensor)
 
 
-class CoarseAction(gymnasium.ActionWrapper[Any, np.ndarray, np.ndarray], gymnasium.utils.RecordConstructorArgs):
-    """The agent acts on a low-resolution grid that is upsampled to the latent's size (nearest neighbour).
+class CoarseAction(
+    gymnasium.ActionWrapper[Any, np.ndarray, np.ndarray], gymnasium.utils.RecordConstructorArgs
+):
+    """The agent acts on a low-resolution grid that is upsampled to the latent's size (nearest
+    neighbour).
 
-    A Gaussian policy over thousands of dimensions cannot be trained by likelihood ratios: a shift of 0.01 standard
-    deviations in each of 16,384 dimensions already puts almost every ratio outside PPO's clipping range.
+    A Gaussian policy over thousands of dimensions cannot be trained by likelihood ratios: a shift
+    of 0.01 standard deviations in each of 16,384 dimensions already puts almost every ratio outside
+    PPO's clipping range.
 
     Args:
         env: An environment with actions of shape ``(C, H, W)``.
@@ -54,8 +58,15 @@ def coarse_space(space: gymnasium.Space[Any], resolution: int) -> gymnasium.spac
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) < 3:
         raise OptionError(f"CoarseAction needs actions of shape (C, H, W), got {space}")
     height, width = space.shape[-2:]
-    if isinstance(resolution, bool) or not isinstance(resolution, int) or not 1 <= resolution <= min(height, width):
-        raise OptionError(f"resolution is {shown(resolution)}, expected a whole number from 1 to {min(height, width)}")
+    if (
+        isinstance(resolution, bool)
+        or not isinstance(resolution, int)
+        or not 1 <= resolution <= min(height, width)
+    ):
+        raise OptionError(
+            f"resolution is {shown(resolution)}, expected a whole number from 1 to "
+            f"{min(height, width)}"
+        )
     shape = (*space.shape[:-2], resolution, resolution)
     return gymnasium.spaces.Box(float(space.low.min()), float(space.high.max()), shape, np.float32)
 

@@ -11,7 +11,8 @@ from flowgym_gym.envs.rollout import rollout_of
 
 
 class RewardScale(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
-    """Weigh the terminal reward by ``scale`` instead of the environment's ``reward_scale``; control costs stay.
+    """Weigh the terminal reward by ``scale`` instead of the environment's ``reward_scale``; control
+    costs stay.
 
     Gymnasium's ``TransformReward`` would scale both.
 

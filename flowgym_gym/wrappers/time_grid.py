@@ -24,12 +24,15 @@ class TimeGrid(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordCons
         OptionError: If the model's schedule has no such grid.
 
     >>> import gymnasium, flowgym_gym
-    >>> env = TimeGrid(gymnasium.make("flowgym/StableDiffusion-Red-v0"), steps=5, spacing="trailing")
+    >>> env = gymnasium.make("flowgym/StableDiffusion-Red-v0")
+    >>> env = TimeGrid(env, steps=5, spacing="trailing")
     >>> env.unwrapped.discretization_steps
     5
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], steps: Steps, spacing: str | None = None) -> None:
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], steps: Steps, spacing: str | None = None
+    ) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(self, steps=steps, spacing=spacing)
         gymnasium.Wrapper.__init__(self, env)
         rollout_of(env).set_time_grid(steps, spacing)

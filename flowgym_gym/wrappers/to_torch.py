@@ -13,11 +13,12 @@ from flowgym_gym.wrappers.check import check_own_observations
 
 
 class ToTorch(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
-    """Observations are torch tensors on the model's device, and actions may be; the latent is handed out uncopied.
+    """Observations are torch tensors on the model's device, and actions may be; the latent is
+    handed out uncopied.
 
-    What stays as it is: rewards, infos, and the spaces, which describe the same numbers. Gymnasium's ``NumpyToTorch``
-    would carry every latent from the device to the CPU and back. The latent is the environment's own: do not write to
-    it.
+    What stays as it is: rewards, infos, and the spaces, which describe the same numbers.
+    Gymnasium's ``NumpyToTorch`` would carry every latent from the device to the CPU and back. The
+    latent is the environment's own: do not write to it.
 
     Args:
         env: A denoising environment, wrapped or not.
@@ -56,7 +57,13 @@ class ToTorch(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConst
 
 
 def tensors(rollout: Rollout, observation: dict[str, Any]) -> dict[str, Tensor]:
-    """A batched observation of arrays as tensors on the device of the ``rollout`` that it was made of."""
+    """A batched observation of arrays as tensors on the device of the ``rollout`` that it was made
+    of.
+    """
     latents = rollout.latents
-    rest = {name: torch.from_numpy(value).to(latents.device) for name, value in observation.items() if name != "latent"}
+    rest = {
+        name: torch.from_numpy(value).to(latents.device)
+        for name, value in observation.items()
+        if name != "latent"
+    }
     return {"latent": latents, **rest}

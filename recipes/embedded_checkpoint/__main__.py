@@ -1,7 +1,9 @@
-"""Make the embedded checkpoint: data, autoencoder, classifier, text encoder and U-Net, measurements, model card.
+"""Make the embedded checkpoint: data, autoencoder, classifier, text encoder and U-Net,
+measurements, model card.
 
-Every stage leaves its result in the work folder and is skipped when that is there; a stage that was interrupted goes
-on from its last checkpoint. Times are minutes of training per stage; the learning rates end with them.
+Every stage leaves its result in the work folder and is skipped when that is there; a stage that was
+interrupted goes on from its last checkpoint. Times are minutes of training per stage; the learning
+rates end with them.
 """
 
 import argparse
@@ -18,7 +20,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from recipes.embedded_checkpoint import autoencoder, card, classifier, denoiser, evaluate, judge, render
+from recipes.embedded_checkpoint import (
+    autoencoder,
+    card,
+    classifier,
+    denoiser,
+    evaluate,
+    judge,
+    render,
+)
 from recipes.embedded_checkpoint.concepts import COLORS, CONCEPTS, EVALUATION_TEMPLATE
 from recipes.embedded_checkpoint.training import Outcome
 
@@ -71,7 +81,9 @@ def stage_data(args: argparse.Namespace) -> dict[str, np.ndarray]:
         return {key: data[key] for key in data.files}
 
 
-def stage_autoencoder(args: argparse.Namespace, data: dict[str, np.ndarray]) -> tuple[AutoencoderKL, dict, dict]:
+def stage_autoencoder(
+    args: argparse.Namespace, data: dict[str, np.ndarray]
+) -> tuple[AutoencoderKL, dict, dict]:
     """Train the autoencoder and encode the training set, or load both.
 
     Returns:
@@ -94,7 +106,9 @@ def stage_autoencoder(args: argparse.Namespace, data: dict[str, np.ndarray]) -> 
         return vae, {key: latents[key] for key in latents.files}, result
 
 
-def stage_classifier(args: argparse.Namespace, data: dict[str, np.ndarray]) -> tuple[classifier.Classifier, dict]:
+def stage_classifier(
+    args: argparse.Namespace, data: dict[str, np.ndarray]
+) -> tuple[classifier.Classifier, dict]:
     """Train the classifier and validate the judges on new renderings, or load it."""
     folder = args.work / "classifier"
 
@@ -131,7 +145,13 @@ def stage_decoder(args: argparse.Namespace, data: dict, latents: dict) -> dict:
         pipeline = load_pipeline(args.work / "trained", args.device)
         vae = AutoencoderKL.from_pretrained(args.work / "vae").to(args.device)
         outcome, psnr = autoencoder.sharpen_decoder(
-            vae, data["images"], latents, args.work, args.decoder_minutes, args.decoder_batch, args.device
+            vae,
+            data["images"],
+            latents,
+            args.work,
+            args.decoder_minutes,
+            args.decoder_batch,
+            args.device,
         )
         model = denoiser.Denoiser(pipeline.text_encoder, pipeline.unet)
         denoiser.export(vae, pipeline.tokenizer, model, args.work / "finished")
@@ -161,7 +181,9 @@ def stage_measurements(
     concepts, backgrounds = [], []
 
     def subjects(guidance: float, eta: float) -> dict:
-        figures, pictures, right = evaluate.measure_concepts(pipeline, judged_by, guidance=guidance, eta=eta)
+        figures, pictures, right = evaluate.measure_concepts(
+            pipeline, judged_by, guidance=guidance, eta=eta
+        )
         np.savez(folder / f"concepts_{guidance:g}_{eta:g}.npz", pictures=pictures, right=right)
         order = np.argsort(right, kind="stable")
         names = list(CONCEPTS)
@@ -177,7 +199,10 @@ def stage_measurements(
             )
         )
         top1, right = concepts[-1]["top1"], backgrounds[-1]["accuracy"]
-        print(f"guidance {guidance:g}, eta {eta:g}: top-1 {top1:.3f}, background {right:.3f}", flush=True)
+        print(
+            f"guidance {guidance:g}, eta {eta:g}: top-1 {top1:.3f}, background {right:.3f}",
+            flush=True,
+        )
     return concepts, backgrounds
 
 
@@ -188,7 +213,9 @@ def reconstructions(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> np
         for start in range(0, len(pictures), 128):
             x = autoencoder.to_tensor(pictures[start : start + 128], device)
             y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-            results.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+            results.append(
+                ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            )
     return np.concatenate(results)
 
 
@@ -202,23 +229,35 @@ def draw_sheets(args: argparse.Namespace, pipeline: StableDiffusionPipeline, dat
         sheet = pictures.reshape(len(rows), -1, *pictures.shape[1:])
         evaluate.grid(sheet, names, args.out / f"samples_guidance{guidance:g}.png")
     subjects = ("cat", "car", "red heart", "penguin")
-    prompts = [f"a photo of a {name} on a {color} background" for name in subjects for color in COLORS]
+    prompts = [
+        f"a photo of a {name} on a {color} background" for name in subjects for color in COLORS
+    ]
     pictures = evaluate.sample(pipeline, prompts, guidance=1.0, eta=1.0, seed=100)
     sheet = pictures.reshape(len(subjects), len(COLORS), *pictures.shape[1:])
     evaluate.grid(sheet, list(COLORS), args.out / "samples_backgrounds.png")
     originals = data["images"][:: RENDERINGS_PER_CONCEPT * 8][:24].reshape(2, 12, 64, 64, 3)
-    decoded = reconstructions(pipeline.vae, originals.reshape(-1, 64, 64, 3), args.device).reshape(originals.shape)
+    decoded = reconstructions(pipeline.vae, originals.reshape(-1, 64, 64, 3), args.device).reshape(
+        originals.shape
+    )
     evaluate.grid(
-        np.stack([originals[0], decoded[0], originals[1], decoded[1]]), [""] * 12, args.out / "reconstructions.png"
+        np.stack([originals[0], decoded[0], originals[1], decoded[1]]),
+        [""] * 12,
+        args.out / "reconstructions.png",
     )
 
 
 def parse() -> argparse.Namespace:
     """Command line, with defaults for the device."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.embedded_checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.embedded_checkpoint", description=__doc__
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished checkpoint")
-    parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and measurements")
-    parser.add_argument("--classifier-out", type=Path, default=classifier.FOLDER, help="folder of the classifier")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for data, checkpoints and measurements"
+    )
+    parser.add_argument(
+        "--classifier-out", type=Path, default=classifier.FOLDER, help="folder of the classifier"
+    )
     parser.add_argument("--font", help="NotoColorEmoji.ttf, where it is not in the usual place")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--machine", default="", help="the machine in words, for the card")
@@ -233,7 +272,11 @@ def parse() -> argparse.Namespace:
                 setattr(args, key, value)
     if not args.machine:
         on_gpu = args.device.startswith("cuda")
-        args.machine = torch.cuda.get_device_name() if on_gpu else f"{args.threads} CPU threads ({platform.machine()})"
+        args.machine = (
+            torch.cuda.get_device_name()
+            if on_gpu
+            else f"{args.threads} CPU threads ({platform.machine()})"
+        )
     return args
 
 
@@ -265,10 +308,14 @@ def main() -> None:
         "concepts": concepts,
         "backgrounds": backgrounds,
         "judge": {
-            key: value for key, value in judge_report.items() if key not in ("steps", "minutes", "losses", "batch")
+            key: value
+            for key, value in judge_report.items()
+            if key not in ("steps", "minutes", "losses", "batch")
         },
         "psnr": stages["decoder"]["psnr"],
-        "reconstructed_top1": judge.top_k_accuracy(judge.logits_of(judged_by, decoded, "cpu"), held_out["concept"], 1),
+        "reconstructed_top1": judge.top_k_accuracy(
+            judge.logits_of(judged_by, decoded, "cpu"), held_out["concept"], 1
+        ),
         "weakest": [name for name, share in default["by_concept"].items() if share < 1][:10],
     }
     (args.out / "quality.json").write_text(json.dumps(quality, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """Stage 1: the autoencoder, 64 x 64 pictures to 4 x 8 x 8 latents and back.
 
-The loss is L1 on pixels, on image gradients (edges carry the drawing) and on 4 x 4 means (flat areas keep their
-colour), plus a small KL term that keeps latents near each other without blurring them.
+The loss is L1 on pixels, on image gradients (edges carry the drawing) and on 4 x 4 means (flat
+areas keep their colour), plus a small KL term that keeps latents near each other without blurring
+them.
 """
 
 import math
@@ -47,7 +48,9 @@ def to_tensor(images: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """Mean L1 of pixels, gradients and 4 x 4 means of ``y`` against ``x``, both ``(n, 3, 64, 64)``."""
+    """Mean L1 of pixels, gradients and 4 x 4 means of ``y`` against ``x``, both ``(n, 3,
+    64, 64)``.
+    """
     error = y - x
     pixels = error.abs().mean()
     gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -62,7 +65,9 @@ def split(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def peak_signal_to_noise(model: AutoencoderKL, images: np.ndarray, device: torch.device | str) -> float:
+def peak_signal_to_noise(
+    model: AutoencoderKL, images: np.ndarray, device: torch.device | str
+) -> float:
     """Mean PSNR of reconstructions in dB, from mean squared errors of each picture."""
     values = []
     for start in range(0, len(images), 64):
@@ -124,7 +129,8 @@ def sharpen_decoder(
     batch: int,
     device: torch.device | str,
 ) -> tuple[Outcome, float]:
-    """Train the decoder of ``model`` further, in place; latents keep their meaning, since the encoder is frozen.
+    """Train the decoder of ``model`` further, in place; latents keep their meaning, since the
+    encoder is frozen.
 
     Returns:
         How training ended, and the held-out PSNR in dB.
@@ -140,7 +146,9 @@ def sharpen_decoder(
         rows = rng.choice(training, batch, replace=False)
         noise = torch.randn((batch, *mean.shape[1:]), generator=torch.Generator().manual_seed(step))
         z = (mean[rows] + std[rows] * noise).to(device)
-        return {"loss": reconstruction_loss(model.decode(z).sample, to_tensor(images[rows], device))}
+        return {
+            "loss": reconstruction_loss(model.decode(z).sample, to_tensor(images[rows], device))
+        }
 
     outcome = train(
         "decoder",
@@ -156,7 +164,9 @@ def sharpen_decoder(
 
 
 @torch.no_grad()
-def encode_all(model: AutoencoderKL, images: np.ndarray, device: torch.device | str) -> dict[str, np.ndarray]:
+def encode_all(
+    model: AutoencoderKL, images: np.ndarray, device: torch.device | str
+) -> dict[str, np.ndarray]:
     """Posterior ``mean`` and ``std`` of every picture, float32, ``(n, 4, 8, 8)``."""
     means, stds = [], []
     for start in range(0, len(images), 128):
@@ -167,7 +177,9 @@ def encode_all(model: AutoencoderKL, images: np.ndarray, device: torch.device | 
 
 
 def finish(model: AutoencoderKL, latents: dict[str, np.ndarray], folder: Path) -> None:
-    """Set the scaling factor from the latents and save the model with its latents' spread in ``folder``."""
+    """Set the scaling factor from the latents and save the model with its latents' spread in
+    ``folder``.
+    """
     spread = float(np.sqrt(np.mean(latents["std"] ** 2) + np.var(latents["mean"])))
     model.register_to_config(scaling_factor=1 / spread)
     model.save_pretrained(folder)

@@ -26,7 +26,8 @@ Version 2.0 (https://www.apache.org/licenses/LICENSE-2.0).
 
 
 def write_license(folder: Path) -> None:
-    """Write the font's licence from the Debian package's copyright file, unless the folder has it already.
+    """Write the font's licence from the Debian package's copyright file, unless the folder has it
+    already.
 
     Raises:
         FileNotFoundError: If neither is there.
@@ -36,16 +37,21 @@ def write_license(folder: Path) -> None:
         return
     if not COPYRIGHT_FILE.exists():
         raise FileNotFoundError(
-            f"{COPYRIGHT_FILE} not found; install fonts-noto-color-emoji or put the font's licence at {target}"
+            f"{COPYRIGHT_FILE} not found; install fonts-noto-color-emoji or put the font's licence "
+            f"at {target}"
         )
     text = COPYRIGHT_FILE.read_text(encoding="utf-8")
-    license_text = re.split(r"^License:\s*SIL-1\.1\n", text, flags=re.MULTILINE)[-1].split("\nFiles:")[0]
+    license_text = re.split(r"^License:\s*SIL-1\.1\n", text, flags=re.MULTILINE)[-1].split(
+        "\nFiles:"
+    )[0]
     lines = [re.sub(r"^ \.?", "", line) for line in license_text.splitlines()]
     target.write_text(_LICENSE_HEAD + "\n".join(lines).strip() + "\n", encoding="utf-8")
 
 
 def write_lists(folder: Path) -> None:
-    """Write ``concepts.txt`` (one name a line) and ``colors.json`` (name to sRGB) beside the checkpoint."""
+    """Write ``concepts.txt`` (one name a line) and ``colors.json`` (name to sRGB) beside the
+    checkpoint.
+    """
     (folder / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n", encoding="utf-8")
     entries = ",\n".join(f'  "{name}": {json.dumps(list(rgb))}' for name, rgb in COLORS.items())
     (folder / "colors.json").write_text("{\n" + entries + "\n}\n", encoding="utf-8")
@@ -68,7 +74,9 @@ def component_sizes(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def weakest_colors(by_color: dict[str, float], count: int = 3) -> str:
-    """The colours that are right least often, with their figures; those that are always right are left out."""
+    """The colours that are right least often, with their figures; those that are always right are
+    left out.
+    """
     wrong = [(name, value) for name, value in by_color.items() if value < 1]
     ordered = sorted(wrong, key=lambda entry: entry[1])[:count]
     return ", ".join(f"{name} {value:.0%}" for name, value in ordered) or "none below 100%"
@@ -80,7 +88,8 @@ def write_card(folder: Path, quality: dict, training: dict) -> None:
     Args:
         folder: The checkpoint's folder; sizes are read from it.
         quality: What ``quality.json`` holds.
-        training: Steps, minutes and batch of every stage, the machine, and properties of data and model.
+        training: Steps, minutes and batch of every stage, the machine, and properties of data and
+            model.
     """
     sizes = component_sizes(folder)
     concepts, backgrounds, judge = quality["concepts"], quality["backgrounds"], quality["judge"]
@@ -90,7 +99,9 @@ def write_card(folder: Path, quality: dict, training: dict) -> None:
         concept_count=len(CONCEPTS),
         color_count=len(COLORS),
         renderings=f"{training['renderings']:,}",
-        size_rows=table([[f"`{name}`", f"{count / 1e6:.2f} M", f"{size:.1f} MB"] for name, count, size in sizes]),
+        size_rows=table(
+            [[f"`{name}`", f"{count / 1e6:.2f} M", f"{size:.1f} MB"] for name, count, size in sizes]
+        ),
         scaling_factor=f"{training['scaling_factor']:.4f}",
         machine=training["machine"],
         total_minutes=f"{sum(stage['minutes'] for stage in stages.values()):.0f}",
@@ -108,12 +119,20 @@ def write_card(folder: Path, quality: dict, training: dict) -> None:
         samples_per_concept=concepts[0]["samples"] // concepts[0]["prompts"],
         prompts=concepts[0]["prompts"],
         subject_rows=table(
-            [[f"{e['guidance']:g}", f"{e['eta']:g}", f"{e['top1']:.1%}", f"{e['top5']:.1%}"] for e in concepts]
+            [
+                [f"{e['guidance']:g}", f"{e['eta']:g}", f"{e['top1']:.1%}", f"{e['top5']:.1%}"]
+                for e in concepts
+            ]
         ),
         background_prompts=backgrounds[0]["samples"] // len(COLORS),
         background_rows=table(
             [
-                [f"{e['guidance']:g}", f"{e['eta']:g}", f"{e['accuracy']:.1%}", weakest_colors(e["by_color"])]
+                [
+                    f"{e['guidance']:g}",
+                    f"{e['eta']:g}",
+                    f"{e['accuracy']:.1%}",
+                    weakest_colors(e["by_color"]),
+                ]
                 for e in backgrounds
             ]
         ),

@@ -1,4 +1,6 @@
-"""What the embedded checkpoint can draw: concepts, background colours and the captions that name them."""
+"""What the embedded checkpoint can draw: concepts, background colours and the captions that name
+them.
+"""
 
 import numpy as np
 
@@ -45,7 +47,9 @@ _TABLE = """
 CONCEPTS: dict[str, str] = {
     name.strip(): emoji
     for line in _TABLE.strip().splitlines()
-    for name, emoji in (entry.strip().rsplit(" ", 1) for entry in line.strip().strip("|").split("|"))
+    for name, emoji in (
+        entry.strip().rsplit(" ", 1) for entry in line.strip().strip("|").split("|")
+    )
 }
 """Name to emoji. Every noun has exactly one picture, and no two pictures are near-duplicates."""
 
@@ -87,8 +91,8 @@ def background_probabilities() -> tuple[np.ndarray, np.ndarray]:
     """Joint distribution of backgrounds and captions, seen from the background.
 
     Returns:
-        The share of each background over all pictures, and the probability that the caption of a picture with
-        that background names it. Both have shape ``(len(COLORS),)``.
+        The share of each background over all pictures, and the probability that the caption of a
+        picture with that background names it. Both have shape ``(len(COLORS),)``.
     """
     n = len(COLORS)
     unnamed = np.full(n, (1 - WHITE_SHARE_UNNAMED) / (n - 1))
@@ -102,7 +106,8 @@ def background_probabilities() -> tuple[np.ndarray, np.ndarray]:
 def with_article(template: str, name: str, rng: np.random.Generator | None = None) -> str:
     """Fill a template; with a generator, "a" before a vowel becomes "an" half of the time.
 
-    Both spellings are trained so that ``"a photo of a apple"`` and ``"a photo of an apple"`` mean the same.
+    Both spellings are trained so that ``"a photo of a apple"`` and ``"a photo of an apple"`` mean
+    the same.
     """
     if rng is not None and name[0] in _VOWELS and rng.random() < 0.5:
         template = template.replace("a {}", "an {}")

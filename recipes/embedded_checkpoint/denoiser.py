@@ -1,12 +1,15 @@
 r"""Stage 2: the text encoder and the U-Net, trained together to predict the noise in latents.
 
-With :math:`x_t = \sqrt{\bar\alpha_t} x + \sqrt{1 - \bar\alpha_t} \epsilon` and the signal-to-noise ratio
-:math:`s = \bar\alpha_t / (1 - \bar\alpha_t)`, the squared error of the predicted noise is weighted by
+With :math:`x_t = \sqrt{\bar\alpha_t} x + \sqrt{1 - \bar\alpha_t} \epsilon` and the signal-to-noise
+ratio
+:math:`s = \bar\alpha_t / (1 - \bar\alpha_t)`, the squared error of the predicted noise is weighted
+by
 
 .. math:: w(t) \propto (\min(s, 5) + c) / s.
 
-The minimum is min-SNR weighting. The constant :math:`c` raises the weight at the noisiest times, where the error of
-the predicted picture is :math:`1 / s` times the error of the predicted noise and the subject is decided.
+The minimum is min-SNR weighting. The constant :math:`c` raises the weight at the noisiest times,
+where the error of the predicted picture is :math:`1 / s` times the error of the predicted noise and
+the subject is decided.
 """
 
 import copy
@@ -49,7 +52,9 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A two-level conditional U-Net for 4 x 8 x 8 latents, with text attention at full and at the lowest resolution."""
+    """A two-level conditional U-Net for 4 x 8 x 8 latents, with text attention at full and at the
+    lowest resolution.
+    """
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -154,7 +159,9 @@ class Batches:
         self.alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents, times (one in each equal part of the schedule), tokens and noise of a step."""
+        """Noisy latents, times (one in each equal part of the schedule), tokens and noise of a
+        step.
+        """
         rng = np.random.default_rng((self.seed, step))
         per_epoch = len(self.latents) // self.batch
         epoch, position = divmod(step, per_epoch)
@@ -170,7 +177,9 @@ class Batches:
         return abar.sqrt() * x + (1 - abar).sqrt() * noise, times, tokens, noise
 
 
-def assemble(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: Denoiser) -> StableDiffusionPipeline:
+def assemble(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: Denoiser
+) -> StableDiffusionPipeline:
     """Everything as one pipeline, sharing the modules."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -189,8 +198,9 @@ def assemble(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: Denoiser) -> S
 def tidy_configurations(folder: Path) -> None:
     """Make saved configurations mean the same on every machine and in both libraries.
 
-    Where the parts were loaded from is dropped. transformers opens a model in the type its configuration names and
-    diffusers in float32, so the text encoder is asked for in float32 as well; its file stays float16.
+    Where the parts were loaded from is dropped. transformers opens a model in the type its
+    configuration names and diffusers in float32, so the text encoder is asked for in float32 as
+    well; its file stays float16.
     """
     for path in folder.glob("*/*config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -202,14 +212,17 @@ def tidy_configurations(folder: Path) -> None:
 
 
 def name_as_published(file: Path) -> None:
-    """Give a CLIP text encoder's weights the names that published checkpoints have, ``text_model.*``.
+    """Give a CLIP text encoder's weights the names that published checkpoints have,
+    ``text_model.*``.
 
-    transformers saves them without that level from 5.6 on and reads both; earlier versions read only the published
-    names and, where they find none, leave every weight random.
+    transformers saves them without that level from 5.6 on and reads both; earlier versions read
+    only the published names and, where they find none, leave every weight random.
     """
     tensors = load_file(file)
     names = {name: f"text_model.{name.removeprefix('text_model.')}" for name in tensors}
-    save_file({names[name]: value for name, value in tensors.items()}, file, metadata={"format": "pt"})
+    save_file(
+        {names[name]: value for name, value in tensors.items()}, file, metadata={"format": "pt"}
+    )
     file.chmod(0o644)
 
 
@@ -238,7 +251,9 @@ def train_denoiser(
     torch.manual_seed(4)
     tokenizer = build_tokenizer()
     model = Denoiser(build_text_encoder(tokenizer), build_unet()).to(device)
-    batches = Batches(latents["mean"], vae.config.scaling_factor, Captions(tokenizer, data), batch, device, seed=4)
+    batches = Batches(
+        latents["mean"], vae.config.scaling_factor, Captions(tokenizer, data), batch, device, seed=4
+    )
     weights = loss_weights(batches.alphas_cumprod)
 
     def losses(step: int) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Stage 4: what the judges say about samples of the finished pipeline.
 
-For every concept, "a photo of a <concept>" is sampled from several seeds with DDIM and judged by the classifier. For
-backgrounds, every colour is named with many different concepts. The measurement is the same whatever the model is.
+For every concept, "a photo of a <concept>" is sampled from several seeds with DDIM and judged by
+the classifier. For backgrounds, every colour is named with many different concepts. The measurement
+is the same whatever the model is.
 """
 
 from collections.abc import Sequence
@@ -75,7 +76,8 @@ def measure_concepts(
         every: Only every n-th concept, for a quick look.
 
     Returns:
-        The figures, the pictures, and for each concept the share of its samples that were recognised.
+        The figures, the pictures, and for each concept the share of its samples that were
+        recognised.
     """
     names = list(CONCEPTS)[::every]
     labels = np.tile(np.arange(len(CONCEPTS))[::every], samples)
@@ -98,12 +100,17 @@ def measure_concepts(
 def measure_backgrounds(
     pipeline: StableDiffusionPipeline, *, guidance: float, eta: float, seed: int = 5000
 ) -> dict[str, float | dict[str, float]]:
-    """Share of samples whose border has the background colour that the prompt names, overall and by colour."""
+    """Share of samples whose border has the background colour that the prompt names, overall and by
+    colour.
+    """
     rng = np.random.default_rng(seed)
     names, colors = list(CONCEPTS), list(COLORS)
     labels = np.repeat(np.arange(len(colors)), BACKGROUND_PROMPTS_PER_COLOR)
     chosen = np.concatenate(
-        [rng.choice(len(names), BACKGROUND_PROMPTS_PER_COLOR, replace=False) for _ in range(len(colors))]
+        [
+            rng.choice(len(names), BACKGROUND_PROMPTS_PER_COLOR, replace=False)
+            for _ in range(len(colors))
+        ]
     )
     prompts = [
         f"{EVALUATION_TEMPLATE.format(names[concept])} on a {colors[label]} background"
@@ -134,15 +141,21 @@ def grid(pictures: np.ndarray, titles: Sequence[str], path: Path, *, scale: int 
     cell, gap, band = width * scale, 4, 14
     per_picture = len(titles) == rows * columns and rows > 1
     row_height = height * scale + gap + (band if per_picture else 0)
-    sheet = Image.new("RGB", (columns * (cell + gap), rows * row_height + (0 if per_picture else band)), "white")
+    sheet = Image.new(
+        "RGB", (columns * (cell + gap), rows * row_height + (0 if per_picture else band)), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     for row in range(rows):
         for column in range(columns):
             left, top = column * (cell + gap), row * row_height + band
             picture = Image.fromarray(pictures[row, column])
-            sheet.paste(picture.resize((cell, height * scale), Image.Resampling.BICUBIC), (left, top))
+            sheet.paste(
+                picture.resize((cell, height * scale), Image.Resampling.BICUBIC), (left, top)
+            )
             if per_picture:
-                draw.text((left, top - band), titles[row * columns + column][: cell // 6], fill="black")
+                draw.text(
+                    (left, top - band), titles[row * columns + column][: cell // 6], fill="black"
+                )
             elif row == 0:
                 draw.text((left, 0), titles[column][: cell // 6], fill="black")
     sheet.save(path, optimize=True)

@@ -1,8 +1,9 @@
-"""Stage 3: the judges of the samples, a classifier of the subject and a colour reader for the background.
+"""Stage 3: the judges of the samples, a classifier of the subject and a colour reader for the
+background.
 
-The classifier sees real renderings, blurred and noisy at random so that it looks at shapes and colours rather than at
-the sharpness of an edge. It is tested on renderings it has not seen. The colour reader is a rule: the palette colour
-nearest to the mean of the border pixels.
+The classifier sees real renderings, blurred and noisy at random so that it looks at shapes and
+colours rather than at the sharpness of an edge. It is tested on renderings it has not seen. The
+colour reader is a rule: the palette colour nearest to the mean of the border pixels.
 """
 
 import json
@@ -29,7 +30,9 @@ def as_unit(images: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def disturb(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur, noise, contrast and a shift of up to one pixel, each at random for the whole batch or each picture."""
+    """Blur, noise, contrast and a shift of up to one pixel, each at random for the whole batch or
+    each picture.
+    """
     n = len(x)
     blur = rng.integers(4)
     if blur:
@@ -38,10 +41,16 @@ def disturb(x: Tensor, rng: np.random.Generator) -> Tensor:
         kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
         kernel = (kernel / kernel.sum()).expand(3, 1, 1, 9)
         x = functional.pad(x, (4, 4, 4, 4), mode="replicate")
-        x = functional.conv2d(functional.conv2d(x, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+        x = functional.conv2d(
+            functional.conv2d(x, kernel, groups=3), kernel.transpose(2, 3), groups=3
+        )
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     contrast = 1 + 0.1 * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
-    noise = 0.06 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
+    noise = (
+        0.06
+        * torch.rand(n, 1, 1, 1, generator=generator)
+        * torch.randn(x.shape, generator=generator)
+    )
     x = (x - 0.5) * contrast.to(x.device) + 0.5 + noise.to(x.device)
     dy, dx = rng.integers(-1, 2, size=2)
     return x.roll((int(dy), int(dx)), dims=(2, 3)).clamp(0, 1)
@@ -61,7 +70,10 @@ def train_classifier(
         logits = model(disturb(as_unit(images[rows], device), rng))
         target = labels[torch.from_numpy(rows).to(device)]
         accuracy = (logits.argmax(-1) == target).float().mean()
-        return {"loss": functional.cross_entropy(logits, target, label_smoothing=0.05), "accuracy": accuracy}
+        return {
+            "loss": functional.cross_entropy(logits, target, label_smoothing=0.05),
+            "accuracy": accuracy,
+        }
 
     outcome = train(
         "classifier",
@@ -79,7 +91,9 @@ def train_classifier(
 def save_classifier(model: Classifier, folder: Path) -> None:
     """Write weights (float16) and class names."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().half().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = {
+        key: value.detach().half().cpu().contiguous() for key, value in model.state_dict().items()
+    }
     save_file(weights, folder / "model.safetensors")
     (folder / "classes.json").write_text(json.dumps(model.names, indent=0) + "\n", encoding="utf-8")
 
@@ -87,7 +101,9 @@ def save_classifier(model: Classifier, folder: Path) -> None:
 @torch.no_grad()
 def logits_of(model: Classifier, images: np.ndarray, device: torch.device | str) -> Tensor:
     """Logits of uint8 pictures ``(n, 64, 64, 3)``, on the CPU."""
-    return torch.cat([model(as_unit(images[i : i + 256], device)).cpu() for i in range(0, len(images), 256)])
+    return torch.cat(
+        [model(as_unit(images[i : i + 256], device)).cpu() for i in range(0, len(images), 256)]
+    )
 
 
 def top_k_accuracy(logits: Tensor, labels: np.ndarray, k: int) -> float:
@@ -105,7 +121,9 @@ def background_colors(images: np.ndarray) -> np.ndarray:
     return np.square(border[:, None] - palette[None]).sum(-1).argmin(-1)
 
 
-def validate(model: Classifier, held_out: dict[str, np.ndarray], device: torch.device | str) -> dict[str, float]:
+def validate(
+    model: Classifier, held_out: dict[str, np.ndarray], device: torch.device | str
+) -> dict[str, float]:
     """Accuracy of both judges on renderings that nothing was trained on."""
     images, labels = held_out["images"], held_out["concept"]
     disturbed = np.concatenate(

@@ -1,7 +1,9 @@
-"""Muon: momentum with orthogonalised matrices, so that rare directions learn as fast as common ones.
+"""Muon: momentum with orthogonalised matrices, so that rare directions learn as fast as common
+ones.
 
-In short trainings on little compute it needs far fewer steps than Adam. Convolution kernels are matrices of output
-channels against everything else. Updates are scaled to the size of Adam's, so the learning rates of both agree.
+In short trainings on little compute it needs far fewer steps than Adam. Convolution kernels are
+matrices of output channels against everything else. Updates are scaled to the size of Adam's, so
+the learning rates of both agree.
 
 References:
     Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
@@ -46,7 +48,11 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Iterable,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 

@@ -1,4 +1,6 @@
-"""Emoji pictures: one clean cut-out per concept, and light random renderings of it on plain backgrounds."""
+"""Emoji pictures: one clean cut-out per concept, and light random renderings of it on plain
+backgrounds.
+"""
 
 from pathlib import Path
 
@@ -27,7 +29,8 @@ def find_font(path: str | None = None) -> Path:
     """Locate Noto Color Emoji.
 
     Args:
-        path: The font, or the folder ``png/128`` of the noto-emoji project: the pictures that the font is built from.
+        path: The font, or the folder ``png/128`` of the noto-emoji project: the pictures that the
+            font is built from.
 
     Raises:
         FileNotFoundError: If the font is neither at ``path`` nor where Linux distributions put it.
@@ -51,7 +54,9 @@ def drawn_from_font(font_path: Path, emoji: str) -> Image.Image:
 
 
 def drawn_from_folder(folder: Path, emoji: str) -> Image.Image:
-    """The emoji's file in a folder of noto-emoji, whose names spell the code points without variation selectors."""
+    """The emoji's file in a folder of noto-emoji, whose names spell the code points without
+    variation selectors.
+    """
     codes = "_".join(f"{ord(character):04x}" for character in emoji if character != "\ufe0f")
     with Image.open(folder / f"emoji_u{codes}.png") as picture:
         return picture.convert("RGBA")
@@ -68,16 +73,22 @@ def cutouts(font_path: Path) -> list[Image.Image]:
         canvas = draw_emoji(font_path, emoji)
         box = canvas.getchannel("A").getbbox()
         if box is None or box[2] - box[0] > 160:
-            raise ValueError(f"the font at {font_path} has no single picture for {name!r} ({emoji})")
+            raise ValueError(
+                f"the font at {font_path} has no single picture for {name!r} ({emoji})"
+            )
         glyph = canvas.crop(box)
         side = max(glyph.size)
         square = Image.new("RGBA", (side, side), (0, 0, 0, 0))
         square.paste(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
-        pictures.append(square.convert("RGBa").resize((CUTOUT_SIZE, CUTOUT_SIZE), Image.Resampling.LANCZOS))
+        pictures.append(
+            square.convert("RGBa").resize((CUTOUT_SIZE, CUTOUT_SIZE), Image.Resampling.LANCZOS)
+        )
     return pictures
 
 
-def place(cutout: Image.Image, color: tuple[int, int, int], scale: float, dx: float, dy: float) -> np.ndarray:
+def place(
+    cutout: Image.Image, color: tuple[int, int, int], scale: float, dx: float, dy: float
+) -> np.ndarray:
     """Composite a cut-out on a plain background.
 
     Args:
@@ -98,10 +109,14 @@ def place(cutout: Image.Image, color: tuple[int, int, int], scale: float, dx: fl
     layer.paste(small, (round(left), round(top)))
     rgba = np.asarray(layer, dtype=np.float32)
     alpha = rgba[..., 3:] / 255
-    return np.clip(rgba[..., :3] + (1 - alpha) * np.array(color, dtype=np.float32) + 0.5, 0, 255).astype(np.uint8)
+    return np.clip(
+        rgba[..., :3] + (1 - alpha) * np.array(color, dtype=np.float32) + 0.5, 0, 255
+    ).astype(np.uint8)
 
 
-def random_picture(cutout: Image.Image, color: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+def random_picture(
+    cutout: Image.Image, color: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
     """Draw one rendering with a random size and shift."""
     scale = rng.uniform(*SCALES)
     dx, dy = rng.uniform(-SHIFT, SHIFT, size=2)
@@ -112,7 +127,8 @@ def dataset(font_path: Path, per_concept: int, seed: int) -> dict[str, np.ndarra
     """Render the training set.
 
     Returns:
-        ``images`` (uint8, ``(n, 64, 64, 3)``), ``concept`` and ``color`` (indices, ``(n,)``), ordered by concept.
+        ``images`` (uint8, ``(n, 64, 64, 3)``), ``concept`` and ``color`` (indices, ``(n,)``),
+        ordered by concept.
     """
     rng = np.random.default_rng(seed)
     palette = list(COLORS.values())

@@ -13,7 +13,9 @@ LAYERS = 2
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE in which every word of the captions is one token and any other text is still spelled out."""
+    """Byte-level BPE in which every word of the captions is one token and any other text is still
+    spelled out.
+    """
     trained = CLIPTokenizer().backend_tokenizer
     letters = " ".join("abcdefghijklmnopqrstuvwxyz0123456789.,:;!?-'\"()&")
     trainer = trainers.BpeTrainer(
@@ -29,7 +31,10 @@ def build_tokenizer() -> CLIPTokenizer:
     vocabulary = {token: index for index, token in enumerate(vocabulary)}
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary.setdefault(special, len(vocabulary))
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+        for merge in model["merges"]
+    ]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 

@@ -1,7 +1,9 @@
-"""What every training stage shares: a wall-clock cosine schedule, an exponential moving average, atomic checkpoints.
+"""What every training stage shares: a wall-clock cosine schedule, an exponential moving average,
+atomic checkpoints.
 
-A stage is given minutes, not steps. Its learning rate is a function of the share of the budget that is used up, so
-the schedule reaches its end on any machine, and a resumed stage goes on where it stopped.
+A stage is given minutes, not steps. Its learning rate is a function of the share of the budget that
+is used up, so the schedule reaches its end on any machine, and a resumed stage goes on where it
+stopped.
 """
 
 import math
@@ -116,12 +118,14 @@ def train(
     Args:
         name: Stage name for the log.
         modules: Module that holds everything that is trained.
-        loss_function: Given the step (which seeds its batch), the losses; the entry ``"loss"`` is minimised.
+        loss_function: Given the step (which seeds its batch), the losses; the entry ``"loss"`` is
+            minimised.
         minutes: Training time over all resumed parts together, evaluation and checkpoints excluded.
         learning_rate: Peak learning rate of both optimisers.
         weight_decay: Weight decay of the matrices.
         checkpoint: File of the resumable state.
-        on_checkpoint: Called with the moving average, the step and the progress after each checkpoint.
+        on_checkpoint: Called with the moving average, the step and the progress after each
+            checkpoint.
         ema_decay: Decay of the moving average.
     """
     named = [(key, p) for key, p in modules.named_parameters() if p.requires_grad]

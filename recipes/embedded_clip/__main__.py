@@ -1,7 +1,8 @@
 """Make the embedded CLIP: data, training, measurements, model card.
 
-Every stage leaves its result in the work folder and is skipped when that is there; training that was interrupted goes
-on from its last checkpoint. The renderings are those of the embedded checkpoint's recipe.
+Every stage leaves its result in the work folder and is skipped when that is there; training that
+was interrupted goes on from its last checkpoint. The renderings are those of the embedded
+checkpoint's recipe.
 """
 
 import argparse
@@ -18,7 +19,13 @@ from transformers import CLIPTokenizer
 from flowgym_gym.models.stable_diffusion import EMBEDDED
 from flowgym_gym.rewards.clip import CLIP
 from recipes.embedded_checkpoint import classifier, render
-from recipes.embedded_checkpoint.__main__ import HELD_OUT_PER_CONCEPT, cached, load_pipeline, report, stage_data
+from recipes.embedded_checkpoint.__main__ import (
+    HELD_OUT_PER_CONCEPT,
+    cached,
+    load_pipeline,
+    report,
+    stage_data,
+)
 from recipes.embedded_checkpoint.card import LICENSE_FILE
 from recipes.embedded_checkpoint.concepts import COLORS, CONCEPTS
 from recipes.embedded_clip import measure
@@ -32,9 +39,12 @@ def stage_training(args: argparse.Namespace, data: dict) -> dict:
     """Train the model and export it to ``finished/clip``."""
 
     def make() -> dict:
-        # Training a tokenizer again numbers its tokens otherwise, so a run that resumes needs one that is written down.
+        # Training a tokenizer again numbers its tokens otherwise, so a run that resumes needs one
+        # that is written down.
         tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tiny" / "tokenizer")
-        model, outcome = clip.train_clip(data, tokenizer, args.work, args.minutes, args.concepts, args.device)
+        model, outcome = clip.train_clip(
+            data, tokenizer, args.work, args.minutes, args.concepts, args.device
+        )
         clip.export(model.cpu(), tokenizer, args.work / "finished" / "clip")
         return report(outcome, 2 * args.concepts)
 
@@ -42,7 +52,9 @@ def stage_training(args: argparse.Namespace, data: dict) -> dict:
 
 
 def stage_measurements(args: argparse.Namespace, folder: Path) -> dict:
-    """Measure the exported model on held-out renderings and on samples of the embedded checkpoint."""
+    """Measure the exported model on held-out renderings and on samples of the embedded
+    checkpoint.
+    """
 
     def make() -> dict:
         model = CLIP(str(folder), local=True)
@@ -61,7 +73,14 @@ def write_card(args: argparse.Namespace, training: dict, quality: dict, renderin
     """Write the model card from what was measured."""
     parameters, megabytes = measure.size(args.out)
     held_out, samples = quality["renderings"], quality["samples"]
-    percentages = ("top1", "top5", "top1_disturbed", "probability", "probability_disturbed", "background")
+    percentages = (
+        "top1",
+        "top5",
+        "top1_disturbed",
+        "probability",
+        "probability_disturbed",
+        "background",
+    )
     weakest = [f"{name} ({right:.0%})" for name, right in list(held_out["weakest"].items())[:12]]
     card = Template(CARD.read_text(encoding="utf-8")).substitute(
         megabytes=f"{megabytes:.1f}",
@@ -94,19 +113,28 @@ def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m recipes.embedded_clip", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and measurements")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for data, checkpoints and measurements"
+    )
     parser.add_argument("--font", help="NotoColorEmoji.ttf, or noto-emoji's folder png/128")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--machine", default="", help="the machine in words, for the card")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 16))
     parser.add_argument("--minutes", type=float, default=MINUTES, help="training time")
     parser.add_argument(
-        "--concepts", type=int, default=CONCEPTS_PER_BATCH, help="concepts in a batch, two pictures each"
+        "--concepts",
+        type=int,
+        default=CONCEPTS_PER_BATCH,
+        help="concepts in a batch, two pictures each",
     )
     args = parser.parse_args()
     if not args.machine:
         on_gpu = args.device.startswith("cuda")
-        args.machine = torch.cuda.get_device_name() if on_gpu else f"{args.threads} CPU threads ({platform.machine()})"
+        args.machine = (
+            torch.cuda.get_device_name()
+            if on_gpu
+            else f"{args.threads} CPU threads ({platform.machine()})"
+        )
     return args
 
 

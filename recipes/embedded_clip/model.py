@@ -1,14 +1,16 @@
 r"""A small CLIP for the embedded checkpoint's pictures and captions, and how it is trained.
 
-Pictures and captions of a batch are compared by the cosine of their embeddings, :math:`z_{ij} = e^s \cos(u_i, v_j)`.
-A batch holds two pictures of each concept, and captions that leave out the background are true of both, so the target
-of a picture is spread evenly over all captions that are true of it, and the other way round:
+Pictures and captions of a batch are compared by the cosine of their embeddings, :math:`z_{ij} = e^s
+\cos(u_i, v_j)`. A batch holds two pictures of each concept, and captions that leave out the
+background are true of both, so the target of a picture is spread evenly over all captions that are
+true of it, and the other way round:
 
-.. math:: L = -\tfrac1{2n} \sum_{ij} \Big( \frac{y_{ij}}{\sum_k y_{ik}} \log \mathrm{softmax}_j z_{ij}
-    + \frac{y_{ij}}{\sum_k y_{kj}} \log \mathrm{softmax}_i z_{ij} \Big),
+.. math:: L = -\tfrac1{2n} \sum_{ij} \Big( \frac{y_{ij}}{\sum_k y_{ik}} \log \mathrm{softmax}_j
+    z_{ij} + \frac{y_{ij}}{\sum_k y_{kj}} \log \mathrm{softmax}_i z_{ij} \Big),
 
-with :math:`y_{ij} = 1` where caption :math:`j` is true of picture :math:`i`. With one true caption a picture this is
-CLIP's own loss (Radford et al., Learning transferable visual models from natural language supervision, 2021).
+with :math:`y_{ij} = 1` where caption :math:`j` is true of picture :math:`i`. With one true caption
+a picture this is CLIP's own loss (Radford et al., Learning transferable visual models from natural
+language supervision, 2021).
 """
 
 import json
@@ -77,7 +79,9 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def normalize(pictures: Tensor) -> Tensor:
     """Pictures in [0, 1] as the vision model takes them."""
-    return (pictures - torch.tensor(MEAN).view(-1, 1, 1).to(pictures)) / torch.tensor(STD).view(-1, 1, 1).to(pictures)
+    return (pictures - torch.tensor(MEAN).view(-1, 1, 1).to(pictures)) / torch.tensor(STD).view(
+        -1, 1, 1
+    ).to(pictures)
 
 
 class Batches:
@@ -89,15 +93,19 @@ class Batches:
         concepts: Different concepts in a batch; it holds two pictures of each.
     """
 
-    def __init__(self, data: dict[str, np.ndarray], tokenizer: CLIPTokenizer, concepts: int) -> None:
+    def __init__(
+        self, data: dict[str, np.ndarray], tokenizer: CLIPTokenizer, concepts: int
+    ) -> None:
         self.data, self.tokenizer, self.concepts = data, tokenizer, concepts
         self.names, self.colors = list(CONCEPTS), list(COLORS)
         self.per_concept = len(data["images"]) // len(CONCEPTS)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures ``(n, 3, 64, 64)`` in [0, 1], token ids ``(n, tokens)``, and which caption is true of which picture.
+        """Pictures ``(n, 3, 64, 64)`` in [0, 1], token ids ``(n, tokens)``, and which caption is
+        true of which picture.
 
-        The last, shape ``(n, n)``, is 1 where the caption of that column is true of the picture of that row.
+        The last, shape ``(n, n)``, is 1 where the caption of that column is true of the picture of
+        that row.
         """
         rng = np.random.default_rng((11, step))
         chosen = np.repeat(rng.permutation(len(self.names))[: self.concepts], 2)
@@ -112,7 +120,8 @@ class Batches:
         same_color = (color[:, None] == color[None]) | ~named[None]
         true = (chosen[:, None] == chosen[None]) & same_color
         pictures = as_unit(self.data["images"][rows], "cpu")
-        # One half is disturbed in one way, the other in another: what is drawn for a whole batch varies within it.
+        # One half is disturbed in one way, the other in another: what is drawn for a whole batch
+        # varies within it.
         parts = [disturb(part, rng) for part in pictures.split(len(pictures) // 2)]
         return torch.cat(parts), tokens, torch.from_numpy(true).float()
 
@@ -125,7 +134,12 @@ def contrast(logits: Tensor, true: Tensor) -> Tensor:
 
 
 def train_clip(
-    data: dict[str, np.ndarray], tokenizer: CLIPTokenizer, work: Path, minutes: float, concepts: int, device: str
+    data: dict[str, np.ndarray],
+    tokenizer: CLIPTokenizer,
+    work: Path,
+    minutes: float,
+    concepts: int,
+    device: str,
 ) -> tuple[CLIPModel, Outcome]:
     """Train the model; on return it holds averaged weights."""
     torch.manual_seed(11)
@@ -158,6 +172,8 @@ def export(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     half.eval().save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(PREPROCESSOR, indent=2) + "\n", encoding="utf-8"
+    )
     (folder / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n", encoding="utf-8")
     tidy_configurations(folder.parent)

@@ -52,7 +52,16 @@ TIMED = {"seconds", "steps_per_second"}
 def tiny(out, algo="ppo", timesteps=16, overrides=(), **kwargs):
     """Train for a moment."""
     changes = {**TINY[algo], **dict(overrides)}
-    return train(RED, algo, out=out, timesteps=timesteps, num_envs=2, overrides=changes, progress=False, **kwargs)
+    return train(
+        RED,
+        algo,
+        out=out,
+        timesteps=timesteps,
+        num_envs=2,
+        overrides=changes,
+        progress=False,
+        **kwargs,
+    )
 
 
 FINISHED = tempfile.TemporaryDirectory(prefix="finished-runs-")
@@ -68,14 +77,18 @@ def _trained(algo, timesteps):
 
 
 def finished(out, algo="ppo", timesteps=8):
-    """The run of ``tiny``, copied: all tests of a process that begin with a finished run share one of each kind."""
+    """The run of ``tiny``, copied: all tests of a process that begin with a finished run share one
+    of each kind.
+    """
     shutil.copytree(_trained(algo, timesteps), out, dirs_exist_ok=True)
     return out
 
 
 def assignments(algo="ppo", changes=()):
     """The same settings for the command line."""
-    return [f"--set={key}={json.dumps(value)}" for key, value in {**TINY[algo], **dict(changes)}.items()]
+    return [
+        f"--set={key}={json.dumps(value)}" for key, value in {**TINY[algo], **dict(changes)}.items()
+    ]
 
 
 def resume(out, algo="ppo", **kwargs):
@@ -84,7 +97,10 @@ def resume(out, algo="ppo", **kwargs):
 
 def untimed(out):
     """The learning curve of a run, without wall-clock times."""
-    return [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(out / "metrics.csv")]
+    return [
+        {k: v for k, v in row.items() if k not in TIMED}
+        for row in read_metrics(out / "metrics.csv")
+    ]
 
 
 def same_weights(first, second, which="newest"):
@@ -94,7 +110,9 @@ def same_weights(first, second, which="newest"):
 
 @pytest.fixture
 def drawing():
-    """For tests that look at the files of pictures; the others do not draw, which takes half of a tiny run's time."""
+    """For tests that look at the files of pictures; the others do not draw, which takes half of a
+    tiny run's time.
+    """
 
 
 def draw_little(monkeypatch, drawing=False):
@@ -107,7 +125,9 @@ def draw_little(monkeypatch, drawing=False):
 def forbid_training(monkeypatch):
     """Fail as soon as an agent would take its first step."""
     for algorithm in (OnPolicyAlgorithm, OffPolicyAlgorithm):
-        monkeypatch.setattr(algorithm, "collect_rollouts", lambda *args, **kwargs: pytest.fail("work began"))
+        monkeypatch.setattr(
+            algorithm, "collect_rollouts", lambda *args, **kwargs: pytest.fail("work began")
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,9 @@
 """A run that is killed again and again, for the test that nothing of it is lost.
 
-``python -m tests.agents.killing ALGO FOLDER SEED`` imports everything once and forks a process for each attempt. An
-attempt is killed at its n-th call of a function, Python's or C's, so that a seed means the same moments everywhere; in
-every second attempt only calls made while a file of the run is written count.
+``python -m tests.agents.killing ALGO FOLDER SEED`` imports everything once and forks a process for
+each attempt. An attempt is killed at its n-th call of a function, Python's or C's, so that a seed
+means the same moments everywhere; in every second attempt only calls made while a file of the run
+is written count.
 """
 
 import importlib
@@ -28,7 +29,12 @@ from tests.conftest import PROMPTS, RED
 KILLS = 10
 TIMESTEPS = 32
 # Two intervals of training lie between checkpoints, so some rows are written after the last one.
-OVERRIDES = {"env.prompts": PROMPTS, "checkpoint_every": 16, "evaluate_every": 8, "evaluation_episodes": 2}
+OVERRIDES = {
+    "env.prompts": PROMPTS,
+    "checkpoint_every": 16,
+    "evaluate_every": 8,
+    "evaluation_episodes": 2,
+}
 WRITERS = {
     function.__code__
     for function in (
@@ -59,18 +65,29 @@ class Profile:
         self.counts[1] += self.depth > 0
         if self.counts[self.writing] == self.at and (self.depth or not self.writing):
             what = argument.__name__ if event == "c_call" else frame.f_code.co_name
-            os.write(2, f"killed in {Path(frame.f_code.co_filename).name}:{frame.f_lineno}, {what}\n".encode())
+            os.write(
+                2,
+                f"killed in {Path(frame.f_code.co_filename).name}:{frame.f_lineno}, {what}\n".encode(),
+            )
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def attempt(algo, out, profile):
-    """Train or resume in a process of its own, as the files in ``out`` say; whether it came to the end."""
+    """Train or resume in a process of its own, as the files in ``out`` say; whether it came to the
+    end.
+    """
     pid = os.fork()
     if pid == 0:
         try:
-            given = {} if (out / "config.json").exists() else {"overrides": {**TINY[algo], **OVERRIDES}, "num_envs": 2}
+            given = (
+                {}
+                if (out / "config.json").exists()
+                else {"overrides": {**TINY[algo], **OVERRIDES}, "num_envs": 2}
+            )
             sys.setprofile(profile)
-            train(RED, algo, out=out, timesteps=TIMESTEPS, resume=not given, progress=False, **given)
+            train(
+                RED, algo, out=out, timesteps=TIMESTEPS, resume=not given, progress=False, **given
+            )
             sys.setprofile(None)
             (out.parent / f"{out.name}.calls").write_text(" ".join(map(str, profile.counts)))
         except BaseException:

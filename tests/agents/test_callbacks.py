@@ -98,8 +98,12 @@ def test_what_a_callback_raises_stops_the_run_where_it_can_go_on(tmp_path):
     assert same_weights(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("callbacks", [5, "often", [None], [Counting], Counting, {"a": 1}, [[Counting()]]])
+@pytest.mark.parametrize(
+    "callbacks", [5, "often", [None], [Counting], Counting, {"a": 1}, [[Counting()]]]
+)
 def test_what_is_no_callback_is_refused_before_any_work(tmp_path, callbacks):
-    with pytest.raises(OptionError, match=r"callbacks is or has .*, expected a stable-baselines3 callback"):
+    with pytest.raises(
+        OptionError, match=r"callbacks is or has .*, expected a stable-baselines3 callback"
+    ):
         tiny(tmp_path / "run", callbacks=callbacks)
     assert not (tmp_path / "run").exists()

@@ -67,7 +67,9 @@ def test_paths_are_stored_as_they_are_meant_and_work_from_another_folder(here, e
     elsewhere()
     assert resume(tmp_path / "run", timesteps=16).timesteps == 16
     assert set(evaluate(tmp_path / "run", episodes=8)["prompts"]) == set(PROMPTS)
-    with pytest.raises(OptionError, match=r"env\.prompts is '.*elsewhere/prompts\.txt', but the run has"):
+    with pytest.raises(
+        OptionError, match=r"env\.prompts is '.*elsewhere/prompts\.txt', but the run has"
+    ):
         resume(tmp_path / "run", overrides=SETTINGS)
 
 
@@ -88,7 +90,9 @@ def test_what_is_no_path_stays_as_it_is(here, small_weights):
     nested = {
         "reward_kwargs": {
             "weights": {"images/aesthetic": 1.0},
-            "reward_kwargs": {"images/aesthetic": {"clip": "models/tuned", "head": "head.safetensors"}},
+            "reward_kwargs": {
+                "images/aesthetic": {"clip": "models/tuned", "head": "head.safetensors"}
+            },
             "parts": [{"id": "images/red", "anything": "./prompts.txt"}],
         },
         "base_model_kwargs": {"prompts": "prompts.txt", "vae": "red"},
@@ -96,8 +100,13 @@ def test_what_is_no_path_stays_as_it_is(here, small_weights):
     found = resolved(nested)
     arguments = found["reward_kwargs"]["reward_kwargs"]["images/aesthetic"]
     assert arguments == {"clip": str(here / "models/tuned"), "head": str(here / "head.safetensors")}
-    assert found["reward_kwargs"]["parts"] == [{"id": "images/red", "anything": str(here / "prompts.txt")}]
-    assert found["base_model_kwargs"] == {"prompts": str(here / "prompts.txt"), "vae": str(here / "red")}
+    assert found["reward_kwargs"]["parts"] == [
+        {"id": "images/red", "anything": str(here / "prompts.txt")}
+    ]
+    assert found["base_model_kwargs"] == {
+        "prompts": str(here / "prompts.txt"),
+        "vae": str(here / "red"),
+    }
 
 
 def test_changed_prompts_are_refused_with_the_first_that_differs(here, tmp_path):
@@ -110,7 +119,11 @@ def test_changed_prompts_are_refused_with_the_first_that_differs(here, tmp_path)
         rf"prompts\.txt prompt 1 is 'a photo of a dog', and was '{PROMPTS[0]}' \(3 prompts, and had 2\) "
         rf"\(the run's own are kept: --set env\.prompts={out / 'prompts.json'}\)"
     )
-    for way in (lambda: resume(out, timesteps=16), lambda: evaluate(out, 2), lambda: load_agent(out)):
+    for way in (
+        lambda: resume(out, timesteps=16),
+        lambda: evaluate(out, 2),
+        lambda: load_agent(out),
+    ):
         with pytest.raises(OptionError, match=refused):
             way()
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -166,7 +179,11 @@ def test_other_weights_are_refused_by_the_name_of_the_file(here, tmp_path, capsy
         r"env\.checkpoint: of .*tuned unet/diffusion_pytorch_model\.safetensors has changed, unet/more\.json is new; "
         "put back what was there"
     )
-    for way in (lambda: resume(out, timesteps=24), lambda: evaluate(out, 2), lambda: load_agent(out)):
+    for way in (
+        lambda: resume(out, timesteps=24),
+        lambda: evaluate(out, 2),
+        lambda: load_agent(out),
+    ):
         with pytest.raises(OptionError, match=refused):
             way()
     capsys.readouterr()
@@ -221,13 +238,20 @@ def test_two_places_that_have_changed_with_each_other_are_found_again():
         {"prompts": {"place": "/x", "count": 2, "sha256": 5}},
     ],
 )  # fmt: skip
-def test_damaged_contents_of_a_configuration_are_named_however_the_run_is_opened(contents, small_run):
+def test_damaged_contents_of_a_configuration_are_named_however_the_run_is_opened(
+    contents, small_run
+):
     config = {**json.loads((small_run / "config.json").read_text()), "contents": contents}
     (small_run / "config.json").write_text(json.dumps(config))
     # Files are named, so that their places are compared first.
-    ways = (lambda: resume(small_run, overrides={"env.prompts": "other.txt"}), lambda: load_agent(small_run))
+    ways = (
+        lambda: resume(small_run, overrides={"env.prompts": "other.txt"}),
+        lambda: load_agent(small_run),
+    )
     for way in ways:
-        with pytest.raises(CheckpointError, match=r"config\.json is damaged: .*; put a copy of it back"):
+        with pytest.raises(
+            CheckpointError, match=r"config\.json is damaged: .*; put a copy of it back"
+        ):
             way()
 
 
@@ -239,7 +263,10 @@ def test_runs_from_before_there_were_fingerprints_go_on_with_a_note(here, tmp_pa
     rename_places(tmp_path / "old", places)
     capsys.readouterr()
     assert resume(tmp_path / "old", timesteps=16).timesteps == 16
-    assert "kept no fingerprint of env.checkpoint, env.prompts when it began" in capsys.readouterr().err
+    assert (
+        "kept no fingerprint of env.checkpoint, env.prompts when it began"
+        in capsys.readouterr().err
+    )
     assert untimed(tmp_path / "old") == untimed(tmp_path / "whole")
     assert same_weights(tmp_path / "old", tmp_path / "whole")
     change_weights(here / "models" / "tuned")
@@ -271,7 +298,8 @@ def test_a_run_without_files_has_nothing_to_note(tmp_path, capsys):
     assert "fingerprint" not in capsys.readouterr().err
 
 
-# --- fingerprints ----------------------------------------------------------------------------------------------------
+# --- fingerprints
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_fingerprint_sees_every_byte_of_a_small_file_and_the_header_of_a_large_one(tmp_path):
@@ -288,13 +316,17 @@ def test_a_fingerprint_sees_every_byte_of_a_small_file_and_the_header_of_a_large
     save_file(tensors, large)
     assert large.stat().st_size > WHOLE
     was = digest(large)
-    save_file({("other" if i == 7 else f"layer.{i}"): torch.zeros(100_000) for i in range(20)}, large)
+    save_file(
+        {("other" if i == 7 else f"layer.{i}"): torch.zeros(100_000) for i in range(20)}, large
+    )
     renamed = digest(large)
     save_file({name: tensor + 1e-6 for name, tensor in tensors.items()}, large)
     assert len({was, renamed, digest(large)}) == 3
 
 
-@pytest.mark.parametrize("place", ["/" + "x" * 300, "x/" * 3000, "~nobody-is-called-so/x", "a\0b", "\ud83d", ""])
+@pytest.mark.parametrize(
+    "place", ["/" + "x" * 300, "x/" * 3000, "~nobody-is-called-so/x", "a\0b", "\ud83d", ""]
+)
 def test_a_place_that_cannot_be_one_holds_nothing(place):
     assert fingerprint(place) == {}
 
@@ -309,8 +341,14 @@ def test_a_fingerprint_of_a_folder_names_its_files_and_follows_links_once(tmp_pa
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").write_text("{}")
     (folder / "vae").symlink_to(tmp_path / "vae", target_is_directory=True)
-    assert list(fingerprint(str(folder))) == ["unet/config.json", "vae/config.json", "weights.safetensors"]
-    assert fingerprint(str(folder / "weights.safetensors")) == {"": digest(folder / "weights.safetensors")}
+    assert list(fingerprint(str(folder))) == [
+        "unet/config.json",
+        "vae/config.json",
+        "weights.safetensors",
+    ]
+    assert fingerprint(str(folder / "weights.safetensors")) == {
+        "": digest(folder / "weights.safetensors")
+    }
 
 
 def test_a_hub_id_is_known_by_its_commit_in_the_cache_and_nobody_is_asked(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""Damaged run folders: what is sound is used, and what is not is named; nothing ends in a traceback."""
+"""Damaged run folders: what is sound is used, and what is not is named; nothing ends in a
+traceback.
+"""
 
 import json
 import shutil
@@ -95,7 +97,9 @@ def contents(run, but=()):
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize("file", FILES)
-def test_every_way_into_a_damaged_run_works_or_names_the_file(file, mutation, run, tmp_path, capsys):
+def test_every_way_into_a_damaged_run_works_or_names_the_file(
+    file, mutation, run, tmp_path, capsys
+):
     MUTATIONS[mutation](run / file)
     before = contents(run)
     ways = {
@@ -120,13 +124,19 @@ def test_every_way_into_a_damaged_run_works_or_names_the_file(file, mutation, ru
                 assert kept.items() <= before.items()
         else:
             told = capsys.readouterr().err
-        if file.startswith("checkpoints") and file.endswith((".zip", "state.json")) and name == "newest":
+        if (
+            file.startswith("checkpoints")
+            and file.endswith((".zip", "state.json"))
+            and name == "newest"
+        ):
             # The older checkpoint does, and it is said which and why.
             assert f"{run / NEWEST} cannot be read: " in told
             assert f"taking {run / 'checkpoints' / '000000008'} instead" in told
 
 
-@pytest.mark.parametrize(("file", "which"), [(f"{BEST}/model.zip", "best"), (f"{NEWEST}/model.zip", "newest")])
+@pytest.mark.parametrize(
+    ("file", "which"), [(f"{BEST}/model.zip", "best"), (f"{NEWEST}/model.zip", "newest")]
+)
 def test_a_damaged_checkpoint_gives_way_to_a_sound_one(file, which, run, tmp_path, capsys):
     truncate(run / file)
     instead = NEWEST if which == "best" else "checkpoints/000000008"
@@ -139,7 +149,9 @@ def test_a_damaged_checkpoint_gives_way_to_a_sound_one(file, which, run, tmp_pat
     assert capsys.readouterr().err.count("cannot be read: ValueError: model.zip is cut off") == 3
     for path in checkpoints(run):
         (path / "model.zip").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"cannot be read: .*; no other checkpoint of .* can be read either"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read: .*; no other checkpoint of .* can be read either"
+    ):
         load_agent(run, "newest")
 
 
@@ -182,7 +194,9 @@ def put(value, path, new):
 
 
 def test_no_field_of_a_state_is_taken_for_what_it_is_not(run, opened):
-    """Whatever stands in a field: the checkpoint is refused, or the next one that is read is as if nothing had been."""
+    """Whatever stands in a field: the checkpoint is refused, or the next one that is read is as if
+    nothing had been.
+    """
     model, env = opened
     restore_checkpoint(run / NEWEST, model, env)
     sound = json.dumps(capture_state(model, env)[0], default=np.ndarray.tolist)
@@ -210,7 +224,13 @@ def test_no_field_of_a_state_is_taken_for_what_it_is_not(run, opened):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda a: a[:1], lambda a: a.astype(str), lambda a: np.full_like(a, 7)[None], lambda a: np.array(3)]
+    "change",
+    [
+        lambda a: a[:1],
+        lambda a: a.astype(str),
+        lambda a: np.full_like(a, 7)[None],
+        lambda a: np.array(3),
+    ],
 )
 def test_no_array_of_a_state_is_taken_for_another(change, run, opened):
     model, env = opened
@@ -225,11 +245,18 @@ def test_no_array_of_a_state_is_taken_for_another(change, run, opened):
 
 
 @pytest.mark.parametrize("file", ["metrics.csv", "evaluations.csv"])
-@pytest.mark.parametrize("table", ["a,b\n1,2\n", "timesteps\nx\n", "timesteps\n1.5\n", "timesteps\n-4\n"])
+@pytest.mark.parametrize(
+    "table", ["a,b\n1,2\n", "timesteps\nx\n", "timesteps\n1.5\n", "timesteps\n-4\n"]
+)
 def test_tables_with_other_columns_are_named_with_the_cure(file, table, run):
     (run / file).write_text(table)
-    for way in (lambda: save_curve(run), lambda: train(MIXTURE, out=run, resume=True, timesteps=20, progress=False)):
-        with pytest.raises(CheckpointError, match=rf"{file} is damaged: .*move it away to go on without its rows"):
+    for way in (
+        lambda: save_curve(run),
+        lambda: train(MIXTURE, out=run, resume=True, timesteps=20, progress=False),
+    ):
+        with pytest.raises(
+            CheckpointError, match=rf"{file} is damaged: .*move it away to go on without its rows"
+        ):
             way()
     (run / file).unlink()
     assert train(MIXTURE, out=run, resume=True, timesteps=20, progress=False).timesteps == 20
@@ -254,7 +281,10 @@ def test_names_that_are_no_numbers_are_no_checkpoints(run):
         lambda report: {**report, "pool": {}},
         lambda report: {**report, "pool": {**report["pool"], "rewards": ["x"]}},
         lambda report: {**report, "points": {"base": {"method": "base"}}},
-        lambda report: {**report, "points": {"x": {**report["points"]["base"], "reward": {"mean": "x"}}}},
+        lambda report: {
+            **report,
+            "points": {"x": {**report["points"]["base"], "reward": {"mean": "x"}}},
+        },
         lambda report: {**report, "settings": []},
         lambda report: [report],
         lambda report: DEEP,
@@ -265,6 +295,8 @@ def test_a_damaged_frontier_is_named(change, tmp_path):
     frontier(MIXTURE, out=tmp_path, **options)
     report = json.loads((tmp_path / "frontier.json").read_text())
     changed = change(report)
-    (tmp_path / "frontier.json").write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    (tmp_path / "frontier.json").write_text(
+        changed if isinstance(changed, str) else json.dumps(changed)
+    )
     with pytest.raises(CheckpointError, match=r"frontier\.json is damaged: .*move it away"):
         frontier(MIXTURE, out=tmp_path, **options)

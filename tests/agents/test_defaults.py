@@ -13,7 +13,12 @@ ID = "flowgym/GaussianMixture-Gaussian-v0"
 
 def everything(folder):
     """What a short run, its evaluation and its exported policy come to."""
-    changes = {"discretization_steps": 2, "algo.n_steps": 4, "algo.batch_size": 8, "algo.n_epochs": 1}
+    changes = {
+        "discretization_steps": 2,
+        "algo.n_steps": 4,
+        "algo.batch_size": 8,
+        "algo.n_epochs": 1,
+    }
     run = train(ID, out=folder / "run", timesteps=16, num_envs=2, overrides=changes, progress=False)
     report = evaluate(run, episodes=4)
     policy = load_policy(export(run, folder / "policy"))

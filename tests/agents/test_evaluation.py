@@ -16,7 +16,9 @@ from tests.conftest import RED
 
 
 def make(num_envs=3, mode="Disabled", **kwargs):
-    return gymnasium.make_vec(RED, num_envs=num_envs, autoreset_mode=mode, discretization_steps=2, **kwargs)
+    return gymnasium.make_vec(
+        RED, num_envs=num_envs, autoreset_mode=mode, discretization_steps=2, **kwargs
+    )
 
 
 class Constant:
@@ -42,9 +44,16 @@ def test_interval_is_the_closed_form_for_coin_flips():
 
 
 def test_a_reward_that_remembers_scores_agent_and_base_model_by_one_measure():
-    options = {"reward": "images/standardize", "reward_kwargs": {"reward": "images/red", "min_count": 2}}
+    options = {
+        "reward": "images/standardize",
+        "reward_kwargs": {"reward": "images/red", "min_count": 2},
+    }
     env = gymnasium.make_vec(
-        "flowgym/Denoising-v0", num_envs=3, autoreset_mode="Disabled", discretization_steps=2, **options
+        "flowgym/Denoising-v0",
+        num_envs=3,
+        autoreset_mode="Disabled",
+        discretization_steps=2,
+        **options,
     )
     play(env, [1, 2, 3])
     reward = env.unwrapped.rollout.environment.reward
@@ -109,7 +118,9 @@ def test_the_report_is_about_the_agent_and_the_base_model_on_the_same_seeds():
     played = play(make(), held_out_seeds(4, 3), lambda o: agent.predict(o, deterministic=True)[0])
     base = play(make(), held_out_seeds(4, 3))
     assert report["agent"]["return"] == pytest.approx(mean_and_interval(played.returns))
-    assert report["base"]["terminal_reward"] == pytest.approx(mean_and_interval(base.terminal_rewards))
+    assert report["base"]["terminal_reward"] == pytest.approx(
+        mean_and_interval(base.terminal_rewards)
+    )
     paired = mean_and_interval(played.returns - base.returns)
     assert report["difference"]["return"] == pytest.approx(paired)
     assert report["agent"]["control_cost"]["mean"] > 0
@@ -137,7 +148,9 @@ def test_too_few_episodes_are_refused(episodes):
 def test_a_run_keeps_the_evaluation_in_its_own_environment(tmp_path):
     finished(tmp_path, timesteps=8)
     own = evaluate(tmp_path, episodes=2)
-    other = gymnasium.make_vec(RED, num_envs=2, autoreset_mode="Disabled", discretization_steps=2, reward_scale=1.0)
+    other = gymnasium.make_vec(
+        RED, num_envs=2, autoreset_mode="Disabled", discretization_steps=2, reward_scale=1.0
+    )
     elsewhere = evaluate(tmp_path, episodes=2, vector_env=CoarseAction(other, 1))
     assert elsewhere["base"]["return"] != own["base"]["return"]
     assert json.loads((tmp_path / "evaluation.json").read_text()) == own

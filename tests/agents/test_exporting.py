@@ -19,7 +19,12 @@ from flowgym_gym.wrappers.vector import CoarseAction
 from tests.agents.conftest import ENGINES, draw_little, tiny
 from tests.conftest import PROMPTS, RED
 
-CHANGES = {"env.prompts": PROMPTS, "wrappers.coarse_action": 2, "policy.blocks": 2, "algo.learning_rate": 0.03}
+CHANGES = {
+    "env.prompts": PROMPTS,
+    "wrappers.coarse_action": 2,
+    "policy.blocks": 2,
+    "algo.learning_rate": 0.03,
+}
 
 
 @pytest.fixture(scope="module", params=[*ENGINES, "ppo, state-dependent"])
@@ -43,7 +48,9 @@ def policy(run, tmp_path):
 def observe(agent, n=5):
     rng = np.random.default_rng(0)
     shapes = {name: space.shape for name, space in agent.observation_space.items()}
-    return {name: rng.uniform(0, 1, (n, *shape)).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name: rng.uniform(0, 1, (n, *shape)).astype(np.float32) for name, shape in shapes.items()
+    }
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
@@ -95,9 +102,15 @@ def test_a_state_is_given_back_as_stable_baselines3_does(policy):
 def test_it_can_be_evaluated_in_the_environment_that_it_names(run, policy):
     exported = load_policy(policy)
     description = exported.description
-    assert (description["env_id"], description["algo"], description["timesteps"]) == (RED, run.name, 16)
+    assert (description["env_id"], description["algo"], description["timesteps"]) == (
+        RED,
+        run.name,
+        16,
+    )
     assert {"torch", "stable_baselines3"} <= set(description["versions"])
-    env = gymnasium.make_vec(description["env_id"], 2, autoreset_mode="Disabled", **description["env"])
+    env = gymnasium.make_vec(
+        description["env_id"], 2, autoreset_mode="Disabled", **description["env"]
+    )
     env = CoarseAction(env, description["wrappers"]["coarse_action"])
     report, expected = evaluate(exported, 4, vector_env=env), evaluate(run, 4)
     for name, values in expected["agent"].items():
@@ -109,10 +122,16 @@ def test_it_holds_the_actor_alone(run, policy):
     agent = load_agent(run).policy
     if run.name == "ppo":
         actor = {"pi_features_extractor", "action_net", "log_std", "log_std_net"}
-        sizes = [value.numel() for name, value in agent.state_dict().items() if name.partition(".")[0] in actor]
+        sizes = [
+            value.numel()
+            for name, value in agent.state_dict().items()
+            if name.partition(".")[0] in actor
+        ]
     else:
         # The part of the deviation that does not depend on the observation is 0.
-        sizes = [value.numel() for value in agent.actor.state_dict().values()] + [agent.action_space.low.size]
+        sizes = [value.numel() for value in agent.actor.state_dict().values()] + [
+            agent.action_space.low.size
+        ]
     written = [tensor.numel() for tensor in load_file(policy / "policy.safetensors").values()]
     assert sorted(written) == sorted(sizes)
 
@@ -121,7 +140,10 @@ def test_the_best_or_the_newest_agent_is_exported(tmp_path, monkeypatch):
     tiny(tmp_path / "run", timesteps=16, overrides={"evaluate_every": 8, "evaluation_episodes": 2})
     best = int(best_checkpoint(tmp_path / "run").name)
     for which, timesteps in (("best", best), ("newest", 16)):
-        assert load_policy(export(tmp_path / "run", tmp_path / which, which)).description["timesteps"] == timesteps
+        assert (
+            load_policy(export(tmp_path / "run", tmp_path / which, which)).description["timesteps"]
+            == timesteps
+        )
 
 
 @pytest.mark.parametrize("file", ["policy.json", "policy.safetensors"])
@@ -131,7 +153,9 @@ def test_damaged_files_are_errors_that_name_the_folder(file, content, policy):
         (policy / file).unlink()
     else:
         (policy / file).write_bytes(content)
-    with pytest.raises((CheckpointError, OptionError), match=r"(holds no policy|cannot be read).*") as error:
+    with pytest.raises(
+        (CheckpointError, OptionError), match=r"(holds no policy|cannot be read).*"
+    ) as error:
         load_policy(policy)
     assert str(policy) in str(error.value)
 
@@ -170,7 +194,10 @@ def test_files_that_do_not_fit_each_other_are_refused(keys, value, policy):
 def test_missing_and_foreign_weights_are_refused(policy):
     weights = load_file(policy / "policy.safetensors")
     name = next(iter(weights))
-    for changed in ({k: v for k, v in weights.items() if k != name}, {**weights, "other": torch.zeros(1)}):
+    for changed in (
+        {k: v for k, v in weights.items() if k != name},
+        {**weights, "other": torch.zeros(1)},
+    ):
         save_file(changed, policy / "policy.safetensors")
         with pytest.raises(CheckpointError, match="cannot be read"):
             load_policy(policy)
@@ -198,7 +225,9 @@ def test_observations_that_do_not_fit_are_refused(policy):
         {**observations, "time": observations["time"][0]},
     ]
     for observation in wrong:
-        with pytest.raises(OptionError, match=r"observation has shapes .*, expected .*'latent': \(4, 8, 8\)"):
+        with pytest.raises(
+            OptionError, match=r"observation has shapes .*, expected .*'latent': \(4, 8, 8\)"
+        ):
             exported.predict(observation)
 
 

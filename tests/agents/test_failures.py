@@ -56,7 +56,8 @@ def same_checkpoint(first, second):
 @pytest.mark.parametrize(
     ("algo", "changes", "call"),
     [
-        # Calls 1 and 2 are pictures of the base model; two episodes end together every four timesteps.
+        # Calls 1 and 2 are pictures of the base model; two episodes end together every four
+        # timesteps.
         ("ppo", {}, 8),
         ("ppo", {"evaluate_every": 8, "evaluation_episodes": 2}, 9),
         ("sac", {}, 7),
@@ -83,12 +84,18 @@ def test_a_run_whose_reward_raised_once_goes_on_as_one_whose_reward_never_did(
     assert resume(tmp_path / "parts", algo).timesteps == 48
     assert f"resuming at {done} timesteps" in capsys.readouterr().err
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
-    assert read_metrics(tmp_path / "parts" / "evaluations.csv") == read_metrics(tmp_path / "whole" / "evaluations.csv")
+    assert read_metrics(tmp_path / "parts" / "evaluations.csv") == read_metrics(
+        tmp_path / "whole" / "evaluations.csv"
+    )
     assert same_checkpoint(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("CUDA error"), KeyboardInterrupt()])
-def test_whatever_stops_an_interval_the_run_is_saved_and_the_error_is_the_same(error, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [MemoryError("too much"), RuntimeError("CUDA error"), KeyboardInterrupt()]
+)
+def test_whatever_stops_an_interval_the_run_is_saved_and_the_error_is_the_same(
+    error, tmp_path, monkeypatch
+):
     tiny(tmp_path / "whole", "ppo", 24, RARE)
     train_, calls = PPO.train, iter(range(10))
 
@@ -119,13 +126,17 @@ def test_the_command_line_shows_the_error_and_the_command_to_go_on_with(tmp_path
     fail_at(7, ValueError("the server is away"))
     assert main(command(tmp_path / "run")) == 2
     said = capsys.readouterr()
-    assert said.err.splitlines()[-1].startswith("error: RedReward raised ValueError: the server is away")
+    assert said.err.splitlines()[-1].startswith(
+        "error: RedReward raised ValueError: the server is away"
+    )
     again = f"flowgym-gym train {RED} --algo ppo --out {tmp_path / 'run'} --resume"
     assert said.out.splitlines()[-1] == f"to go on: {again}"
     assert main([*again.split()[1:], "--no-evaluate"]) == 0
 
 
-def test_an_error_is_told_on_a_line_of_its_own_below_the_bar(tmp_path, fail_at, monkeypatch, capsys):
+def test_an_error_is_told_on_a_line_of_its_own_below_the_bar(
+    tmp_path, fail_at, monkeypatch, capsys
+):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     fail_at(7, ValueError("the server is away"))
     assert main(command(tmp_path / "run")) == 2
@@ -135,7 +146,9 @@ def test_an_error_is_told_on_a_line_of_its_own_below_the_bar(tmp_path, fail_at, 
     ]
 
 
-def test_a_second_interrupt_stops_at_once_and_loses_only_the_interval(tmp_path, monkeypatch, capsys):
+def test_a_second_interrupt_stops_at_once_and_loses_only_the_interval(
+    tmp_path, monkeypatch, capsys
+):
     collect, calls = OnPolicyAlgorithm.collect_rollouts, iter(range(10))
 
     def interrupted(self, *args, **kwargs):
@@ -162,8 +175,12 @@ def test_a_failure_before_the_first_interval_is_not_taken_for_work(tmp_path, fai
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
-@pytest.mark.parametrize(("handler", "signals"), [(signal.SIG_DFL, [signal.SIGHUP]), (signal.SIG_IGN, [])])
-def test_a_closed_terminal_ends_a_run_as_sigterm_does_unless_it_is_ignored(handler, signals, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("handler", "signals"), [(signal.SIG_DFL, [signal.SIGHUP]), (signal.SIG_IGN, [])]
+)
+def test_a_closed_terminal_ends_a_run_as_sigterm_does_unless_it_is_ignored(
+    handler, signals, tmp_path, monkeypatch
+):
     def append(self, row, append=Metrics.append):
         append(self, row)
         if row["timesteps"] == 8:
@@ -185,23 +202,32 @@ def test_a_failure_of_the_pictures_after_a_training_loses_nothing(tmp_path, monk
         assert main([*command(tmp_path / "run"), "--timesteps", "16"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == (
-        f"error: the run in {tmp_path / 'run'} is saved up to 16 timesteps, but its pictures cannot be made: "
-        "ZeroDivisionError: division by zero; remove the cause, then --resume draws them"
+        f"error: the run in {tmp_path / 'run'} is saved up to 16 timesteps, but its pictures "
+        "cannot be made: ZeroDivisionError: division by zero; remove the cause, then --resume "
+        "draws them"
     )
     assert checkpoints(tmp_path / "run")[0].name == "000000016"
     assert resume(tmp_path / "run").timesteps == 16
 
 
-def test_a_reward_that_fails_in_the_pictures_after_a_training_is_still_a_reward_error(tmp_path, fail_at, monkeypatch):
+def test_a_reward_that_fails_in_the_pictures_after_a_training_is_still_a_reward_error(
+    tmp_path, fail_at, monkeypatch
+):
     # Two for the pictures before, and two for each of four intervals.
     fail_at(6, ValueError("away"))
-    with pytest.raises(RewardError, match=r"is saved up to 16 timesteps, but its pictures .*: RedReward raised"):
+    with pytest.raises(
+        RewardError, match=r"is saved up to 16 timesteps, but its pictures .*: RedReward raised"
+    ):
         tiny(tmp_path / "run", timesteps=16)
     assert checkpoints(tmp_path / "run")[0].name == "000000016"
 
 
 @pytest.mark.parametrize(
-    "error", [ConnectionRefusedError(111, "Connection refused"), FileNotFoundError(2, "No such file", "/elsewhere")]
+    "error",
+    [
+        ConnectionRefusedError(111, "Connection refused"),
+        FileNotFoundError(2, "No such file", "/elsewhere"),
+    ],
 )
 def test_what_a_model_cannot_reach_is_not_taken_for_a_full_disk(error, tmp_path, monkeypatch):
     calls = iter(range(1000))

@@ -1,10 +1,10 @@
 """Runs that an earlier version of this package trained go on in this one, bit for bit.
 
 ``tests/kept_runs`` holds three small ones, stopped halfway. Their continuation by the version that
-wrote them is in ``continued.json``: a digest of weights, optimisers, random states and episodes, and
-the rows of the metrics. Instruction sets round differently, so the libraries are held to the oldest
-one; and other versions of the libraries may round differently, too, so that there the run only has
-to reach its end.
+wrote them is in ``continued.json``: a digest of weights, optimisers, random states and episodes,
+and the rows of the metrics. Instruction sets round differently, so the libraries are held to the
+oldest one; and other versions of the libraries may round differently, too, so that there the run
+only has to reach its end.
 """
 
 import hashlib
@@ -62,7 +62,9 @@ def digest(checkpoint):
             if name.endswith(".pth") and name != "pytorch_variables.pth":
                 tensors = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
                 arrays |= dict(flat(name, tensors))
-    digests = {name: hashlib.sha256(array.tobytes()).hexdigest()[:16] for name, array in arrays.items()}
+    digests = {
+        name: hashlib.sha256(array.tobytes()).hexdigest()[:16] for name, array in arrays.items()
+    }
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
@@ -101,5 +103,7 @@ def test_a_run_goes_on_where_the_times_of_its_grid_are_rounded_differently(tmp_p
     arrays["env.times"] = np.nextafter(times, np.full_like(times, 2.0))
     np.savez(newest / "state.npz", **arrays)
     arguments = ["flowgym/GaussianMixture-Gaussian2D-v0", str(out), "800"]
-    done = subprocess.run([sys.executable, "-c", RESUME, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", RESUME, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

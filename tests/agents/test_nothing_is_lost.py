@@ -1,4 +1,6 @@
-"""Killed processes, full disks and other accidents: a run keeps what it had and goes on as if nothing had happened."""
+"""Killed processes, full disks and other accidents: a run keeps what it had and goes on as if
+nothing had happened.
+"""
 
 import csv
 import errno
@@ -45,7 +47,11 @@ ROOT = Path(__file__).parents[2]
 def test_a_run_killed_at_ten_moments_is_the_run_that_was_not(algo, tmp_path):
     command = [sys.executable, "-m", "tests.agents.killing", algo, str(tmp_path), "0"]
     result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == result.stderr.count("killed in") == KILLS
@@ -53,10 +59,14 @@ def test_a_run_killed_at_ten_moments_is_the_run_that_was_not(algo, tmp_path):
     assert parts
     for out in parts:
         assert untimed(out) == untimed(tmp_path / "whole")
-        assert [path.name for path in checkpoints(out)] == [path.name for path in checkpoints(tmp_path / "whole")]
+        assert [path.name for path in checkpoints(out)] == [
+            path.name for path in checkpoints(tmp_path / "whole")
+        ]
         assert int(checkpoints(out)[0].name) == TIMESTEPS
         assert same_weights(out, tmp_path / "whole")
-        assert read_metrics(out / "evaluations.csv") == read_metrics(tmp_path / "whole" / "evaluations.csv")
+        assert read_metrics(out / "evaluations.csv") == read_metrics(
+            tmp_path / "whole" / "evaluations.csv"
+        )
         assert best_checkpoint(out).name == best_checkpoint(tmp_path / "whole").name
         assert same_weights(out, tmp_path / "whole", "best")
         assert not list(out.rglob("writing-*"))
@@ -81,9 +91,12 @@ def same_run(first, second):
 
 
 @pytest.mark.parametrize(
-    ("module", "function"), [(records, "save_checkpoint"), (training, "play_pictures"), (training, "write_json")]
+    ("module", "function"),
+    [(records, "save_checkpoint"), (training, "play_pictures"), (training, "write_json")],
 )
-def test_a_run_killed_before_its_first_checkpoint_starts_over(module, function, whole, tmp_path, monkeypatch, capsys):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(
+    module, function, whole, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(module, function, killed)
@@ -98,7 +111,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(module, function, 
         tiny(out, timesteps=32, seed=1)
     else:
         resume(out)
-        assert "ended before its first checkpoint; starting from the beginning" in capsys.readouterr().err
+        assert (
+            "ended before its first checkpoint; starting from the beginning"
+            in capsys.readouterr().err
+        )
     assert same_run(out, whole)
     assert "base_model" in read_config(out)
     assert not list(out.rglob("writing-*"))
@@ -136,7 +152,8 @@ def test_a_row_that_was_cut_off_is_written_anew(cut, whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["8,4,0.5\r\n", "8" + ",0" * 30 + "\r\n", "8,4,x" + ",0" * 12 + "\r\n", '8,"\r\n', "\0\r\n"]
+    "line",
+    ["8,4,0.5\r\n", "8" + ",0" * 30 + "\r\n", "8,4,x" + ",0" * 12 + "\r\n", '8,"\r\n', "\0\r\n"],
 )
 def test_damaged_metrics_are_an_error_that_names_the_cure(line, tmp_path):
     finished(tmp_path, timesteps=8)
@@ -164,7 +181,9 @@ def test_files_get_their_names_once_they_are_on_the_disk(tmp_path, monkeypatch):
 
     def replace(self, target, replace=Path.replace):
         parts = [*self.iterdir(), self] if self.is_dir() else [self]
-        assert {path.stat().st_ino for path in parts} <= set(on_disk), f"{target} may turn out empty after a power cut"
+        assert {path.stat().st_ino for path in parts} <= set(on_disk), (
+            f"{target} may turn out empty after a power cut"
+        )
         if self.is_dir():
             assert not changed, f"rows of metrics.csv before {target} may be lost"
         renamed.append((Path(target), len(on_disk)))
@@ -176,7 +195,9 @@ def test_files_get_their_names_once_they_are_on_the_disk(tmp_path, monkeypatch):
     tiny(tmp_path, "sac", timesteps=12)
     lasting = [(target, count) for target, count in renamed if "writing-" not in str(target)]
     for target, count in lasting:
-        assert target.parent.stat().st_ino in on_disk[count:], f"{target} may lose its name in a power cut"
+        assert target.parent.stat().st_ino in on_disk[count:], (
+            f"{target} may lose its name in a power cut"
+        )
     assert [target.relative_to(tmp_path).as_posix() for target, _ in lasting] == [
         "config.json", "config.json", "metrics.csv",
         "checkpoints/000000000", "checkpoints/000000008", "checkpoints/000000012",
@@ -191,18 +212,23 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     assert resume(tmp_path, timesteps=16).timesteps == 16
 
 
-# --- full disks ------------------------------------------------------------------------------------------------------
+# --- full disks
+# ------------------------------------------------------------------------------------------------------
 
 
 def free_space(monkeypatch, free):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=free, used=0, free=free))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(total=free, used=0, free=free)
+    )
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_a_disk_that_is_too_full_is_refused_before_the_first_step(algo, tmp_path, monkeypatch):
     forbid_training(monkeypatch)
     free_space(monkeypatch, 1_000_000)
-    with pytest.raises(OptionError, match=r"needs about \d+ MB of disk space.* but 1 MB are free; make room"):
+    with pytest.raises(
+        OptionError, match=r"needs about \d+ MB of disk space.* but 1 MB are free; make room"
+    ):
         tiny(tmp_path / "deep" / "run", algo)
     assert not (tmp_path / "deep").exists()
 
@@ -213,7 +239,9 @@ def test_the_replay_buffer_counts_twice(tmp_path, monkeypatch):
     size = 100_000 * 4 * (2 * 257 + 4 + 3)
     free_space(monkeypatch, 2 * size)
     options = {"overrides": {"algo.buffer_size": 100_000}, "timesteps": 100_000}
-    with pytest.raises(OptionError, match=r"needs about 43\d MB.*of which twice 208 MB.*\(algo.buffer_size\)"):
+    with pytest.raises(
+        OptionError, match=r"needs about 43\d MB.*of which twice 208 MB.*\(algo.buffer_size\)"
+    ):
         tiny(tmp_path, "sac", **options)
 
 
@@ -238,7 +266,9 @@ def test_a_run_takes_no_more_than_it_asked_for(algo, tmp_path, monkeypatch):
 def test_a_resumed_run_counts_what_it_has_written(tmp_path, monkeypatch):
     tiny(tmp_path, timesteps=32)
     needed = []
-    monkeypatch.setattr(checkpointing, "needed_space", lambda *args: needed.append(written(tmp_path)) or needed[-1])
+    monkeypatch.setattr(
+        checkpointing, "needed_space", lambda *args: needed.append(written(tmp_path)) or needed[-1]
+    )
     free_space(monkeypatch, 0)
     assert resume(tmp_path, timesteps=40).timesteps == 40
     monkeypatch.setattr(checkpointing, "needed_space", lambda *args: written(tmp_path) + 1)
@@ -258,7 +288,9 @@ def full_disk_in_torch(*args, **kwargs):
     try:
         full_disk()
     except OSError:
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598\nframe #0") from None
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598\nframe #0"
+        ) from None
 
 
 @pytest.mark.parametrize(
@@ -300,7 +332,9 @@ def test_a_disk_that_fills_later_ends_the_run_and_leaves_the_last_checkpoint(
     captured = capsys.readouterr().err.splitlines()
     reason = "[enforce fail" if failure is full_disk_in_torch else os.strerror(errno.ENOSPC)
     assert captured[-1].startswith(f"error: writing to {out} failed: {reason}")
-    assert captured[-1].endswith("; the run is saved up to 16 timesteps: remove the cause, then go on with --resume")
+    assert captured[-1].endswith(
+        "; the run is saved up to 16 timesteps: remove the cause, then go on with --resume"
+    )
     assert not [line for line in captured if "Traceback" in line]
     assert checkpoints(out)[0].name == "000000016"
     assert not list(out.rglob("writing-*"))
@@ -309,7 +343,9 @@ def test_a_disk_that_fills_later_ends_the_run_and_leaves_the_last_checkpoint(
     assert same_run(out, whole)
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_a_run_that_starts_over(whole, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_from_the_start_leaves_a_run_that_starts_over(
+    whole, tmp_path, monkeypatch
+):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full_disk)

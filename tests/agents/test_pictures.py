@@ -25,12 +25,19 @@ def push(observations):
 
 def test_a_film_is_what_the_single_environment_renders_from_the_same_seed():
     envs = gymnasium.make_vec(
-        RED, 2, autoreset_mode="Disabled", discretization_steps=STEPS, render_mode="rgb_array", action_scale=1.0
+        RED,
+        2,
+        autoreset_mode="Disabled",
+        discretization_steps=STEPS,
+        render_mode="rgb_array",
+        action_scale=1.0,
     )
     frames = watch(envs, 7, push)
     assert len(frames) == STEPS + 1
     for i, strength in enumerate((0.0, 0.7)):
-        env = gymnasium.make(RED, discretization_steps=STEPS, render_mode="rgb_array", action_scale=1.0)
+        env = gymnasium.make(
+            RED, discretization_steps=STEPS, render_mode="rgb_array", action_scale=1.0
+        )
         env.reset(seed=7)
         for step in range(STEPS + 1):
             assert np.abs(env.render().astype(int) - frames[step][i]).max() <= 1
@@ -43,11 +50,21 @@ def test_a_film_is_what_the_single_environment_renders_from_the_same_seed():
 def test_a_grid_tells_prompts_where_there_are_several(tmp_path, monkeypatch):
     written = []
     set_title = Axes.set_title
-    monkeypatch.setattr(Axes, "set_title", lambda axis, text, **k: (written.append(text), set_title(axis, text, **k)))
+    monkeypatch.setattr(
+        Axes,
+        "set_title",
+        lambda axis, text, **k: (written.append(text), set_title(axis, text, **k)),
+    )
     values = np.array([0.25, 0.5])
-    for prompts in (["a cat"] * 2, ["a $5 cat", "a photo of a cat that sits on a mat and " + "looks " * 20]):
+    for prompts in (
+        ["a cat"] * 2,
+        ["a $5 cat", "a photo of a cat that sits on a mat and " + "looks " * 20],
+    ):
         pictures = [np.zeros((8, 8, 3), np.uint8)] * 2
-        picture_grid(tmp_path / "grid.png", [("two", Episodes(values, values, values, values > 0, pictures, prompts))])
+        picture_grid(
+            tmp_path / "grid.png",
+            [("two", Episodes(values, values, values, values > 0, pictures, prompts))],
+        )
     assert written[:2] == ["0.25", "0.5"]
     assert written[2] == "\na \\$5 cat\n0.25"
     lines = written[3].split("\n")
@@ -58,7 +75,9 @@ def test_a_grid_tells_prompts_where_there_are_several(tmp_path, monkeypatch):
 
 def test_a_film_is_an_animation_of_pictures_side_by_side(tmp_path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
-    frames = [[np.full((64, 64, 3), colours[(i + j) % 4], np.uint8) for j in range(2)] for i in range(4)]
+    frames = [
+        [np.full((64, 64, 3), colours[(i + j) % 4], np.uint8) for j in range(2)] for i in range(4)
+    ]
     film(tmp_path / "film.gif", frames, ("left", "right"))
     with Image.open(tmp_path / "film.gif") as gif:
         assert gif.n_frames == 4
@@ -76,7 +95,11 @@ def test_a_film_is_an_animation_of_pictures_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("height", [8, 64, 300, 512])
 def test_a_film_is_never_larger_than_two_pictures_of_256(height, tmp_path):
-    film(tmp_path / "film.gif", [[np.zeros((height, 2 * height, 3), np.uint8)] * 2] * 2, ("left", "right"))
+    film(
+        tmp_path / "film.gif",
+        [[np.zeros((height, 2 * height, 3), np.uint8)] * 2] * 2,
+        ("left", "right"),
+    )
     with Image.open(tmp_path / "film.gif") as gif:
         assert 200 <= gif.height <= 256 + 18
         assert gif.width <= 4 * 256 + 4
@@ -92,8 +115,12 @@ def test_a_run_films_base_model_and_agent(tmp_path):
     observation, _ = env.reset(seed=2**30)
     terminated = False
     while not terminated:
-        observation, *_, terminated, _, _ = env.step(agent.predict(observation, deterministic=True)[0])
-    frames = watch(evaluation_env(config, 2), 2**30, lambda o: agent.predict(o, deterministic=True)[0])
+        observation, *_, terminated, _, _ = env.step(
+            agent.predict(observation, deterministic=True)[0]
+        )
+    frames = watch(
+        evaluation_env(config, 2), 2**30, lambda o: agent.predict(o, deterministic=True)[0]
+    )
     assert np.abs(frames[-1][1].astype(int) - env.render()).max() <= 1
     with Image.open(tmp_path / "episode.gif") as gif:
         assert gif.n_frames == 3
@@ -107,7 +134,9 @@ def test_a_run_films_base_model_and_agent(tmp_path):
 
 def test_the_evaluations_and_the_best_are_drawn_into_the_learning_curve(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    monkeypatch.setattr(
+        pictures.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self)
+    )
     names = ("terminal_reward", "return", "control_cost")
     rows = [{"timesteps": 8 * i, **dict.fromkeys(names, float(i))} for i in range(1, 4)]
     evaluations = [
@@ -124,7 +153,9 @@ def test_the_evaluations_and_the_best_are_drawn_into_the_learning_curve(tmp_path
         (errors,) = axis.containers
         line, _, (bars,) = errors.lines
         np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [8, 8], [16, 16]])
-        np.testing.assert_array_equal([s[:, 1] for s in bars.get_segments()], [[-2, 1], [6, 9], [14, 17]])
+        np.testing.assert_array_equal(
+            [s[:, 1] for s in bars.get_segments()], [[-2, 1], [6, 9], [14, 17]]
+        )
         (star,) = [line for line in axis.lines if line.get_marker() == "*"]
         np.testing.assert_array_equal(star.get_xydata(), [[8, 8]])
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]

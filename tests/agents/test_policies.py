@@ -24,7 +24,10 @@ ALGORITHMS = {
 
 
 def spaces(latent, action, prompt=None):
-    observation = {"latent": Box(-np.inf, np.inf, latent, np.float32), "time": Box(0, 1, (1,), np.float32)}
+    observation = {
+        "latent": Box(-np.inf, np.inf, latent, np.float32),
+        "time": Box(0, 1, (1,), np.float32),
+    }
     if prompt:
         observation["prompt"] = Box(-np.inf, np.inf, (prompt,), np.float32)
     return Dict(observation), Box(-1, 1, action, np.float32)
@@ -32,7 +35,9 @@ def spaces(latent, action, prompt=None):
 
 def observe(space, n=3, seed=0):
     rng = np.random.default_rng(seed)
-    return {key: rng.uniform(0, 1, (n, *box.shape)).astype(np.float32) for key, box in space.items()}
+    return {
+        key: rng.uniform(0, 1, (n, *box.shape)).astype(np.float32) for key, box in space.items()
+    }
 
 
 def parameters(module):
@@ -41,9 +46,13 @@ def parameters(module):
 
 def make_agent(name, resolution=1, num_envs=2, **policy_kwargs):
     algorithm, policy, kwargs = ALGORITHMS[name]
-    env = gymnasium.make_vec(RED, num_envs=num_envs, autoreset_mode="SameStep", discretization_steps=2)
+    env = gymnasium.make_vec(
+        RED, num_envs=num_envs, autoreset_mode="SameStep", discretization_steps=2
+    )
     env = SB3VecEnv(CoarseAction(env, resolution))
-    return algorithm(policy, env, policy_kwargs={"width": 8, **policy_kwargs}, seed=0, device="cpu", **kwargs)
+    return algorithm(
+        policy, env, policy_kwargs={"width": 8, **policy_kwargs}, seed=0, device="cpu", **kwargs
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -82,7 +91,9 @@ def test_initial_standard_deviation_is_the_one_asked_for(policy):
 def test_a_change_in_a_corner_of_the_latent_moves_the_action_there_only():
     observation_space, action_space = spaces((4, 32, 32), (4, 8, 8))
     agent = LatentActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, width=8)
-    torch.nn.init.normal_(agent.action_net[0].weight, std=0.05)  # small, so that no action is clipped
+    torch.nn.init.normal_(
+        agent.action_net[0].weight, std=0.05
+    )  # small, so that no action is clipped
     observations = observe(observation_space, n=1)
     before, _ = agent.predict(observations, deterministic=True)
     observations["latent"][:, :, :4, :4] += 1
@@ -119,7 +130,9 @@ def test_sac_critic_depends_on_the_action():
 def test_tqc_critics_give_quantiles_of_the_action_in_the_shape_of_sb3_contribs_own():
     observation_space, action_space = spaces((4, 8, 8), (4, 2, 2))
     kwargs = {"n_critics": 3, "n_quantiles": 7}
-    ours = LatentTQCPolicy(observation_space, action_space, lambda _: 1e-3, width=8, **kwargs).critic
+    ours = LatentTQCPolicy(
+        observation_space, action_space, lambda _: 1e-3, width=8, **kwargs
+    ).critic
     theirs = MultiInputPolicy(observation_space, action_space, lambda _: 1e-3, **kwargs).critic
     agent = LatentTQCPolicy(observation_space, action_space, lambda _: 1e-3, width=8)
     observations = agent.obs_to_tensor(observe(observation_space))[0]
@@ -135,7 +148,9 @@ def test_value_scale_is_the_unit_of_the_critic():
     values = []
     for scale in (1.0, 100.0):
         torch.manual_seed(0)
-        agent = LatentActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, width=8, value_scale=scale)
+        agent = LatentActorCriticPolicy(
+            observation_space, action_space, lambda _: 1e-3, width=8, value_scale=scale
+        )
         values.append(agent.predict_values(agent.obs_to_tensor(observe(observation_space))[0]))
     torch.testing.assert_close(values[1], 100 * values[0])
 
@@ -212,14 +227,18 @@ def test_a_convolution_of_a_single_cell_is_the_convolution():
     for shape, kernel in [((5, 6, 1, 1), 1), ((5, 6, 2, 3), 1), ((5, 6, 1, 1), 3)]:
         layer = Convolution(6, 4, kernel, padding=kernel // 2)
         features = torch.randn(shape)
-        expected = torch.nn.functional.conv2d(features, layer.weight, layer.bias, padding=kernel // 2)
+        expected = torch.nn.functional.conv2d(
+            features, layer.weight, layer.bias, padding=kernel // 2
+        )
         torch.testing.assert_close(layer(features), expected)
 
 
 def test_exploration_can_depend_on_the_observation(tmp_path):
     observation_space, action_space = spaces((4, 8, 8), (4, 2, 2))
     kwargs = {"width": 8, "log_std_init": -1.5}
-    agent = LatentActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, state_dependent_std=True, **kwargs)
+    agent = LatentActorCriticPolicy(
+        observation_space, action_space, lambda _: 1e-3, state_dependent_std=True, **kwargs
+    )
     fixed = LatentActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, **kwargs)
     assert parameters(agent) == parameters(fixed) + 4 * (8 + 1)
     observations = agent.obs_to_tensor(observe(observation_space))[0]
@@ -232,10 +251,14 @@ def test_exploration_can_depend_on_the_observation(tmp_path):
     assert (before.mean == 0).all()
     actions = torch.rand(3, 16)
     _, log_prob, _ = agent.evaluate_actions(observations, actions)
-    torch.testing.assert_close(log_prob, torch.distributions.Normal(0.0, before.stddev).log_prob(actions).sum(1))
+    torch.testing.assert_close(
+        log_prob, torch.distributions.Normal(0.0, before.stddev).log_prob(actions).sum(1)
+    )
     agent.save(tmp_path / "policy.pth")
     loaded = LatentActorCriticPolicy.load(tmp_path / "policy.pth", device="cpu")
-    torch.testing.assert_close(loaded.get_distribution(observations).distribution.stddev, before.stddev)
+    torch.testing.assert_close(
+        loaded.get_distribution(observations).distribution.stddev, before.stddev
+    )
     torch.nn.init.constant_(agent.log_std_net[0].bias, -50.0)
     least = agent.get_distribution(observations).distribution.stddev.min().item()
     assert least == pytest.approx(math.exp(-4))  # else the ratios of PPO overflow

@@ -15,7 +15,9 @@ EVERY = {"evaluate_every": 8, "evaluation_episodes": 2}
 def shown(out):
     """What TensorBoard shows: by tag the steps and values."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    events = accumulator.EventAccumulator(
+        str(out / "tensorboard"), size_guidance={"scalars": 0}
+    ).Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
     }  # fmt: skip
@@ -42,7 +44,9 @@ def assert_same(out, algo="ppo"):
     for tag, points in expected.items():
         assert [step for step, _ in found[tag]] == [step for step, _ in points], tag
         # Events are float32.
-        assert [value for _, value in found[tag]] == pytest.approx([value for _, value in points], rel=1e-6), tag
+        assert [value for _, value in found[tag]] == pytest.approx(
+            [value for _, value in points], rel=1e-6
+        ), tag
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
@@ -78,4 +82,7 @@ def test_without_tensorboard_a_run_says_so_and_writes_the_rest(tmp_path, monkeyp
     assert not (tmp_path / "tensorboard").exists()
     assert len(read_metrics(tmp_path / "metrics.csv")) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if "TensorBoard" in line]
-    assert said == ["metrics go to metrics.csv alone; with TensorBoard (pip install tensorboard) they go there, too"]
+    assert said == [
+        "metrics go to metrics.csv alone; with TensorBoard (pip install tensorboard) they go "
+        "there, too"
+    ]

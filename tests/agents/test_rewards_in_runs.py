@@ -23,8 +23,20 @@ STANDARDIZED = {
 
 
 def run(out, timesteps, **kwargs):
-    overrides = {} if kwargs.get("resume") else {"overrides": {**TINY["ppo"], **STANDARDIZED}, "num_envs": 2}
-    train("flowgym/Denoising-v0", "ppo", out=out, timesteps=timesteps, progress=False, **overrides, **kwargs)
+    overrides = (
+        {}
+        if kwargs.get("resume")
+        else {"overrides": {**TINY["ppo"], **STANDARDIZED}, "num_envs": 2}
+    )
+    train(
+        "flowgym/Denoising-v0",
+        "ppo",
+        out=out,
+        timesteps=timesteps,
+        progress=False,
+        **overrides,
+        **kwargs,
+    )
 
 
 def test_a_resumed_run_goes_on_with_the_statistics_of_its_reward(tmp_path):
@@ -44,19 +56,26 @@ def test_an_evaluation_measures_agent_and_base_model_by_the_statistics_of_the_ru
     reward = env.unwrapped.rollout.environment.reward
     before = reward.get_state()
     assert before["counts"].sum() == 8
-    raw = gymnasium.make_vec(RED, 2, autoreset_mode="Disabled", discretization_steps=2, prompts=PROMPTS)
+    raw = gymnasium.make_vec(
+        RED, 2, autoreset_mode="Disabled", discretization_steps=2, prompts=PROMPTS
+    )
     seeds = [5, 6, 7, 8]
     scores, reds = play(env, seeds), play(raw, seeds)
     expected = [
         (red - mean) / std
-        for red, (mean, std) in zip(reds.terminal_rewards, map(reward.statistics, reds.prompts), strict=True)
+        for red, (mean, std) in zip(
+            reds.terminal_rewards, map(reward.statistics, reds.prompts), strict=True
+        )
     ]
     np.testing.assert_allclose(scores.terminal_rewards, expected, rtol=1e-3)
     assert isinstance(reward, Standardize)
     for name, values in reward.get_state().items():
         np.testing.assert_array_equal(values, before[name])
     report = evaluate(tmp_path, episodes=4)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["prompts"].keys() == report["prompts"].keys()
+    assert (
+        json.loads((tmp_path / "evaluation.json").read_text())["prompts"].keys()
+        == report["prompts"].keys()
+    )
 
 
 class Constant:
@@ -65,7 +84,9 @@ class Constant:
 
 
 def test_results_of_each_prompt_are_those_of_its_episodes():
-    envs = gymnasium.make_vec(RED, 4, autoreset_mode="Disabled", discretization_steps=2, prompts=PROMPTS)
+    envs = gymnasium.make_vec(
+        RED, 4, autoreset_mode="Disabled", discretization_steps=2, prompts=PROMPTS
+    )
     report = evaluate(Constant(), episodes=9, vector_env=envs)
     single = gymnasium.make(RED, discretization_steps=2, prompts=PROMPTS)
     rewards = {prompt: [] for prompt in PROMPTS}
@@ -78,17 +99,23 @@ def test_results_of_each_prompt_are_those_of_its_episodes():
         result = report["prompts"][prompt]
         assert result["episodes"] == len(values)
         assert result["base"]["terminal_reward"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
-        assert result["base"]["terminal_reward"]["std"] == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+        assert result["base"]["terminal_reward"]["std"] == pytest.approx(
+            np.std(values, ddof=1), abs=1e-5
+        )
     for who in ("agent", "base", "difference"):
         parts = [(r["episodes"], r[who]["return"]["mean"]) for r in report["prompts"].values()]
-        assert sum(n * mean for n, mean in parts) / 9 == pytest.approx(report[who]["return"]["mean"])
+        assert sum(n * mean for n, mean in parts) / 9 == pytest.approx(
+            report[who]["return"]["mean"]
+        )
     lines = table(report).splitlines()
     assert "terminal reward by prompt (2):" in lines
     assert any(line.startswith(f"{PROMPTS[0]} (") for line in lines)
 
 
 def test_a_prompt_with_one_episode_has_a_mean_and_no_interval():
-    envs = gymnasium.make_vec(RED, 2, autoreset_mode="Disabled", discretization_steps=1, prompts=PROMPTS)
+    envs = gymnasium.make_vec(
+        RED, 2, autoreset_mode="Disabled", discretization_steps=1, prompts=PROMPTS
+    )
     episodes = play(envs, [0, 1])
     episodes.prompts[:] = PROMPTS
     report = by_prompt(episodes, episodes)

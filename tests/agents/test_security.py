@@ -107,7 +107,9 @@ def every_way_in(run):
 
 
 @pytest.mark.parametrize("make", [pickled, saved_by_torch])
-@pytest.mark.parametrize("part", ["policy.pth", "policy.optimizer.pth", "pytorch_variables.pth", "extra.pth"])
+@pytest.mark.parametrize(
+    "part", ["policy.pth", "policy.optimizer.pth", "pytorch_variables.pth", "extra.pth"]
+)
 def test_pickles_among_the_weights_are_refused(part, make, run, mark, capsys):
     if run.name == "sac":
         part = part.replace("policy.optimizer", "actor.optimizer")
@@ -136,7 +138,9 @@ def test_pickles_among_the_data_are_not_opened(run, mark):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(("file", "entry"), [("state.npz", "latents.npy"), ("replay_buffer.npz", "rewards.npy")])
+@pytest.mark.parametrize(
+    ("file", "entry"), [("state.npz", "latents.npy"), ("replay_buffer.npz", "rewards.npy")]
+)
 def test_pickles_among_the_arrays_are_refused(file, entry, run, mark, capsys):
     if file == "replay_buffer.npz" and run.name == "ppo":
         pytest.skip("has no replay buffer")
@@ -146,7 +150,9 @@ def test_pickles_among_the_arrays_are_refused(file, entry, run, mark, capsys):
     found = every_way_in(run)[2]
     said = capsys.readouterr().err
     if file == "state.npz":
-        assert "state.npz is damaged, or holds other things than arrays of numbers and text" in found
+        assert (
+            "state.npz is damaged, or holds other things than arrays of numbers and text" in found
+        )
     else:
         # The agent goes on without it.
         assert found is None
@@ -191,10 +197,13 @@ def test_settings_that_a_run_cannot_have_are_refused(section, name, value, run):
 def test_a_configuration_that_is_none_is_one_line(config, tmp_path, capsys):
     (tmp_path / "config.json").write_text(config)
     assert main(["evaluate", str(tmp_path)]) == 2
-    assert re.fullmatch(r"error: .*config\.json (is damaged|does not describe a run): .*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: .*config\.json (is damaged|does not describe a run): .*\n", capsys.readouterr().err
+    )
 
 
-# --- checkpoints of models -------------------------------------------------------------------------------------------
+# --- checkpoints of models
+# -------------------------------------------------------------------------------------------
 
 
 def pickled_weights(folder, mark):
@@ -211,7 +220,9 @@ def module_of_its_own(folder, mark):
     library, name = index["unet"]
     index["unet"] = ["evil", name]
     (folder / "model_index.json").write_text(json.dumps(index))
-    (folder / "unet" / "evil.py").write_text(f"import os\nfrom {library} import {name}\nos.mkdir({str(mark)!r})\n")
+    (folder / "unet" / "evil.py").write_text(
+        f"import os\nfrom {library} import {name}\nos.mkdir({str(mark)!r})\n"
+    )
 
 
 def pipeline_of_its_own(folder, mark):

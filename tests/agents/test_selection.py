@@ -1,4 +1,6 @@
-"""Evaluations while a run trains: the best agent, the budget of control costs, and nothing else changes."""
+"""Evaluations while a run trains: the best agent, the budget of control costs, and nothing else
+changes.
+"""
 
 import json
 import signal
@@ -34,7 +36,9 @@ def evaluations(out):
 
 @pytest.fixture
 def costs(monkeypatch):
-    """Gives the evaluations the mean control costs and returns that a test wants, one after another."""
+    """Gives the evaluations the mean control costs and returns that a test wants, one after
+    another.
+    """
 
     really = Evaluations.play
 
@@ -61,7 +65,10 @@ def test_a_run_with_evaluations_trains_as_one_without(algo, tmp_path):
     assert untimed(tmp_path / "with") == untimed(tmp_path / "without")
     assert same_weights(tmp_path / "with", tmp_path / "without")
     assert len(evaluations(tmp_path / "with")) == (3 if algo == "ppo" else 5)
-    states = [json.loads((checkpoints(tmp_path / name)[0] / "state.json").read_text()) for name in ("with", "without")]
+    states = [
+        json.loads((checkpoints(tmp_path / name)[0] / "state.json").read_text())
+        for name in ("with", "without")
+    ]
     for name in ("python_random", "numpy_random", "action_space_random"):
         assert states[0][name] == states[1][name]
 
@@ -142,14 +149,18 @@ def test_without_evaluations_the_newest_agent_is_used(tmp_path):
 
 def test_the_pictures_after_training_are_of_the_best_agent(tmp_path, costs, monkeypatch):
     played = []
-    monkeypatch.setattr(results, "_save_film", lambda path, config, agent: played.append(agent.num_timesteps))
+    monkeypatch.setattr(
+        results, "_save_film", lambda path, config, agent: played.append(agent.num_timesteps)
+    )
     costs((0, 1.0), (1, 7.0), (1, 5.0))
     tiny(tmp_path, timesteps=16, overrides=EVERY)
     assert played == [8]
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
-def test_a_terminated_and_resumed_run_has_the_evaluations_of_an_uninterrupted_one(algo, tmp_path, monkeypatch):
+def test_a_terminated_and_resumed_run_has_the_evaluations_of_an_uninterrupted_one(
+    algo, tmp_path, monkeypatch
+):
     changes = {**EVERY, "checkpoint_every": 12}
     tiny(tmp_path / "whole", algo, 24, changes)
 
@@ -193,12 +204,16 @@ def test_evaluations_of_lost_work_are_made_anew(tmp_path, monkeypatch, costs):
 
 
 def test_a_reward_with_a_memory_scores_every_evaluation_by_the_same_measure(tmp_path):
-    """With an empty memory, ``images/standardize`` is the reward that it standardises, here the red channel."""
+    """With an empty memory, ``images/standardize`` is the reward that it standardises, here the red
+    channel.
+    """
     tiny(tmp_path / "red", timesteps=8, overrides={**EVERY, "env.prompts": PROMPTS})
     red = evaluations(tmp_path / "red")[0]["terminal_reward"]
     changes = {**TINY["ppo"], **STANDARDIZED, **EVERY, "evaluate_every": 16}
     out = tmp_path / "standardized"
-    train("flowgym/Denoising-v0", out=out, timesteps=16, num_envs=2, overrides=changes, progress=False)
+    train(
+        "flowgym/Denoising-v0", out=out, timesteps=16, num_envs=2, overrides=changes, progress=False
+    )
     rows = evaluations(out)
     assert rows[0]["terminal_reward"] == pytest.approx(red, abs=1e-4)
     # By the statistics of the run, which knows eight rewards by now, it would be about 0.
@@ -207,7 +222,8 @@ def test_a_reward_with_a_memory_scores_every_evaluation_by_the_same_measure(tmp_
         assert state["reward.counts"].sum() == 8
 
 
-# --- the budget of control costs -------------------------------------------------------------------------------------
+# --- the budget of control costs
+# -------------------------------------------------------------------------------------
 
 
 def test_training_stops_at_the_first_evaluation_that_passes_the_budget(tmp_path, costs, capsys):
@@ -225,13 +241,18 @@ def test_training_stops_at_the_first_evaluation_that_passes_the_budget(tmp_path,
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
-def test_a_run_with_a_budget_is_evaluated_and_exploration_does_not_count(algo, tmp_path, costs, capsys):
+def test_a_run_with_a_budget_is_evaluated_and_exploration_does_not_count(
+    algo, tmp_path, costs, capsys
+):
     costs((0, 1.0), (0, 2.0), (0, 3.0))
     changes = {"kl_budget": 1e-6, "checkpoint_every": 8}
     changes |= {"algo.learning_starts": 8} if algo == "sac" else {}
     result = tiny(tmp_path, algo, 16, changes)
     assert (result.timesteps, result.stopped) == (16, None)
-    assert "evaluations every 8 timesteps (evaluate_every) are held against the kl_budget" in capsys.readouterr().err
+    assert (
+        "evaluations every 8 timesteps (evaluate_every) are held against the kl_budget"
+        in capsys.readouterr().err
+    )
     assert [row["timesteps"] for row in read_metrics(tmp_path / "evaluations.csv")] == [0, 8, 16]
     assert min(row["control_cost"] for row in read_metrics(tmp_path / "metrics.csv")) > 1e-6
     # The same command again is not another run.

@@ -38,7 +38,13 @@ def test_ids_are_known_with_and_without_their_namespace():
 
 
 def test_overrides_reach_every_section_by_dotted_and_by_bare_name():
-    changes = {"env.noise_level": 0.5, "learning_rate": 1e-4, "wrappers.coarse_action": 2, "blocks": 2, "timesteps": 7}
+    changes = {
+        "env.noise_level": 0.5,
+        "learning_rate": 1e-4,
+        "wrappers.coarse_action": 2,
+        "blocks": 2,
+        "timesteps": 7,
+    }
     changed = override(load_preset(RED), changes, RED, "ppo")
     assert changed["env"]["noise_level"] == 0.5
     assert changed["algo"]["learning_rate"] == 1e-4
@@ -49,7 +55,9 @@ def test_overrides_reach_every_section_by_dotted_and_by_bare_name():
 
 
 def test_options_of_the_base_model_are_settings():
-    changed = override(load_preset(RED), {"guidance_scale": 2.0, "prompts": "a red heart"}, RED, "ppo")
+    changed = override(
+        load_preset(RED), {"guidance_scale": 2.0, "prompts": "a red heart"}, RED, "ppo"
+    )
     assert changed["env"]["guidance_scale"] == 2.0
 
 
@@ -62,8 +70,12 @@ def test_a_bare_name_is_the_environments_own_where_it_has_one():
 
 
 def test_ambiguous_bare_names_are_refused(monkeypatch):
-    monkeypatch.setattr(settings, "options", lambda *_: {"": set(), "env": set(), "algo": {"x"}, "policy": {"x"}})
-    with pytest.raises(UnknownOptionError, match=r"'x' could be algo\.x or policy\.x; give the whole name"):
+    monkeypatch.setattr(
+        settings, "options", lambda *_: {"": set(), "env": set(), "algo": {"x"}, "policy": {"x"}}
+    )
+    with pytest.raises(
+        UnknownOptionError, match=r"'x' could be algo\.x or policy\.x; give the whole name"
+    ):
         override(load_preset(RED), {"x": 1.0}, RED, "ppo")
 
 
@@ -78,7 +90,9 @@ def test_ambiguous_bare_names_are_refused(monkeypatch):
     ],
 )
 def test_typos_get_a_suggestion(key, suggestion):
-    with pytest.raises(UnknownOptionError, match=f"no setting '{key}'; did you mean '{suggestion}'"):
+    with pytest.raises(
+        UnknownOptionError, match=f"no setting '{key}'; did you mean '{suggestion}'"
+    ):
         override(load_preset(RED), {key: 1}, RED, "ppo")
 
 
@@ -128,14 +142,26 @@ def test_values_out_of_range_are_refused_for_off_policy_algorithms_too(key, valu
 
 
 def test_assignments_are_parsed_as_plain_values():
-    texts = ["a=1", "b=1e-4", "c=null", "d=true", "e=a red car", "f=[1, 2]", "g=x=y", 'h="5"', "i=: {"]
+    texts = [
+        "a=1",
+        "b=1e-4",
+        "c=null",
+        "d=true",
+        "e=a red car",
+        "f=[1, 2]",
+        "g=x=y",
+        'h="5"',
+        "i=: {",
+    ]
     expected = {
         "a": 1, "b": 1e-4, "c": None, "d": True, "e": "a red car", "f": [1, 2], "g": "x=y", "h": "5", "i": ": {"
     }  # fmt: skip
     assert parse_assignments(texts) == expected
 
 
-@pytest.mark.parametrize("prompt", ["no", "a cat: red", "a #1 dog", "12:30", "1990-01-01", "- a list", "*star", "on"])
+@pytest.mark.parametrize(
+    "prompt", ["no", "a cat: red", "a #1 dog", "12:30", "1990-01-01", "- a list", "*star", "on"]
+)
 def test_a_prompt_is_text_even_where_yaml_reads_something_else(prompt):
     assert parse_assignments([f"prompts={prompt}"]) == {"prompts": prompt}
     if prompt.replace("-", "").isalnum():
@@ -143,7 +169,16 @@ def test_a_prompt_is_text_even_where_yaml_reads_something_else(prompt):
 
 
 def test_numbers_and_words_of_python_are_values():
-    texts = ["a=.5", "b=1E-4", "c=True", "d=None", "e=[.5, False]", "f={x: 1, y: a dog}", "g=5.", "h=+3"]
+    texts = [
+        "a=.5",
+        "b=1E-4",
+        "c=True",
+        "d=None",
+        "e=[.5, False]",
+        "f={x: 1, y: a dog}",
+        "g=5.",
+        "h=+3",
+    ]
     expected = {
         "a": 0.5, "b": 1e-4, "c": True, "d": None, "e": [0.5, False], "f": {"x": 1, "y": "a dog"}, "g": 5.0, "h": 3.0
     }  # fmt: skip
@@ -162,7 +197,9 @@ def test_unknown_algorithm_is_refused():
 
 
 def test_a_family_of_environments_shares_a_preset():
-    own = [load_preset(id, "sac") for id in FLOWGYM_IDS if "GaussianMixture" in id and "2D" not in id]
+    own = [
+        load_preset(id, "sac") for id in FLOWGYM_IDS if "GaussianMixture" in id and "2D" not in id
+    ]
     assert len(own) == 2
     assert own[0]["wrappers"] == {}
     assert own[0] == own[1]
@@ -181,7 +218,9 @@ def test_an_environment_without_a_preset_gets_the_default():
 def test_tqc_takes_the_presets_of_sac_and_settings_of_its_own():
     for id in (RED, "Denoising-v0", "GaussianMixture-Gaussian-v0"):
         assert load_preset(id, "tqc") == load_preset(id, "sac")
-    changed = override(load_preset(RED, "tqc"), {"n_quantiles": 5, "top_quantiles_to_drop_per_net": 1}, RED, "tqc")
+    changed = override(
+        load_preset(RED, "tqc"), {"n_quantiles": 5, "top_quantiles_to_drop_per_net": 1}, RED, "tqc"
+    )
     assert changed["policy"]["n_quantiles"] == 5
     assert changed["algo"]["top_quantiles_to_drop_per_net"] == 1
     assert options(RED, "tqc")["policy"] == options(RED, "sac")["policy"] | {"n_quantiles"}
@@ -238,9 +277,21 @@ def test_what_a_run_cannot_keep_is_refused_by_name(value):
     ("changes", "first", "second"),
     [
         ({"env.prompts": "a", "prompts": "b"}, "env.prompts is 'a'", "prompts is 'b'"),
-        ({"learning_rate": 0.1, "algo.learning_rate": 0.2}, "learning_rate is 0.1", "algo.learning_rate is 0.2"),
-        ({"env.reward_scale": 1.0, "wrappers.reward_scale": 2.0}, "env.reward_scale is 1.0", "wrappers.reward_scale"),
-        ({"env.discretization_steps": 5, "wrappers.time_grid": 6}, "env.discretization_steps is 5", "time_grid is 6"),
+        (
+            {"learning_rate": 0.1, "algo.learning_rate": 0.2},
+            "learning_rate is 0.1",
+            "algo.learning_rate is 0.2",
+        ),
+        (
+            {"env.reward_scale": 1.0, "wrappers.reward_scale": 2.0},
+            "env.reward_scale is 1.0",
+            "wrappers.reward_scale",
+        ),
+        (
+            {"env.discretization_steps": 5, "wrappers.time_grid": 6},
+            "env.discretization_steps is 5",
+            "time_grid is 6",
+        ),
     ],
 )
 def test_two_values_of_one_setting_are_a_contradiction(changes, first, second):
@@ -251,7 +302,12 @@ def test_two_values_of_one_setting_are_a_contradiction(changes, first, second):
 
 
 def test_what_is_said_twice_alike_is_said_once():
-    changes = {"env.prompts": ("a", "b"), "prompts": ["a", "b"], "env.reward_scale": 2.0, "wrappers.reward_scale": None}
+    changes = {
+        "env.prompts": ("a", "b"),
+        "prompts": ["a", "b"],
+        "env.reward_scale": 2.0,
+        "wrappers.reward_scale": None,
+    }
     assert override(load_preset(RED), changes, RED, "ppo")["env"]["prompts"] == ["a", "b"]
     assert parse_assignments(["a=1", "a=1"]) == {"a": 1}
 
@@ -265,7 +321,10 @@ def test_one_name_assigned_twice_is_a_contradiction():
 def test_an_argument_and_an_override_of_another_value_are_a_contradiction(name, tmp_path):
     with pytest.raises(OptionError, match=rf"{name} is 8, but the changes .* have 16"):
         prepare(TrainRequest(RED, out=tmp_path / "run", **{name: 8}, overrides={name: 16}))
-    twice, once = (prepare(TrainRequest(RED, out=tmp_path / "run", **{name: 8}, overrides=o)) for o in ({name: 8}, {}))
+    twice, once = (
+        prepare(TrainRequest(RED, out=tmp_path / "run", **{name: 8}, overrides=o))
+        for o in ({name: 8}, {})
+    )
     assert twice == once
 
 
@@ -275,6 +334,8 @@ def test_overrides_are_a_dictionary_by_name(overrides):
         override(load_preset(RED), overrides, RED, "ppo")
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{" * 5000, "[&a [*a]]", "{[1]: 2}", "1e999", "\0", "NaN"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "9" * 5000, "{" * 5000, "[&a [*a]]", "{[1]: 2}", "1e999", "\0", "NaN"]
+)
 def test_any_text_can_be_assigned(text):
     assert "x" in parse_assignments([f"x={text}"])

@@ -41,7 +41,12 @@ print(os.environ["MPLBACKEND"], dict.get(matplotlib.rcParams, "backend"))
 @pytest.mark.second
 @pytest.mark.parametrize(
     ("backend", "known"),
-    [("module://matplotlib_inline.backend_inline", False), ("nonsense", False), ("TkAgg", True), ("svg", True)],
+    [
+        ("module://matplotlib_inline.backend_inline", False),
+        ("nonsense", False),
+        ("TkAgg", True),
+        ("svg", True),
+    ],
 )
 def test_pictures_are_drawn_whatever_backend_the_shell_names(backend, known, tmp_path):
     environment = {**os.environ, "MPLBACKEND": backend}
@@ -63,7 +68,9 @@ def test_matplotlib_is_imported_in_one_place():
     found = [
         path.name
         for path in PACKAGE.rglob("*.py")
-        if re.search(r"^(?!if)\s{0,3}(from|import) matplotlib", path.read_text(encoding="utf-8"), re.M)
+        if re.search(
+            r"^(?!if)\s{0,3}(from|import) matplotlib", path.read_text(encoding="utf-8"), re.M
+        )
     ]
     assert found == []
 
@@ -97,7 +104,14 @@ def test_the_users_styles_change_no_picture_of_a_run_and_stay_as_they_are(tmp_pa
 
 
 def test_any_prompt_can_be_written_above_a_picture(tmp_path):
-    prompts = [EMOJI, "$x_1$ costs $5 and 50 %", "half an emoji \ud83d", r"\frac{1}{", "_^{}$$", "\0\x1b[31m"]
+    prompts = [
+        EMOJI,
+        "$x_1$ costs $5 and 50 %",
+        "half an emoji \ud83d",
+        r"\frac{1}{",
+        "_^{}$$",
+        "\0\x1b[31m",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for prompt in prompts:
@@ -130,7 +144,9 @@ def test_saying_something_never_fails(make, monkeypatch):
     monkeypatch.setattr(sys, "stderr", make())
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     console.say(EMOJI)
-    progress.Progress(10, 0, True).update(3, dict.fromkeys(["terminal_reward", "control_cost", "return"], 1.0))
+    progress.Progress(10, 0, True).update(
+        3, dict.fromkeys(["terminal_reward", "control_cost", "return"], 1.0)
+    )
     bar = Bar(3)
     bar.update(1, {"reward": EMOJI})
     bar.close()
@@ -138,7 +154,9 @@ def test_saying_something_never_fails(make, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_a_prompt_that_the_console_cannot_write_is_trained_on_and_evaluated(encoding, tmp_path, monkeypatch):
+def test_a_prompt_that_the_console_cannot_write_is_trained_on_and_evaluated(
+    encoding, tmp_path, monkeypatch
+):
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
@@ -159,7 +177,17 @@ def test_a_prompt_that_the_console_cannot_write_is_trained_on_and_evaluated(enco
 def test_a_training_does_not_need_anybody_who_reads(make, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", make())
     monkeypatch.setattr(sys, "stderr", make())
-    command = ["train", RED, "--timesteps", "8", "--num-envs", "2", "--out", str(tmp_path / "run"), "--no-evaluate"]
+    command = [
+        "train",
+        RED,
+        "--timesteps",
+        "8",
+        "--num-envs",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        "--no-evaluate",
+    ]
     assert main([*command, *assignments()]) in (0, 141)
     assert (tmp_path / "run" / "checkpoints" / "000000008").is_dir()
 
@@ -177,7 +205,9 @@ def test_a_tensorboard_that_cannot_write_is_no_reason_to_stop(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert tiny(tmp_path, timesteps=8).timesteps == 8
     said = capsys.readouterr().err
-    assert "metrics go to metrics.csv alone: TensorBoard cannot be used (ModuleNotFoundError" in said
+    assert (
+        "metrics go to metrics.csv alone: TensorBoard cannot be used (ModuleNotFoundError" in said
+    )
 
 
 def test_a_run_in_a_folder_whose_name_is_no_text_trains(tmp_path):
@@ -196,7 +226,9 @@ def test_a_library_that_cannot_be_imported_is_named(tmp_path):
         env={**os.environ, "TQDM_MININTERVAL": "often"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert re.match(r"error: .* cannot be imported: ValueError: .*'often' \(in .*tqdm.*\)\n$", done.stderr)
+    assert re.match(
+        r"error: .* cannot be imported: ValueError: .*'often' \(in .*tqdm.*\)\n$", done.stderr
+    )
 
 
 def test_a_prompt_typed_under_a_locale_without_letters_is_that_prompt():

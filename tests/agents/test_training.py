@@ -68,10 +68,14 @@ def test_a_run_writes_everything_and_evaluates(algo, tmp_path):
 
     newest = checkpoints(out)[0]
     assert newest.name == "000000016"
-    files = {"model.zip", "state.json", "state.npz"} | ({"replay_buffer.npz"} if algo == "sac" else set())
+    files = {"model.zip", "state.json", "state.npz"} | (
+        {"replay_buffer.npz"} if algo == "sac" else set()
+    )
     assert {path.name for path in newest.iterdir()} == files
     # Nothing that was written under a temporary name is left.
-    assert not [path for path in out.rglob("*") if "tmp" in path.name or path.name.startswith("writing")]
+    assert not [
+        path for path in out.rglob("*") if "tmp" in path.name or path.name.startswith("writing")
+    ]
     assert ALGORITHMS[algo].load(newest / "model.zip", device="cpu").num_timesteps == 16
 
     report = evaluate(result, episodes=3)
@@ -107,7 +111,9 @@ def terminate_at(monkeypatch):
         pytest.param("tqc", {"policy.n_quantiles": 5}, marks=pytest.mark.second),
     ],
 )
-def test_a_terminated_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(algo, changes, tmp_path, terminate_at):
+def test_a_terminated_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(
+    algo, changes, tmp_path, terminate_at
+):
     tiny(tmp_path / "whole", algo, 24, changes, seed=3)
     terminate_at(8)
     first = tiny(tmp_path / "parts", algo, 24, changes, seed=3)
@@ -157,11 +163,17 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     ("damaged", "left", "message"),
     [
         (["model.zip"], 20, "going on with the replay buffer of"),
-        (["model.zip", "replay_buffer.npz"], 12, "is missing or damaged; going on with an empty one"),
+        (
+            ["model.zip", "replay_buffer.npz"],
+            12,
+            "is missing or damaged; going on with an empty one",
+        ),
         (["replay_buffer.npz"], 4, "is missing or damaged; going on with an empty one"),
     ],
 )
-def test_a_run_whose_replay_buffer_is_lost_goes_on_with_what_is_left(damaged, left, message, tmp_path, capsys):
+def test_a_run_whose_replay_buffer_is_lost_goes_on_with_what_is_left(
+    damaged, left, message, tmp_path, capsys
+):
     finished(tmp_path, "sac", timesteps=16)
     for file in damaged:
         (checkpoints(tmp_path)[0] / file).write_bytes(b"half")
@@ -175,7 +187,13 @@ def test_a_run_whose_replay_buffer_is_lost_goes_on_with_what_is_left(damaged, le
     with np.load(checkpoints(tmp_path)[0] / "replay_buffer.npz") as buffer:
         # A full buffer, or what came after the checkpoint.
         assert buffer["rewards"].size == left
-    assert [row["timesteps"] for row in read_metrics(tmp_path / "metrics.csv")] == [4, 8, 12, 16, 20]
+    assert [row["timesteps"] for row in read_metrics(tmp_path / "metrics.csv")] == [
+        4,
+        8,
+        12,
+        16,
+        20,
+    ]
 
 
 def test_resuming_a_finished_run_ends_at_once(tmp_path):
@@ -200,7 +218,10 @@ def test_a_batch_that_does_not_divide_the_rollout_is_said_in_a_line(tmp_path, ca
     tiny(tmp_path / "whole")
     assert "batch" not in capsys.readouterr().err
     tiny(tmp_path / "part", overrides={"algo.batch_size": 6})
-    assert "batch_size is 6, and the last batch of each pass over a rollout of 8 is smaller" in capsys.readouterr().err
+    assert (
+        "batch_size is 6, and the last batch of each pass over a rollout of 8 is smaller"
+        in capsys.readouterr().err
+    )
     assert not [warning for warning in recwarn if "mini-batch" in str(warning.message)]
 
 
@@ -238,7 +259,9 @@ def test_bad_input_is_refused_before_any_work(kwargs, error, message, tmp_path, 
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
 def test_an_unwritable_folder_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OptionError, match="cannot be written"):
@@ -262,9 +285,13 @@ def test_bad_environment_options_leave_no_folder(tmp_path):
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_a_training_that_diverges_says_so_and_keeps_the_agent_from_before(algo, tmp_path):
     changes = {"algo.learning_rate": 1e30, "evaluate_every": 16}
-    with pytest.raises(DivergedError, match=r"learning rate was 1e\+30, .* keeps the agent of 0 timesteps"):
+    with pytest.raises(
+        DivergedError, match=r"learning rate was 1e\+30, .* keeps the agent of 0 timesteps"
+    ):
         tiny(tmp_path / algo, algo, timesteps=64, overrides=changes)
-    assert all(parameter.isfinite().all() for parameter in load_agent(tmp_path / algo).policy.parameters())
+    assert all(
+        parameter.isfinite().all() for parameter in load_agent(tmp_path / algo).policy.parameters()
+    )
 
 
 def test_an_agent_that_diverges_in_its_last_update_is_not_saved(tmp_path, monkeypatch):
@@ -283,7 +310,9 @@ def test_more_timesteps_bring_the_learning_rate_back_and_say_so(tmp_path, capsys
     tiny(tmp_path, timesteps=16, overrides=changes)
     assert "learning rate" not in capsys.readouterr().err
     resume(tmp_path, timesteps=32)
-    said = "the learning rate goes to 0.001 at 32 timesteps instead of 16: it is 0.002 now, not 0.001"
+    said = (
+        "the learning rate goes to 0.001 at 32 timesteps instead of 16: it is 0.002 now, not 0.001"
+    )
     assert said in capsys.readouterr().err
     rates = [row["learning_rate"] for row in read_metrics(tmp_path / "metrics.csv")]
     assert rates == pytest.approx([0.003, 0.002, 0.002, 0.0015])
@@ -291,10 +320,17 @@ def test_more_timesteps_bring_the_learning_rate_back_and_say_so(tmp_path, capsys
 
 def test_fewer_timesteps_change_the_learning_rate_and_say_so(tmp_path, capsys, terminate_at):
     terminate_at(8)
-    tiny(tmp_path, timesteps=64, overrides={"algo.learning_rate": 0.003, "final_learning_rate": 0.001})
+    tiny(
+        tmp_path,
+        timesteps=64,
+        overrides={"algo.learning_rate": 0.003, "final_learning_rate": 0.001},
+    )
     capsys.readouterr()
     resume(tmp_path, timesteps=16)
-    said = "the learning rate goes to 0.001 at 16 timesteps instead of 64: it is 0.002 now, not 0.00275"
+    said = (
+        "the learning rate goes to 0.001 at 16 timesteps instead of 64: it is 0.002 now, not "
+        "0.00275"
+    )
     assert said in capsys.readouterr().err
 
 
@@ -328,7 +364,11 @@ def test_a_curves_base_model_is_that_of_its_evaluations(tmp_path, monkeypatch):
 def test_a_model_of_vectors_trains_with_the_preset_of_any_environment(algo, tmp_path):
     changes = {"env.base_model": "2d/gaussian_mixture", "env.reward": "2d/gaussian"}
     env = {name: value for name, value in TINY[algo].items() if name != "env.discretization_steps"}
-    kwargs = {"num_envs": 2, "overrides": {**env, **changes, "env.discretization_steps": 2}, "progress": False}
+    kwargs = {
+        "num_envs": 2,
+        "overrides": {**env, **changes, "env.discretization_steps": 2},
+        "progress": False,
+    }
     train("Denoising-v0", algo, out=tmp_path, timesteps=8, **kwargs)
     assert load_agent(tmp_path).action_space.shape == (2,)
 
@@ -345,7 +385,9 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     for change in ({"num_envs": 3}, {"seed": 1}, {"overrides": {"algo.gamma": 0.5}}):
         with pytest.raises(OptionError, match=r"resumes with that|cannot change"):
             resume(tmp_path, **change)
-    with pytest.raises(OptionError, match=r"^algo.gamma is 0.5, but the run has 1.0: settings cannot change"):
+    with pytest.raises(
+        OptionError, match=r"^algo.gamma is 0.5, but the run has 1.0: settings cannot change"
+    ):
         resume(tmp_path, overrides={"algo.gamma": 0.5, "policy.width": TINY["ppo"]["policy.width"]})
     with pytest.raises(OptionError, match="algo is 'sac'"):
         resume(tmp_path, "sac")
@@ -397,9 +439,22 @@ def test_damaged_evaluations_and_pictures_that_cannot_be_written_are_said(tmp_pa
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_terminated_process_leaves_a_run_that_can_be_resumed(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "flowgym_gym", "train", RED, "--out", str(out), "--num-envs", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "flowgym_gym",
+        "train",
+        RED,
+        "--out",
+        str(out),
+        "--num-envs",
+        "2",
+    ]
     process = subprocess.Popen(
-        [*command, "--timesteps", "1000000", *assignments()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--timesteps", "1000000", *assignments()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         while process.poll() is None and len(read_metrics(out / "metrics.csv")) < 2:
@@ -417,7 +472,9 @@ def test_a_terminated_process_leaves_a_run_that_can_be_resumed(tmp_path):
     assert rows[-1]["timesteps"] == done
     result = resume(out, timesteps=done + 8)
     assert result.timesteps == done + 8
-    assert [row["timesteps"] for row in read_metrics(out / "metrics.csv")] == list(range(8, done + 9, 8))
+    assert [row["timesteps"] for row in read_metrics(out / "metrics.csv")] == list(
+        range(8, done + 9, 8)
+    )
 
 
 @pytest.mark.usefixtures("drawing")
@@ -426,7 +483,13 @@ def test_samples_that_are_no_pictures_train_without_pictures(algo, tmp_path, mon
     monkeypatch.setattr(GaussianMixtureBaseModel, "picture", BaseModel.picture)
     changes = {key: value for key, value in TINY[algo].items() if key != "algo.n_steps"}
     train(
-        "GaussianMixture-Gaussian2D-v0", algo, out=tmp_path, timesteps=40, num_envs=2, overrides=changes, progress=False
+        "GaussianMixture-Gaussian2D-v0",
+        algo,
+        out=tmp_path,
+        timesteps=40,
+        num_envs=2,
+        overrides=changes,
+        progress=False,
     )
     assert (tmp_path / "learning_curve.png").is_file()
     assert not (tmp_path / "before.png").exists()

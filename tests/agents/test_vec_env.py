@@ -17,7 +17,9 @@ STEPS = 3
 
 
 def make_vec(num_envs=3, coarse=True, **kwargs):
-    env = gymnasium.make_vec(RED, num_envs=num_envs, autoreset_mode="SameStep", discretization_steps=STEPS, **kwargs)
+    env = gymnasium.make_vec(
+        RED, num_envs=num_envs, autoreset_mode="SameStep", discretization_steps=STEPS, **kwargs
+    )
     return SB3VecEnv(VectorCoarseAction(env, 2) if coarse else env)
 
 
@@ -131,7 +133,9 @@ def test_render_tiles_the_pictures_of_all():
     env.reset()
     pictures = env.get_images()
     assert env.render().shape == (2 * pictures[0].shape[0], 2 * pictures[0].shape[1], 3)
-    np.testing.assert_array_equal(env.render()[: pictures[0].shape[0], : pictures[0].shape[1]], pictures[0])
+    np.testing.assert_array_equal(
+        env.render()[: pictures[0].shape[0], : pictures[0].shape[1]], pictures[0]
+    )
 
 
 def test_without_a_render_mode_there_are_no_pictures():
@@ -148,7 +152,9 @@ def test_close_closes_the_vector_environment():
 
 def test_sb3_wrappers_and_algorithms_run_on_it():
     env = VecMonitor(make_vec(num_envs=2, coarse=False))
-    agent = PPO("MultiInputPolicy", env, n_steps=STEPS, batch_size=2 * STEPS, n_epochs=1, device="cpu")
+    agent = PPO(
+        "MultiInputPolicy", env, n_steps=STEPS, batch_size=2 * STEPS, n_epochs=1, device="cpu"
+    )
     agent.learn(2 * STEPS)
     assert agent.num_timesteps == 2 * STEPS
     assert agent.ep_info_buffer[0]["l"] == STEPS

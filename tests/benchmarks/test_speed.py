@@ -17,11 +17,15 @@ TINY = Case("tiny", num_envs=2, steps=2)
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in ROWS if row.key not in ("diffusiongym", "async", "compiled")], ids=lambda row: row.key
+    "row",
+    [row for row in ROWS if row.key not in ("diffusiongym", "async", "compiled")],
+    ids=lambda row: row.key,
 )
 def test_every_row_denoises_the_same_batch(row):
     batches = []
-    handle = TINY.pipe.unet.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
+    handle = TINY.pipe.unet.register_forward_hook(
+        lambda module, args, output: batches.append(len(args[0]))
+    )
     try:
         with row.open(TINY) as episode:
             batches.clear()
@@ -34,7 +38,9 @@ def test_every_row_denoises_the_same_batch(row):
 
 
 def test_a_ratio_is_that_of_times_in_one_round(monkeypatch):
-    """On a clock that only the episodes move, and on a machine that becomes slower from round to round."""
+    """On a clock that only the episodes move, and on a machine that becomes slower from round to
+    round.
+    """
     now = [0.0]
     monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: now[0])
 
@@ -66,7 +72,9 @@ def test_time_inside_the_network_is_that_of_its_calls():
     pipe = TINY.pipe
     with inside_the_network(TINY) as seconds, torch.inference_mode():
         start = time.perf_counter()
-        pipe.unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 32, pipe.unet.config.cross_attention_dim))
+        pipe.unet(
+            torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 32, pipe.unet.config.cross_attention_dim)
+        )
         whole = time.perf_counter() - start
         once = seconds[0]
         pipe.vae.decode(torch.zeros(1, 4, 8, 8))
@@ -80,7 +88,13 @@ def test_results_are_kept_by_case_and_drawn(tmp_path):
     rows = [row for row in ROWS if row.key in (BARE, "vector")]
     assert all(available(row) for row in rows)
     for num_envs in (2, 1, 2):
-        entry = {"checkpoint": "tiny", "num_envs": num_envs, "steps": 1, "rounds": 1, "dtype": "float32"}
+        entry = {
+            "checkpoint": "tiny",
+            "num_envs": num_envs,
+            "steps": 1,
+            "rounds": 1,
+            "dtype": "float32",
+        }
         entry["rows"] = compare(rows, Case("tiny", num_envs, 1), rounds=1)
         save(path, {**entry, "machine": machine("cpu")})
     saved = json.loads(path.read_text())

@@ -13,7 +13,9 @@ TINY = Case("tiny", num_envs=2, steps=2)
 
 
 def test_operations_of_the_network_are_those_of_a_convolution_by_hand():
-    """Twice as many pictures and steps are not more operations per picture and step; one layer is known."""
+    """Twice as many pictures and steps are not more operations per picture and step; one layer is
+    known.
+    """
     flops = throughput.network_flops(TINY)
     assert flops == throughput.network_flops(Case("tiny", num_envs=1, steps=1))
     unet = TINY.pipe.unet
@@ -45,7 +47,19 @@ def test_variants_give_the_pictures_of_the_plain_environment(monkeypatch, tmp_pa
         torch.manual_seed(0)
         rewards.append(sample())
     torch.testing.assert_close(rewards[0], rewards[1], rtol=1e-4, atol=1e-4)
-    arguments = ["--checkpoint", "tiny", "--batch", "1", "2", "--steps", "2", "--rounds", "1", "--name", "here"]
+    arguments = [
+        "--checkpoint",
+        "tiny",
+        "--batch",
+        "1",
+        "2",
+        "--steps",
+        "2",
+        "--rounds",
+        "1",
+        "--name",
+        "here",
+    ]
     monkeypatch.setattr("sys.argv", ["throughput", *arguments, "--variants", *names])
     throughput.main()
     results = json.loads((tmp_path / "throughput-here.json").read_text())
@@ -55,5 +69,7 @@ def test_variants_give_the_pictures_of_the_plain_environment(monkeypatch, tmp_pa
     flops = throughput.network_flops(TINY)
     for values in rows.values():
         steps_per_second = 2 * values["pictures_per_second"]
-        assert values["share_of_peak"] == pytest.approx(flops * steps_per_second / 1e12 / results["peak_tflops"])
+        assert values["share_of_peak"] == pytest.approx(
+            flops * steps_per_second / 1e12 / results["peak_tflops"]
+        )
     assert f"| {throughput.EAGER} |" in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""Whatever is put in, what comes out is a result or an error of this package, and the environment stays usable."""
+"""Whatever is put in, what comes out is a result or an error of this package, and the environment
+stays usable.
+"""
 
 import math
 from copy import copy
@@ -14,7 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler, Reward, base_model_registry
+from flowgym_gym import (
+    BaseModel,
+    FlowTensor,
+    OptimalTransportScheduler,
+    Reward,
+    base_model_registry,
+)
 from flowgym_gym.envs import DenoisingEnv, DenoisingVectorEnv, VelocityEnvironment
 from flowgym_gym.envs.rollout import Rollout
 from flowgym_gym.errors import (
@@ -39,9 +47,13 @@ anything = st.recursive(
     | st.integers(-(10**20), 10**20)
     | st.floats()
     | st.text(max_size=5)
-    | st.sampled_from(["velocity", "ddim", "euler", "leading", "float16", "cpu", "rgb_array", "tiny", "1d/binary"])
+    | st.sampled_from(
+        ["velocity", "ddim", "euler", "leading", "float16", "cpu", "rgb_array", "tiny", "1d/binary"]
+    )
     | st.binary(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 dtypes = st.sampled_from(
@@ -53,7 +65,11 @@ dtypes = st.sampled_from(
 def arrays(draw, shape):
     """Arrays of any dtype, of the right shape more often than not."""
     dtype = np.dtype(draw(dtypes))
-    return draw(hnp.arrays(dtype, draw(st.just(shape) | hnp.array_shapes(min_dims=0, max_dims=3, max_side=3))))
+    return draw(
+        hnp.arrays(
+            dtype, draw(st.just(shape) | hnp.array_shapes(min_dims=0, max_dims=3, max_side=3))
+        )
+    )
 
 
 def said(error):
@@ -143,7 +159,10 @@ def test_any_argument_of_a_model_or_reward_is_taken_or_named(part, name, value):
 
 
 @given(
-    st.text(min_size=1, max_size=12).filter(lambda name: name not in {*OPTIONS, *PARTS["base_model_kwargs"]}), anything
+    st.text(min_size=1, max_size=12).filter(
+        lambda name: name not in {*OPTIONS, *PARTS["base_model_kwargs"]}
+    ),
+    anything,
 )
 def test_an_option_that_does_not_exist_is_named(name, value):
     with pytest.raises((UnknownOptionError, TypeError)) as raised:
@@ -151,7 +170,9 @@ def test_an_option_that_does_not_exist_is_named(name, value):
     assert name in str(raised.value) or repr(name) in str(raised.value)
 
 
-@pytest.mark.parametrize("make", [lambda **k: DenoisingEnv(**k), lambda **k: DenoisingVectorEnv(2, **k)])
+@pytest.mark.parametrize(
+    "make", [lambda **k: DenoisingEnv(**k), lambda **k: DenoisingVectorEnv(2, **k)]
+)
 @given(seed=anything, options=anything)
 def test_any_seed_or_options_reset_or_are_named(make, seed, options):
     env = make(**MIXTURE)
@@ -191,7 +212,9 @@ def test_any_change_of_a_state_is_a_state_or_a_named_error(data):
         if data.draw(st.booleans()):
             del state[name]
         else:
-            state[name] = data.draw(anything | arrays(state[name].shape) | anything.map(lambda v: np.array(str(v))))
+            state[name] = data.draw(
+                anything | arrays(state[name].shape) | anything.map(lambda v: np.array(str(v)))
+            )
     state["kwargs/other"] = data.draw(arrays((1,)))
     try:
         env.set_state(state)
@@ -199,7 +222,9 @@ def test_any_change_of_a_state_is_a_state_or_a_named_error(data):
         said(error)
         assert state_of(env) == before
     else:
-        env.step(np.zeros(1, np.float32)) if not env.rollout.finished[0] and env.rollout.started[0] else env.reset()
+        env.step(np.zeros(1, np.float32)) if not env.rollout.finished[0] and env.rollout.started[
+            0
+        ] else env.reset()
 
 
 @given(arrays((1,)).filter(lambda array: array.dtype.kind in "fiubc"))
@@ -208,7 +233,9 @@ def test_any_tensor_is_taken_or_refused_by_name(array):
 
 
 def test_after_an_error_the_same_episode_goes_on():
-    env, twin = (gymnasium.make(RED, discretization_steps=2, disable_env_checker=True) for _ in range(2))
+    env, twin = (
+        gymnasium.make(RED, discretization_steps=2, disable_env_checker=True) for _ in range(2)
+    )
     env.reset(seed=0), twin.reset(seed=0)
     for bad in (np.full((4, 8, 8), np.nan), np.zeros(3), "left", None):
         with pytest.raises(ActionError):
@@ -261,7 +288,15 @@ GREY = FlowTensor(torch.zeros(2, 1, 2, 2))
 META = torch.zeros(2, 3, 2, 2, device="meta")
 COMPLEX = torch.zeros(2, 3, 2, 2, dtype=torch.complex64)
 SPARSE = torch.zeros(2, 3, 2, 2).to_sparse()
-NO_TENSORS = (None, 5, "text", [], {}, torch.zeros(2, 3, 2, 2), (FlowTensor(torch.zeros(2, 3, 2, 2)),))
+NO_TENSORS = (
+    None,
+    5,
+    "text",
+    [],
+    {},
+    torch.zeros(2, 3, 2, 2),
+    (FlowTensor(torch.zeros(2, 3, 2, 2)),),
+)
 NO_STATES = (*NO_TENSORS, GREY, *map(FlowTensor, (META, COMPLEX, SPARSE, torch.zeros(3, 3, 2, 2))))
 BAD_ANSWERS = {
     "scheduler": (None, 5, "cosine", OptimalTransportScheduler),
@@ -280,7 +315,9 @@ BAD_ANSWERS = {
 ATTRIBUTES = ("scheduler", "output_type", "device", "prompts")
 
 
-@pytest.mark.parametrize(("method", "answer"), [(name, bad) for name, all in BAD_ANSWERS.items() for bad in all])
+@pytest.mark.parametrize(
+    ("method", "answer"), [(name, bad) for name, all in BAD_ANSWERS.items() for bad in all]
+)
 def test_what_a_model_returns_is_right_or_named_with_its_method(method, answer):
     value = answer if method in ATTRIBUTES else lambda self, *args, **kwargs: answer
     if method in ("prompts", "device"):  # which __init__ sets
@@ -295,7 +332,14 @@ def test_a_model_and_a_reward_that_do_as_they_should_play_whole_episodes():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"prompt": ["one"]}, {"prompt": ["one"] * 3}, {"c": torch.zeros(3)}, {"d": {"e": [1]}}, {5: [1, 2]}]
+    "kwargs",
+    [
+        {"prompt": ["one"]},
+        {"prompt": ["one"] * 3},
+        {"c": torch.zeros(3)},
+        {"d": {"e": [1]}},
+        {5: [1, 2]},
+    ],
 )
 def test_arguments_of_a_model_have_one_entry_per_state(kwargs):
     model = type("Tame", (Tame,), {"preprocess": lambda self, x, **_: (x, kwargs)})()
@@ -317,8 +361,14 @@ def test_the_smallest_number_formats_are_read_and_too_large_numbers_are_not():
         "picture": lambda self, x: torch.full((2, 3, 4, 4), 0.5).to(small),
     }
     whole_episodes(type("Small", (Tame,), methods)())
-    vast = type("Vast", (Tame,), {"preprocess": lambda self, x, **kwargs: (FlowTensor(large(x.data)), kwargs)})()
-    with pytest.raises(ModelError, match=r"Vast.preprocess returned states that hold NaN or infinity"):
+    vast = type(
+        "Vast",
+        (Tame,),
+        {"preprocess": lambda self, x, **kwargs: (FlowTensor(large(x.data)), kwargs)},
+    )()
+    with pytest.raises(
+        ModelError, match=r"Vast.preprocess returned states that hold NaN or infinity"
+    ):
         whole_episodes(vast)
 
 
@@ -333,13 +383,21 @@ def test_arguments_that_no_array_holds_are_named_by_get_state(value):
 
 def test_one_channel_is_never_spread_over_three():
     """Neither the states that a model starts from, nor what it draws."""
-    grey = type("Grey", (Tame,), {"preprocess": lambda self, x, **kwargs: (FlowTensor(x.data[:, :1]), kwargs)})()
-    with pytest.raises(ModelError, match=r"Grey.preprocess returned .*\(1, 1, 2, 2\).*expected .*\(1, 3, 2, 2\)"):
+    grey = type(
+        "Grey",
+        (Tame,),
+        {"preprocess": lambda self, x, **kwargs: (FlowTensor(x.data[:, :1]), kwargs)},
+    )()
+    with pytest.raises(
+        ModelError, match=r"Grey.preprocess returned .*\(1, 1, 2, 2\).*expected .*\(1, 3, 2, 2\)"
+    ):
         whole_episodes(grey)
 
 
 @pytest.mark.parametrize("coefficient", ["_alpha", "_alpha_dot", "_beta", "_beta_dot", "_sigma"])
-@pytest.mark.parametrize("answer", [None, 1.0, torch.zeros(7), torch.zeros(3, dtype=torch.complex64)])
+@pytest.mark.parametrize(
+    "answer", [None, 1.0, torch.zeros(7), torch.zeros(3, dtype=torch.complex64)]
+)
 def test_what_a_schedule_returns_is_named(coefficient, answer):
     schedule = type("Mine", (OptimalTransportScheduler,), {coefficient: lambda self, t: answer})()
     with pytest.raises(ModelError, match=f"Mine.{coefficient} returned"):
@@ -374,7 +432,9 @@ def test_what_a_reward_returns_is_right_or_named(answer):
         (torch.ones(2, dtype=torch.bfloat16), [1.0, 1.0]),
     ],
 )
-@pytest.mark.parametrize("valids", [torch.tensor([1, 0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False])])
+@pytest.mark.parametrize(
+    "valids", [torch.tensor([1, 0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False])]
+)
 def test_rewards_keep_their_numbers_whatever_their_type(rewards, paid, valids):
     reward = type("Mine", (Reward,), {"forward": lambda self, x, **kwargs: (rewards, valids)})()
     rollout = Rollout(VelocityEnvironment(Tame(), reward, 1), 2)
@@ -384,7 +444,9 @@ def test_rewards_keep_their_numbers_whatever_their_type(rewards, paid, valids):
     assert outcome.valids.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("method", ["sample_p0", "preprocess", "forward", "postprocess", "embed_prompts", "picture"])
+@pytest.mark.parametrize(
+    "method", ["sample_p0", "preprocess", "forward", "postprocess", "embed_prompts", "picture"]
+)
 def test_what_a_model_raises_itself_comes_as_it_is(method):
     class MineError(Exception):
         pass
@@ -450,10 +512,14 @@ def test_real_numbers_of_any_type_are_the_same_action(action):
     envs = [DenoisingEnv(**MIXTURE) for _ in range(2)]
     for env in envs:
         env.reset(seed=0)
-    assert data_equivalence(envs[0].step(action), envs[1].step(np.array([0.5], np.float32)), exact=True)
+    assert data_equivalence(
+        envs[0].step(action), envs[1].step(np.array([0.5], np.float32)), exact=True
+    )
 
 
-@pytest.mark.parametrize("answer", [torch.zeros(2, 3, 2, 2, dtype=torch.complex64), META, SPARSE, True, "left", None])
+@pytest.mark.parametrize(
+    "answer", [torch.zeros(2, 3, 2, 2, dtype=torch.complex64), META, SPARSE, True, "left", None]
+)
 def test_what_a_policy_returns_is_numbers_or_named(answer):
     with pytest.raises(ActionError, match="the policy returned"):
         VelocityEnvironment(Tame(), Mean(), 2).sample(2, lambda x, t, **kwargs: answer)
@@ -473,7 +539,11 @@ def test_every_scale_pays_finite_rewards_or_is_refused(action_type, noise_level)
         for options in ({"action_scale": 10.0**exponent}, {"control_cost_weight": 10.0**exponent}):
             try:
                 env = DenoisingEnv(
-                    **MIXTURE, action_type=action_type, noise_level=noise_level, schedule="diffusion", **options
+                    **MIXTURE,
+                    action_type=action_type,
+                    noise_level=noise_level,
+                    schedule="diffusion",
+                    **options,
                 )
             except OptionError as error:
                 said(error)
@@ -503,11 +573,18 @@ def test_a_reward_that_its_scale_makes_infinite_is_named():
     reward = type("Mine", (Reward,), {"forward": lambda self, x, **kwargs: (1e30 * ONES, ONES)})()
     rollout = Rollout(VelocityEnvironment(Tame(), reward, 1, reward_scale=1e10), 2)
     rollout.reset([0, 1])
-    with pytest.raises(RewardError, match=r"Mine returned 1e\+30, which times reward_scale 1e\+10 is beyond float32"):
+    with pytest.raises(
+        RewardError,
+        match=r"Mine returned 1e\+30, which times reward_scale 1e\+10 is beyond float32",
+    ):
         rollout.step(np.zeros((2, 3, 2, 2), np.float32), [0, 1])
 
 
-STABLE = {"base_model": "images/stable_diffusion", "reward": "images/red", "discretization_steps": 2}
+STABLE = {
+    "base_model": "images/stable_diffusion",
+    "reward": "images/red",
+    "discretization_steps": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -547,11 +624,25 @@ def test_what_is_given_once_may_be_given_in_either_place():
 @pytest.mark.parametrize("id", ["weighted_sum", "clip", "standardize", "asynchronous"])
 def test_a_compound_reward_without_its_argument_says_what_it_needs(id):
     argument = "weights" if id == "weighted_sum" else "reward"
-    with pytest.raises(OptionError, match=rf"needs the argument '{argument}'.*reward_kwargs={{'{argument}': \.\.\.}}"):
+    with pytest.raises(
+        OptionError,
+        match=rf"needs the argument '{argument}'.*reward_kwargs={{'{argument}': \.\.\.}}",
+    ):
         gymnasium.make(RED, reward=f"images/{id}")
 
 
-NO_NAMES = ([], ["cpu"], np.array(["ddim", "euler"]), np.zeros(2), {}, 5, b"cpu", ("cpu",), "a\0b", "x" * 5000)
+NO_NAMES = (
+    [],
+    ["cpu"],
+    np.array(["ddim", "euler"]),
+    np.zeros(2),
+    {},
+    5,
+    b"cpu",
+    ("cpu",),
+    "a\0b",
+    "x" * 5000,
+)
 
 
 @pytest.mark.parametrize("name", [*OPTIONS[1:2], "sampler", "spacing", "device", "dtype", "render_mode", "base_model",
@@ -563,7 +654,9 @@ def test_what_is_no_name_is_named_in_a_line(name, value):
     assert 10 < len(str(raised.value)) < 2000
 
 
-@pytest.mark.parametrize("name", ["memory", "lora", "checkpoint", "prompts", "negative_prompt", "vae", "denoiser"])
+@pytest.mark.parametrize(
+    "name", ["memory", "lora", "checkpoint", "prompts", "negative_prompt", "vae", "denoiser"]
+)
 @pytest.mark.parametrize("value", [5, 0.5, b"x", [5], {"a": object()}, np.zeros(2), object()])
 def test_what_is_no_argument_of_a_pipeline_is_named_in_a_line(name, value):
     with pytest.raises(FlowGymError) as raised:
@@ -572,7 +665,9 @@ def test_what_is_no_argument_of_a_pipeline_is_named_in_a_line(name, value):
 
 
 @pytest.mark.parametrize("state", [5, None, "state", [], {}, {1: 2}, np.zeros(2), object()])
-@pytest.mark.parametrize("make", [lambda: DenoisingEnv(**MIXTURE), lambda: DenoisingVectorEnv(2, **MIXTURE)])
+@pytest.mark.parametrize(
+    "make", [lambda: DenoisingEnv(**MIXTURE), lambda: DenoisingVectorEnv(2, **MIXTURE)]
+)
 def test_what_is_no_state_is_named(make, state):
     env = make()
     env.reset(seed=0)
@@ -582,8 +677,12 @@ def test_what_is_no_state_is_named(make, state):
     assert state_of(env) == before
 
 
-@pytest.mark.parametrize("seed", [np.array(3), np.array(3.0), True, 1.5, "1", Fraction(1), [True, 1], [[1], 2], {1: 2}])
-@pytest.mark.parametrize("make", [lambda: DenoisingEnv(**MIXTURE), lambda: DenoisingVectorEnv(2, **MIXTURE)])
+@pytest.mark.parametrize(
+    "seed", [np.array(3), np.array(3.0), True, 1.5, "1", Fraction(1), [True, 1], [[1], 2], {1: 2}]
+)
+@pytest.mark.parametrize(
+    "make", [lambda: DenoisingEnv(**MIXTURE), lambda: DenoisingVectorEnv(2, **MIXTURE)]
+)
 def test_what_is_no_seed_is_named_and_changes_nothing(make, seed):
     env = make()
     env.reset(seed=0)
@@ -595,7 +694,9 @@ def test_what_is_no_seed_is_named_and_changes_nothing(make, seed):
 
 @pytest.mark.parametrize("mode", ["DISABLED", "disabled", "NEXT_STEP", "samestep"])
 def test_a_misspelt_autoreset_mode_gets_a_hint(mode):
-    with pytest.raises(OptionError, match=r"autoreset_mode is .* did you mean '(Disabled|NextStep|SameStep)'"):
+    with pytest.raises(
+        OptionError, match=r"autoreset_mode is .* did you mean '(Disabled|NextStep|SameStep)'"
+    ):
         DenoisingVectorEnv(2, autoreset_mode=mode, **MIXTURE)
 
 
@@ -610,7 +711,10 @@ def test_numbers_of_a_mixture_are_real(kwargs):
 
 
 def test_times_and_a_target_are_real():
-    for options in ({"discretization_steps": torch.tensor([0.0, 0.5j])}, {"reward_kwargs": {"mean": np.array([1j])}}):
+    for options in (
+        {"discretization_steps": torch.tensor([0.0, 0.5j])},
+        {"reward_kwargs": {"mean": np.array([1j])}},
+    ):
         with pytest.raises(OptionError, match=next(iter(options)).replace("reward_kwargs", "mean")):
             DenoisingEnv(**{**MIXTURE, **options})
 
@@ -634,6 +738,8 @@ def test_no_memory_option_is_none_at_all():
 
 def test_a_model_that_forgets_its_base_class_is_told(monkeypatch):
     cls = type("Forgetful", (Tame,), {"__init__": lambda self, device=None: None})
-    monkeypatch.setitem(base_model_registry._entries, "tests/forgetful", RegistryEntry("tests/forgetful", cls))
+    monkeypatch.setitem(
+        base_model_registry._entries, "tests/forgetful", RegistryEntry("tests/forgetful", cls)
+    )
     with pytest.raises(OptionError, match=r"__init__ of Forgetful does not call super\(\)"):
         load_base_model("tests/forgetful")

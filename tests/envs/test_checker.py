@@ -1,4 +1,6 @@
-"""The checker of vector environments: it passes what is right and finds each thing that can be wrong."""
+"""The checker of vector environments: it passes what is right and finds each thing that can be
+wrong.
+"""
 
 import gymnasium
 import numpy as np
@@ -16,7 +18,9 @@ MIXTURE = "flowgym/GaussianMixture-Gaussian-v0"
 @pytest.mark.parametrize("id", FLOWGYM_IDS)
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_every_id_passes_in_every_mode(id, mode):
-    envs = gymnasium.make_vec(id, num_envs=3, discretization_steps=2, autoreset_mode=mode, **prompted(id))
+    envs = gymnasium.make_vec(
+        id, num_envs=3, discretization_steps=2, autoreset_mode=mode, **prompted(id)
+    )
     assert check_vector_env(envs) >= 12
     assert envs.closed
 
@@ -189,7 +193,9 @@ class WrongMode(Wrong):
     ],
 )
 def test_each_fault_is_found_and_named(wrong, message):
-    envs = wrong(gymnasium.make_vec(MIXTURE, num_envs=3, discretization_steps=3, autoreset_mode="SameStep"))
+    envs = wrong(
+        gymnasium.make_vec(MIXTURE, num_envs=3, discretization_steps=3, autoreset_mode="SameStep")
+    )
     with pytest.raises(VectorEnvError, match=message):
         check_vector_env(envs, lambda: gymnasium.make(MIXTURE, discretization_steps=3))
 
@@ -207,9 +213,14 @@ def test_a_wrong_autoreset_mode_is_found():
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_episodes_of_one_step_pass(mode, num_envs):
-    check_vector_env(gymnasium.make_vec(MIXTURE, num_envs=num_envs, discretization_steps=1, autoreset_mode=mode))
+    check_vector_env(
+        gymnasium.make_vec(MIXTURE, num_envs=num_envs, discretization_steps=1, autoreset_mode=mode)
+    )
     blackjack = gymnasium.make_vec(
-        "Blackjack-v1", num_envs=num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}
+        "Blackjack-v1",
+        num_envs=num_envs,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": mode},
     )
     check_vector_env(blackjack)
 
@@ -227,4 +238,6 @@ def test_a_single_environment_that_cannot_be_made_is_named():
     with pytest.raises(OptionError, match="give make_single"):
         check_vector_env(envs)
     with pytest.raises(OptionError, match="give make_single"):
-        check_vector_env(gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point"))
+        check_vector_env(
+            gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
+        )

@@ -40,12 +40,16 @@ def test_gymnasium_check_env_without_warnings(id):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # A latent has no bounds.
-        warnings.filterwarnings("ignore", message=".*(minimum value is -infinity|maximum value is infinity).*")
+        warnings.filterwarnings(
+            "ignore", message=".*(minimum value is -infinity|maximum value is infinity).*"
+        )
         check_env(env)
 
 
 @pytest.mark.parametrize("id", FLOWGYM_IDS)
-@pytest.mark.filterwarnings("ignore::UserWarning")  # SB3 takes a latent for a picture and says how pictures should be
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # SB3 takes a latent for a picture and says how pictures should be
 def test_stable_baselines3_check_env(id):
     sb3_check_env(gymnasium.make(id, discretization_steps=3))
 
@@ -103,8 +107,12 @@ def test_spec_survives_json_and_makes_the_same_environment(id):
         for copy in (gymnasium.make(original.spec), gymnasium.make(spec)):
             assert copy.action_space == original.action_space
             assert copy.observation_space == original.observation_space
-            actions = [np.full(original.action_space.shape, 0.3, np.float32)] * copy.unwrapped.discretization_steps
-            assert data_equivalence(rollout(copy, 5, actions), rollout(original, 5, actions), exact=True)
+            actions = [
+                np.full(original.action_space.shape, 0.3, np.float32)
+            ] * copy.unwrapped.discretization_steps
+            assert data_equivalence(
+                rollout(copy, 5, actions), rollout(original, 5, actions), exact=True
+            )
     json.loads(wrapped.spec.to_json())
 
 
@@ -129,7 +137,9 @@ def test_control_cost_weight_and_reward_scale_weigh_what_they_say():
     action = np.full((4, 8, 8), 0.5, np.float32)
     totals = {}
     for scale, weight in [(100.0, 1.0), (1.0, 1.0), (0.0, 2.0)]:
-        env = gymnasium.make(RED, discretization_steps=3, reward_scale=scale, control_cost_weight=weight)
+        env = gymnasium.make(
+            RED, discretization_steps=3, reward_scale=scale, control_cost_weight=weight
+        )
         steps = rollout(env, 0, [action] * 3)[1:]
         costs, terminal = sum(s[4]["control_cost"] for s in steps), steps[-1][4]["terminal_reward"]
         totals[scale] = (costs, terminal)
@@ -180,7 +190,9 @@ def test_zero_action_reproduces_diffusers_ddim(
         spacing=spacing,
         negative_prompt="a red heart",
     )
-    pipe = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        checkpoint, dtype=torch.float32, safety_checker=None
+    )
     ddim = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
     assert ddim.config.set_alpha_to_one is set_alpha_to_one
     ddim.set_timesteps(steps)
@@ -197,7 +209,9 @@ def test_zero_action_reproduces_diffusers_ddim(
                 unconditional = pipe.unet(x, k, negative).sample
                 output = unconditional + guidance_scale * (output - unconditional)
         noise = torch.randn(x.shape, generator=noise_source)
-        x = ddim.step(output, int(k), x, eta=noise_level, variance_noise=noise if noise_level else None).prev_sample
+        x = ddim.step(
+            output, int(k), x, eta=noise_level, variance_noise=noise if noise_level else None
+        ).prev_sample
         observation, *_, info = env.step(np.zeros((4, 8, 8), np.float32))
         np.testing.assert_allclose(observation["latent"], x[0].numpy(), rtol=0, atol=1e-4)
         assert info["control_cost"] == 0
@@ -206,16 +220,26 @@ def test_zero_action_reproduces_diffusers_ddim(
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_the_finished_picture_is_that_of_diffusers_pipeline(guidance_scale):
     env = gymnasium.make(
-        RED, discretization_steps=8, noise_level=0.0, guidance_scale=guidance_scale, render_mode="rgb_array"
+        RED,
+        discretization_steps=8,
+        noise_level=0.0,
+        guidance_scale=guidance_scale,
+        render_mode="rgb_array",
     )
     observation, info = env.reset(seed=2)
     start = torch.from_numpy(observation["latent"])[None]
     for _ in range(8):
         env.step(np.zeros((4, 8, 8), np.float32))
-    pipe = StableDiffusionPipeline.from_pretrained(EMBEDDED / "tiny", dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        EMBEDDED / "tiny", dtype=torch.float32, safety_checker=None
+    )
     pipe.set_progress_bar_config(disable=True)
     picture = pipe(
-        info["prompt"], latents=start, num_inference_steps=8, guidance_scale=guidance_scale, output_type="np"
+        info["prompt"],
+        latents=start,
+        num_inference_steps=8,
+        guidance_scale=guidance_scale,
+        output_type="np",
     ).images[0]
     difference = np.abs(env.render().astype(int) - np.round(255 * picture).astype(int))
     assert difference.max() <= 1
@@ -223,7 +247,9 @@ def test_the_finished_picture_is_that_of_diffusers_pipeline(guidance_scale):
 
 
 def test_render_shows_a_picture_and_changes_nothing():
-    plain, filmed = (gymnasium.make(RED, discretization_steps=3, render_mode=m) for m in (None, "rgb_array"))
+    plain, filmed = (
+        gymnasium.make(RED, discretization_steps=3, render_mode=m) for m in (None, "rgb_array")
+    )
     action = np.full((4, 8, 8), -0.2, np.float32)
     plain.reset(seed=0)
     filmed.reset(seed=0)
@@ -375,7 +401,9 @@ def test_unknown_reset_options_are_errors(env):
 
 
 def test_models_are_loaded_once_and_frozen():
-    first, second = (gymnasium.make(RED, prompts=p).unwrapped.environment.base_model for p in ("a", "b"))
+    first, second = (
+        gymnasium.make(RED, prompts=p).unwrapped.environment.base_model for p in ("a", "b")
+    )
     assert first.unet is second.unet
     assert not first.unet.training
     assert not any(p.requires_grad for p in first.parameters())

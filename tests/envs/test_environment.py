@@ -64,9 +64,13 @@ def _toys(monkeypatch):
 @pytest.mark.usefixtures("_toys")
 @pytest.mark.parametrize("noise_level", [0.0, 1.0])
 def test_own_model_and_reward_reach_the_closed_form(noise_level):
-    env = flowgym_gym.make("toys/straight", "toys/mean", 7, noise_level=noise_level, base_model_kwargs={"target": 3.0})
+    env = flowgym_gym.make(
+        "toys/straight", "toys/mean", 7, noise_level=noise_level, base_model_kwargs={"target": 3.0}
+    )
     sample = env.sample(5)
-    torch.testing.assert_close(sample.latents.data, torch.full((5, 1, 2, 2), 3.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        sample.latents.data, torch.full((5, 1, 2, 2), 3.0), rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(sample.rewards, torch.full((5,), 3.0))
     assert (sample.control_costs == 0).all()
 
@@ -90,14 +94,19 @@ def test_own_model_and_reward_are_at_once_a_gymnasium_environment():
 
 
 def test_make_returns_the_environment_of_the_action_type():
-    env = flowgym_gym.make("images/stable_diffusion", "images/red", discretization_steps=5, reward_scale=100)
+    env = flowgym_gym.make(
+        "images/stable_diffusion", "images/red", discretization_steps=5, reward_scale=100
+    )
     assert isinstance(env, VelocityEnvironment)
     assert env.action_scale == 1
-    noise = flowgym_gym.make("images/stable_diffusion", "images/red", 5, action_type="noise", guidance_scale=2.0)
+    noise = flowgym_gym.make(
+        "images/stable_diffusion", "images/red", 5, action_type="noise", guidance_scale=2.0
+    )
     assert isinstance(noise, NoiseEnvironment)
     assert noise.base_model.guidance_scale == 2
     assert isinstance(
-        flowgym_gym.make("images/stable_diffusion", "images/red", 5, action_type="control"), ControlEnvironment
+        flowgym_gym.make("images/stable_diffusion", "images/red", 5, action_type="control"),
+        ControlEnvironment,
     )
 
 
@@ -116,7 +125,9 @@ def test_sample_has_the_documented_shapes(torch_env):
 @pytest.mark.parametrize("action_type", ["velocity", "noise", "control"])
 def test_log_probabilities_are_those_of_the_noise_that_was_drawn(action_type):
     times = [0.1, 0.25, 0.5, 0.75]
-    env = flowgym_gym.make("2d/gaussian_mixture", "2d/gaussian", times, action_type=action_type, action_scale=2.0)
+    env = flowgym_gym.make(
+        "2d/gaussian_mixture", "2d/gaussian", times, action_type=action_type, action_scale=2.0
+    )
     index = torch.arange(4).repeat_interleave(3)
     x, noise, action = torch.randn(3, 12, 2).unbind()
     action.requires_grad_()
@@ -129,19 +140,25 @@ def test_log_probabilities_are_those_of_the_noise_that_was_drawn(action_type):
     alpha_s, beta_s = env.grid.alpha[index + 1], env.grid.beta[index + 1]
     std = (beta_s / beta * (beta**2 - (alpha / alpha_s * beta_s) ** 2).sqrt()).float()[:, None]
     drawn = index < 3
-    expected = torch.distributions.Normal(0.0, std[drawn]).log_prob(std[drawn] * noise[drawn]).sum(dim=1)
+    expected = (
+        torch.distributions.Normal(0.0, std[drawn]).log_prob(std[drawn] * noise[drawn]).sum(dim=1)
+    )
     torch.testing.assert_close(log_prob[drawn], expected, rtol=1e-4, atol=1e-4)
     assert (log_prob[~drawn] == 0).all()
 
     # The derivative by the mean, in standard deviations, is the noise itself.
     log_prob.sum().backward()
     gain = env.transitions.gain[index][:, None] * 2
-    torch.testing.assert_close(action.grad[drawn], (gain * noise / std)[drawn], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        action.grad[drawn], (gain * noise / std)[drawn], rtol=1e-3, atol=1e-3
+    )
     assert (action.grad[~drawn] == 0).all()
 
 
 def test_control_costs_have_gradients_also_where_nothing_is_drawn():
-    env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", 4, action_type="control", action_scale=2.0)
+    env = flowgym_gym.make(
+        "1d/gaussian_mixture", "1d/gaussian", 4, action_type="control", action_scale=2.0
+    )
     action = torch.ones(4, 1, requires_grad=True)
     zeros, index = torch.zeros(4, 1), torch.arange(4)
     _, cost = env.advance(zeros, zeros, action, zeros, index)
@@ -166,7 +183,9 @@ def test_torch_rollout_equals_the_gymnasium_episode():
             index = torch.tensor([i])
             action = policy(x, env.times[index])
             noise = torch.randn(x.shape, generator=noise_source)
-            following, cost = env.advance(x.data, env.predict(x, index, **kwargs), action, noise, index)
+            following, cost = env.advance(
+                x.data, env.predict(x, index, **kwargs), action, noise, index
+            )
             observation, *_, info = single.step(action[0].numpy())
             x = FlowTensor(following)
             np.testing.assert_allclose(observation["latent"], following[0].numpy(), atol=1e-5)
@@ -183,7 +202,9 @@ def test_policy_receives_states_times_and_conditions(torch_env):
     torch_env.sample(2, policy)
     assert len(seen) == 5
     assert seen[0][0] == (2, 4, 8, 8)
-    assert [t[0] for _, t, _ in seen] == pytest.approx([1 - k / 1000 for k in (801, 601, 401, 201, 1)])
+    assert [t[0] for _, t, _ in seen] == pytest.approx(
+        [1 - k / 1000 for k in (801, 601, 401, 201, 1)]
+    )
     assert seen[0][2] == ["encoder_hidden_states", "prompt"]
 
 
@@ -195,13 +216,19 @@ def test_train_loss_of_a_perfect_model_is_zero():
 
 
 def test_train_loss_is_the_error_of_the_noise(model):
-    x1, x0, t = FlowTensor(torch.randn(4, 4, 8, 8)), torch.randn(4, 4, 8, 8), torch.tensor([0.1, 0.4, 0.7, 0.9])
+    x1, x0, t = (
+        FlowTensor(torch.randn(4, 4, 8, 8)),
+        torch.randn(4, 4, 8, 8),
+        torch.tensor([0.1, 0.4, 0.7, 0.9]),
+    )
     a, b = (getattr(model.scheduler, f)(t).reshape(-1, 1, 1, 1) for f in ("alpha", "beta"))
     xt = FlowTensor(a * x1.data + b * x0)
     _, kwargs = model.preprocess(x1, prompt=["a photo of a cat"] * 4)
     with torch.no_grad():
         expected = ((model(xt, t, **kwargs).data - x0) ** 2).mean(dim=(1, 2, 3))
-        torch.testing.assert_close(model.train_loss(x1, xt, t, **kwargs), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            model.train_loss(x1, xt, t, **kwargs), expected, rtol=1e-3, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -234,20 +261,31 @@ def test_a_reward_that_raises_and_a_model_of_the_wrong_shape_are_named():
 
     with pytest.raises(RewardError, match="Raises raised ZeroDivisionError: by zero"):
         VelocityEnvironment(Straight(), Raises(), 2).sample(3)
-    with pytest.raises(ModelError, match=r"shape \(3, 4\), expected that of the states, \(3, 1, 2, 2\)"):
+    with pytest.raises(
+        ModelError, match=r"shape \(3, 4\), expected that of the states, \(3, 1, 2, 2\)"
+    ):
         VelocityEnvironment(Flat(), Mean(), 2).sample(3)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sample_p0": lambda self, n, **kwargs: FlowTensor(torch.zeros(n, 1, 2, 2))}, "sample_p0 returned FlowTensor"),
+        (
+            {"sample_p0": lambda self, n, **kwargs: FlowTensor(torch.zeros(n, 1, 2, 2))},
+            "sample_p0 returned FlowTensor",
+        ),
         (
             {"sample_p0": lambda self, n, **kwargs: (torch.zeros(n, 1), {})},
             "sample_p0 returned Tensor, expected a Flow",
         ),
-        ({"sample_p0": lambda self, n, **kwargs: (FlowTensor(torch.zeros(1, 4)), {})}, "1 states, .* of 3 states"),
-        ({"forward": lambda self, x, t, **kwargs: None}, "forward returned NoneType, expected a FlowTensor"),
+        (
+            {"sample_p0": lambda self, n, **kwargs: (FlowTensor(torch.zeros(1, 4)), {})},
+            "1 states, .* of 3 states",
+        ),
+        (
+            {"forward": lambda self, x, t, **kwargs: None},
+            "forward returned NoneType, expected a FlowTensor",
+        ),
         ({"forward": lambda self, x, t, **kwargs: x * torch.nan}, "Toy returned NaN or infinity"),
         ({"output_type": "velocities"}, "output_type of Toy is 'velocities', expected one of"),
         ({"output_type": None}, "output_type of Toy is None"),
@@ -266,7 +304,10 @@ def test_policies_return_what_broadcasts_to_the_states():
     for action in (0.5, np.full((1, 2, 2), 0.5), FlowTensor(torch.full((3, 1, 2, 2), 0.5))):
         torch.manual_seed(0)
         assert torch.equal(env.sample(3, lambda x, t, a=action: a).latents.data, expected)
-    with pytest.raises(ActionError, match=r"policy returned shape \(5,\), expected a tensor of shape \(3, 1, 2, 2\)"):
+    with pytest.raises(
+        ActionError,
+        match=r"policy returned shape \(5,\), expected a tensor of shape \(3, 1, 2, 2\)",
+    ):
         env.sample(3, lambda x, t: torch.zeros(5))
     with pytest.raises(ActionError, match="policy returned str"):
         env.sample(3, lambda x, t: "left")
@@ -286,7 +327,9 @@ def test_bad_calls_are_named(torch_env):
 @pytest.mark.usefixtures("_toys")
 def test_instances_are_shared_only_between_equal_plain_arguments():
     def target_of(value):
-        return flowgym_gym.make("toys/straight", "toys/mean", 2, base_model_kwargs={"target": value}).base_model
+        return flowgym_gym.make(
+            "toys/straight", "toys/mean", 2, base_model_kwargs={"target": value}
+        ).base_model
 
     assert target_of(1.0) is target_of(1.0)
     assert target_of(1.0) is not target_of(2.0)
@@ -334,5 +377,7 @@ def test_the_torch_environment_of_a_vector_environment_is_that_of_all_its_episod
 def test_foreign_environments_have_no_torch_environment():
     single = [lambda: gymnasium.make("flowgym/GaussianMixture-Gaussian-v0")]
     for env in (gymnasium.make("CartPole-v1"), gymnasium.vector.SyncVectorEnv(single), None, 3):
-        with pytest.raises(OptionError, match="expected a flowgym environment or its own vector environment"):
+        with pytest.raises(
+            OptionError, match="expected a flowgym environment or its own vector environment"
+        ):
             environment_of(env)

@@ -8,7 +8,13 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import data_equivalence
 
-from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler, base_model_registry, reward_registry
+from flowgym_gym import (
+    BaseModel,
+    FlowTensor,
+    OptimalTransportScheduler,
+    base_model_registry,
+    reward_registry,
+)
 from flowgym_gym.envs.environment import VelocityEnvironment
 from flowgym_gym.envs.rollout import Rollout
 from flowgym_gym.errors import StateError
@@ -96,7 +102,10 @@ MIXTURE_CHANGES = [
     {"reward_kwargs": {"mean": [-2.0]}},
     {"base_model_kwargs": {"means": [[0.0], [2.5]]}},
     {"base_model_kwargs": {"stds": [1.0, 0.5]}},
-    {"base_model_kwargs": {"schedule": "cosine", "output_type": "epsilon"}, "discretization_steps": [0.2, 0.5]},
+    {
+        "base_model_kwargs": {"schedule": "cosine", "output_type": "epsilon"},
+        "discretization_steps": [0.2, 0.5],
+    },
 ]
 
 
@@ -119,7 +128,9 @@ def test_a_state_of_today_is_still_taken_by_the_environment_that_made_it(options
     expected = env.step(np.zeros(1, np.float32)), env.reset()
     twin = make(MIXTURE, **options)
     twin.set_state(state)
-    assert data_equivalence((twin.step(np.zeros(1, np.float32)), twin.reset()), expected, exact=True)
+    assert data_equivalence(
+        (twin.step(np.zeros(1, np.float32)), twin.reset()), expected, exact=True
+    )
     for name, value in (("reward", "1d/binary"), ("noise_level", 0.5), ("action_type", "noise")):
         other = {**state, "settings": np.array(json.dumps({**BRIEF[MIXTURE], name: value}))}
         assert f"{name} = {value!r}" in fits(other, twin)
@@ -129,7 +140,10 @@ def test_a_state_of_today_with_a_pipeline_is_still_taken():
     env = begun(RED)
     state = {**env.get_state(), "settings": np.array(json.dumps(BRIEF[RED]))}
     assert fits(state, make(RED)) is True
-    other = {**state, "settings": np.array(json.dumps({**BRIEF[RED], "checkpoint": "models/other"}))}
+    other = {
+        **state,
+        "settings": np.array(json.dumps({**BRIEF[RED], "checkpoint": "models/other"})),
+    }
     assert "checkpoint = 'models/other', but this one has 'tiny'" in fits(other, make(RED))
 
 
@@ -146,7 +160,9 @@ def test_arguments_that_are_written_out_as_their_defaults_are_the_same():
         assert fits(state, make(MIXTURE, **options)) is True
     two = "flowgym/GaussianMixture-Gaussian2D-v0"
     assert fits(begun(two).get_state(), make(two, reward_kwargs={"std": 0.8})) is True
-    found = fits(begun(two, reward_kwargs={"std": 0.8}).get_state(), make(two, reward_kwargs={"std": 0.9}))
+    found = fits(
+        begun(two, reward_kwargs={"std": 0.8}).get_state(), make(two, reward_kwargs={"std": 0.9})
+    )
     assert "reward/std = its default, but this one has 0.9" in found
 
 
@@ -256,8 +272,13 @@ def rollout(model, reward):
 def test_environments_made_by_hand_are_told_apart_by_what_can_be_had():
     mixture, reward = GaussianMixtureBaseModel(), GaussianReward()
     state = rollout(mixture, reward).get_state()
-    assert fits(state, rollout(GaussianMixtureBaseModel(device="cpu"), GaussianReward(std=0.8))) is True
-    assert "base_model/stds" in fits(state, rollout(GaussianMixtureBaseModel(stds=(1.0, 0.5)), reward))
+    assert (
+        fits(state, rollout(GaussianMixtureBaseModel(device="cpu"), GaussianReward(std=0.8)))
+        is True
+    )
+    assert "base_model/stds" in fits(
+        state, rollout(GaussianMixtureBaseModel(stds=(1.0, 0.5)), reward)
+    )
     assert "reward/std" in fits(state, rollout(mixture, GaussianReward(std=0.5)))
     state = rollout(Weighed(1.0), reward).get_state()
     assert fits(state, rollout(Weighed(1.0), reward)) is True
@@ -287,7 +308,12 @@ def test_a_class_says_itself_which_of_its_arguments_are_incidental(monkeypatch):
 
 def test_composed_rewards_are_compared_by_their_parts():
     def env(**reward_kwargs):
-        return begun("flowgym/Denoising-v0", base_model="1d/gaussian_mixture", action_scale=1.0, **reward_kwargs)
+        return begun(
+            "flowgym/Denoising-v0",
+            base_model="1d/gaussian_mixture",
+            action_scale=1.0,
+            **reward_kwargs,
+        )
 
     first = {"reward": "1d/weighted_sum", "reward_kwargs": {"weights": {"1d/gaussian": 1.0}}}
     second = {"reward": "1d/weighted_sum", "reward_kwargs": {"weights": {"1d/gaussian": 2.0}}}
@@ -296,7 +322,10 @@ def test_composed_rewards_are_compared_by_their_parts():
     named, alone = ({"reward": "1d/clip", "reward_kwargs": {"reward": r, "low": 0}} for r in
                     ({"id": "1d/gaussian"}, "1d/gaussian"))  # fmt: skip
     assert fits(env(**named).get_state(), env(**alone)) is True
-    written_out = {"reward": "1d/clip", "reward_kwargs": {"reward": {"id": "1d/gaussian", "std": 0.8}, "low": 0}}
+    written_out = {
+        "reward": "1d/clip",
+        "reward_kwargs": {"reward": {"id": "1d/gaussian", "std": 0.8}, "low": 0},
+    }
     assert fits(env(**named).get_state(), env(**written_out)) is True
     for same in ({}, {"1d/gaussian": {}}, {"1d/gaussian": {"std": 0.8}}):
         other = {**first, "reward_kwargs": {**first["reward_kwargs"], "reward_kwargs": same}}

@@ -100,13 +100,20 @@ def test_the_torch_environment_keeps_float32_too(options, monkeypatch, dtype):
     x, _ = env.start(2)
     index = torch.zeros(2, dtype=torch.int64)
     output = env.predict(x, index)
-    following, cost = env.advance(x.data, output.to(dtype), x.data.to(dtype), x.data.to(dtype), index)
+    following, cost = env.advance(
+        x.data, output.to(dtype), x.data.to(dtype), x.data.to(dtype), index
+    )
     assert following.dtype is cost.dtype is torch.float32
     assert env.expected_endpoint(x.data, output.to(dtype), index).dtype is torch.float32
-    assert env.log_prob(x.data, output.to(dtype), x.data.to(dtype), following, index).dtype is torch.float32
+    assert (
+        env.log_prob(x.data, output.to(dtype), x.data.to(dtype), following, index).dtype
+        is torch.float32
+    )
 
 
 def test_complex_states_are_refused(options, monkeypatch):
     monkeypatch.setattr(Answering, "start", torch.complex64)
-    with pytest.raises(ModelError, match=r"preprocess returned .* torch\.complex64 .* expected .* real"):
+    with pytest.raises(
+        ModelError, match=r"preprocess returned .* torch\.complex64 .* expected .* real"
+    ):
         gymnasium.make("flowgym/Denoising-v0", **options).reset(seed=0)

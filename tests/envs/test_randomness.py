@@ -27,7 +27,10 @@ MIXTURE_NOISE = {
     0: ([-0.09819923341274261, 2.1938161849975586], [0.5219677090644836, 0.6511330008506775]),
     1: ([0.671164870262146, 0.4288024306297302], [0.2603346109390259, -1.2811909914016724]),
     2**31: ([-0.41513895988464355, 0.29653382301330566], [-1.5790777206420898, 1.0930215120315552]),
-    2**32 - 1: ([-0.9561293721199036, 0.8731058239936829], [-1.495038628578186, -0.8932253122329712]),
+    2**32 - 1: (
+        [-0.9561293721199036, 0.8731058239936829],
+        [-1.495038628578186, -0.8932253122329712],
+    ),
 }
 LATENT_NOISE = {
     0: (("3fcb85aa505982e9", "a red heart"), ("f4d6d5240b7df7a9", "a photo of a cat")),
@@ -58,7 +61,10 @@ def test_a_seed_of_stable_diffusion_means_the_latents_and_prompts_that_it_always
     prompts = ["a photo of a cat", "a red heart", "a dog"]
     env = gymnasium.make(RED, prompts=prompts, discretization_steps=1)
     found = [env.reset(seed=seed), env.reset()]
-    assert tuple((digest(observation), info["prompt"]) for observation, info in found) == LATENT_NOISE[seed]
+    assert (
+        tuple((digest(observation), info["prompt"]) for observation, info in found)
+        == LATENT_NOISE[seed]
+    )
 
 
 @pytest.mark.parametrize("name", FAMILY_NOISE)
@@ -72,7 +78,12 @@ def global_states():
 
 def test_resets_of_this_packages_models_do_not_touch_the_global_generators(monkeypatch):
     """Not even for a moment: another thread could draw then."""
-    envs = [gymnasium.make(MIXTURE), gymnasium.make(RED, prompts=["a", "b"]), family("ddpm"), family("dit")]
+    envs = [
+        gymnasium.make(MIXTURE),
+        gymnasium.make(RED, prompts=["a", "b"]),
+        family("ddpm"),
+        family("dit"),
+    ]
     before = global_states()
 
     def touched(*_):
@@ -150,7 +161,9 @@ def own_env(monkeypatch, cls, num_envs=None):
 
 
 @pytest.mark.parametrize("seed", [4, 2**40])
-def test_a_model_that_takes_no_generator_draws_from_global_ones_that_are_seeded_and_restored(monkeypatch, seed):
+def test_a_model_that_takes_no_generator_draws_from_global_ones_that_are_seeded_and_restored(
+    monkeypatch, seed
+):
     env = own_env(monkeypatch, Drawing).unwrapped
     assert not takes_generator(env.environment.base_model)
     before = global_states()
@@ -158,7 +171,9 @@ def test_a_model_that_takes_no_generator_draws_from_global_ones_that_are_seeded_
     for _ in range(2):
         observation, _ = env.reset(seed=seed)
         kwargs = env.rollout._kwargs[0]
-        episodes.append((observation["latent"].item(), kwargs["shift"].item(), kwargs["more"].item()))
+        episodes.append(
+            (observation["latent"].item(), kwargs["shift"].item(), kwargs["more"].item())
+        )
     assert episodes[0] == episodes[1]
     assert global_states() == before
     if seed < 2**32:
@@ -227,19 +242,31 @@ def episode(make):
 MAKERS = {
     "mixture": lambda: gymnasium.make(MIXTURE, discretization_steps=2, render_mode="rgb_array"),
     "diffusion mixture": lambda: gymnasium.make(
-        MIXTURE, discretization_steps=2, base_model_kwargs={"schedule": "diffusion"}, action_scale=None
+        MIXTURE,
+        discretization_steps=2,
+        base_model_kwargs={"schedule": "diffusion"},
+        action_scale=None,
     ),
     "weighted sum": lambda: gymnasium.make(
         "flowgym/Denoising-v0",
         base_model="1d/gaussian_mixture",
         reward="1d/standardize",
-        reward_kwargs={"reward": {"id": "1d/weighted_sum", "weights": {"1d/gaussian": 1.5}}, "per_prompt": False},
+        reward_kwargs={
+            "reward": {"id": "1d/weighted_sum", "weights": {"1d/gaussian": 1.5}},
+            "per_prompt": False,
+        },
         discretization_steps=2,
     ),
     "Stable Diffusion": lambda: gymnasium.make(
-        RED, discretization_steps=2, prompts=["a cat", "a red heart"], guidance_scale=2.0, render_mode="rgb_array"
+        RED,
+        discretization_steps=2,
+        prompts=["a cat", "a red heart"],
+        guidance_scale=2.0,
+        render_mode="rgb_array",
     ),
-    "alignment": lambda: gymnasium.make("flowgym/StableDiffusion-Alignment-v0", discretization_steps=2),
+    "alignment": lambda: gymnasium.make(
+        "flowgym/StableDiffusion-Alignment-v0", discretization_steps=2
+    ),
     "ddpm": lambda: family("ddpm"),
     "dit": lambda: family("dit", prompts=["1", "2"], guidance_scale=2.0),
     "flux": lambda: family("flux"),
@@ -289,7 +316,9 @@ def test_nothing_global_changes_what_the_torch_environment_samples(around):
 
     found = sample()
     assert found.latents.data.dtype is torch.float32
-    assert found.latents.device.type == found.rewards.device.type == found.valids.device.type == "cpu"
+    assert (
+        found.latents.device.type == found.rewards.device.type == found.valids.device.type == "cpu"
+    )
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     with torch.device("cpu"):
@@ -325,7 +354,10 @@ def test_what_was_drawn_can_be_undone():
     streams.noise([0, 1])
     streams.noise([1])
     mark = streams.mark()
-    generators, states = streams.generators, [generator.get_state() for generator in streams.generators]
+    generators, states = (
+        streams.generators,
+        [generator.get_state() for generator in streams.generators],
+    )
     streams.noise([0, 1, 2])
     streams.seed(2, 2**40)
     streams.episode(0)
@@ -343,9 +375,14 @@ def test_what_was_drawn_can_be_undone():
 def test_noise_of_a_step_is_what_each_generator_alone_draws():
     """Also of shapes that torch fills several numbers at a time, and rows that are not aligned."""
     for shape in ((1,), (3, 5), (4, 8, 8), (17,)):
-        streams, others = Streams(3, shape), [torch.Generator().manual_seed(5 + i) for i in range(3)]
+        streams, others = (
+            Streams(3, shape),
+            [torch.Generator().manual_seed(5 + i) for i in range(3)],
+        )
         for i in range(3):
             streams.seed(i, 5 + i)
         noise = streams.noise([2, 0])
         for row, i in zip(noise, (2, 0), strict=True):
-            assert torch.equal(row, torch.randn(shape, generator=others[i], dtype=torch.float32, device="cpu"))
+            assert torch.equal(
+                row, torch.randn(shape, generator=others[i], dtype=torch.float32, device="cpu")
+            )

@@ -72,21 +72,67 @@ def refused(env, call, error=FlowGymError):
 
 
 bad_seeds = st.sampled_from(
-    [-1, 1.5, "0", True, 2**63, [0], [1, 2], [0] * 4, [[0, 1, 2]], [0, 1, "2"], {}, np.array(3), np.array([[1]]), NAN]
+    [
+        -1,
+        1.5,
+        "0",
+        True,
+        2**63,
+        [0],
+        [1, 2],
+        [0] * 4,
+        [[0, 1, 2]],
+        [0, 1, "2"],
+        {},
+        np.array(3),
+        np.array([[1]]),
+        NAN,
+    ]
 )
 bad_prompts = st.sampled_from(
-    [["a", "b"], [], 5, {"a": 1}, b"a", [5], [["a"]], "word " * 500, "half an emoji \ud83d", True, np.array(["a", "b"])]
+    [
+        ["a", "b"],
+        [],
+        5,
+        {"a": 1},
+        b"a",
+        [5],
+        [["a"]],
+        "word " * 500,
+        "half an emoji \ud83d",
+        True,
+        np.array(["a", "b"]),
+    ]
 )
 bad_options = st.one_of(
     bad_prompts.map(lambda prompt: {"prompt": prompt}),
-    st.sampled_from([5, "prompt", [1], {"prompts": "a"}, {5: 1}, {"reset_mask": np.array([True])}, {"seed": 1}]),
+    st.sampled_from(
+        [5, "prompt", [1], {"prompts": "a"}, {5: 1}, {"reset_mask": np.array([True])}, {"seed": 1}]
+    ),
 )
 bad_actions = st.sampled_from(
     [None, "x", NAN, [], [[0.0], [1.0, 2.0]], np.full((3, 4, 8, 8), np.nan), np.zeros(7), {}, object(), 1j, True,
      torch.full((3, 1), NAN), torch.zeros(9)]
 )  # fmt: skip
 bad_grids = st.sampled_from(
-    [0, -1, 1.5, "x", None, [], [0.5, 0.2], [5, 3000], [[1]], 10**9, True, {}, [NAN], [1, 2, 1], b"x", [0.1, 1.0]]
+    [
+        0,
+        -1,
+        1.5,
+        "x",
+        None,
+        [],
+        [0.5, 0.2],
+        [5, 3000],
+        [[1]],
+        10**9,
+        True,
+        {},
+        [NAN],
+        [1, 2, 1],
+        b"x",
+        [0.1, 1.0],
+    ]
 )
 DAMAGE = {
     "latents": [None, np.zeros(3), np.float32(1), "nan"],
@@ -95,11 +141,29 @@ DAMAGE = {
     "generators": ["zero", np.zeros(3)],
     "times": ["square"],
     "settings": ["no json", "[]", "{}", '{"a": 1}', 5],
-    "kwargs": ["no json", "[]", '{"a": "list"}', '{"prompt": {"tensor": "load"}}', '{"prompt": {"plain": 5}}', 5],
-    "kwargs/prompt": [np.array(["a"] * 2), np.array([1, 2, 3]), np.array(["word " * 500] * 3), "drop"],
+    "kwargs": [
+        "no json",
+        "[]",
+        '{"a": "list"}',
+        '{"prompt": {"tensor": "load"}}',
+        '{"prompt": {"plain": 5}}',
+        5,
+    ],
+    "kwargs/prompt": [
+        np.array(["a"] * 2),
+        np.array([1, 2, 3]),
+        np.array(["word " * 500] * 3),
+        "drop",
+    ],
     "kwargs/encoder_hidden_states": ["nan", "half", "short", "drop"],
     "embeddings": ["nan", np.zeros(3)],
-    "random": ["{}", "no json", '{"bit_generator": "MT19937"}', '{"bit_generator": "PCG64", "state": {}}', 5],
+    "random": [
+        "{}",
+        "no json",
+        '{"bit_generator": "MT19937"}',
+        '{"bit_generator": "PCG64", "state": {}}',
+        5,
+    ],
     "needs_reset": [np.zeros(7), "drop"],
 }
 bad_states = st.one_of(
@@ -141,9 +205,14 @@ calls = st.one_of(
     st.sampled_from(["x", 5, "Leading", True]).map(
         lambda spacing: ("set_time_grid", lambda env: env.unwrapped.set_time_grid(2, spacing))
     ),
-    bad_states.map(lambda state: ("set_state", lambda env: env.unwrapped.set_state(damaged(env, state)))),
+    bad_states.map(
+        lambda state: ("set_state", lambda env: env.unwrapped.set_state(damaged(env, state)))
+    ),
     st.sampled_from([-1, "x", [1] * 9, 0.5, {}]).map(
-        lambda seed: ("set_state", lambda env: env.unwrapped.set_state(env.unwrapped.get_state(), seed=seed))
+        lambda seed: (
+            "set_state",
+            lambda env: env.unwrapped.set_state(env.unwrapped.get_state(), seed=seed),
+        )
     ),
 )
 moments = st.sampled_from(["fresh", "begun", "running", "ended"])
@@ -162,8 +231,14 @@ def arrive(env, moment):
 def _quick_network():
     """What the network answers does not matter here, and takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StableDiffusionBaseModel, "denoise", lambda self, x, timesteps, **conditions: x.sin())
-        patch.setattr(StableDiffusionBaseModel, "postprocess", lambda self, x: FlowTensor(x.data[:, :3].sigmoid()))
+        patch.setattr(
+            StableDiffusionBaseModel, "denoise", lambda self, x, timesteps, **conditions: x.sin()
+        )
+        patch.setattr(
+            StableDiffusionBaseModel,
+            "postprocess",
+            lambda self, x: FlowTensor(x.data[:, :3].sigmoid()),
+        )
         yield
 
 
@@ -180,7 +255,11 @@ def test_a_refused_call_changes_nothing(envs, id, mode):
     def check(call, moment):
         name, make_call = call
         assume(not (name == "step" and moment == "ended"))  # where no action is looked at
-        refused(arrive(copy.deepcopy(envs[id, mode]), moment), make_call, (FlowGymError, gymnasium.error.ResetNeeded))
+        refused(
+            arrive(copy.deepcopy(envs[id, mode]), moment),
+            make_call,
+            (FlowGymError, gymnasium.error.ResetNeeded),
+        )
 
     check()
 
@@ -265,7 +344,9 @@ def test_refused_calls_of_the_agents_interface_change_nothing(envs):
 
 
 def test_a_prompt_for_a_model_without_prompts_is_refused_by_name():
-    raised = refused(arrive(make(MIXTURE), "begun"), lambda env: env.reset(options={"prompt": "a"}), OptionError)
+    raised = refused(
+        arrive(make(MIXTURE), "begun"), lambda env: env.reset(options={"prompt": "a"}), OptionError
+    )
     assert "prompt is 'a', but GaussianMixtureBaseModel has no prompts" in str(raised.value)
     env = make(MIXTURE)
     first = env.reset(seed=0, options={"prompt": None})
@@ -274,10 +355,16 @@ def test_a_prompt_for_a_model_without_prompts_is_refused_by_name():
 
 def test_a_class_that_there_is_not_is_refused_before_anything_changes():
     env = gymnasium.make(
-        "flowgym/DiT-Red-v0", checkpoint=tiny.folder("dit"), prompts=["1", "2"], discretization_steps=3
+        "flowgym/DiT-Red-v0",
+        checkpoint=tiny.folder("dit"),
+        prompts=["1", "2"],
+        discretization_steps=3,
     )
     for prompt in ("9999", "golden retriver", "9" * 5000, "", "-1"):
-        refused(arrive(copy.deepcopy(env), "running"), lambda env, p=prompt: env.reset(options={"prompt": p}))
+        refused(
+            arrive(copy.deepcopy(env), "running"),
+            lambda env, p=prompt: env.reset(options={"prompt": p}),
+        )
 
 
 def test_a_prompt_may_be_a_string_or_a_list_of_one():
@@ -350,7 +437,12 @@ def flaky(monkeypatch):
     reward_registry.register("1d/remembering", Remembering)
 
     def make_flaky(mode=None, **options):
-        options = {"base_model": "1d/flaky", "reward": "1d/remembering", "render_mode": "rgb_array", **options}
+        options = {
+            "base_model": "1d/flaky",
+            "reward": "1d/remembering",
+            "render_mode": "rgb_array",
+            **options,
+        }
         return make("flowgym/Denoising-v0", mode, **options)
 
     yield make_flaky
@@ -373,7 +465,11 @@ ZERO = {None: np.zeros(1, np.float32), **dict.fromkeys(MODES, np.zeros((3, 1), n
 
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_a_model_that_fails_half_way_has_changed_nothing(flaky, mode):
-    step, reset, render = lambda env: env.step(ZERO[mode]), lambda env: env.reset(seed=8), lambda env: env.render()
+    step, reset, render = (
+        lambda env: env.step(ZERO[mode]),
+        lambda env: env.reset(seed=8),
+        lambda env: env.render(),
+    )
     for moment, where, call, after in (
         ("running", "sample_p0", reset, 0),
         ("fresh", "preprocess", reset, 0),
@@ -398,7 +494,9 @@ def test_a_reset_that_fails_within_a_step_takes_the_step_back(flaky, where):
         env = arrive(flaky(mode), "running")
         for _ in range(1 if mode == "SameStep" else 2):
             env.step(ZERO[mode])
-        refused(env, fails(where, lambda env: env.step(ZERO["SameStep"]), after=1), ZeroDivisionError)
+        refused(
+            env, fails(where, lambda env: env.step(ZERO["SameStep"]), after=1), ZeroDivisionError
+        )
 
 
 @pytest.mark.parametrize("mode", [None, *MODES])

@@ -1,4 +1,5 @@
-"""The ids that differ from Red's in their reward only: a short episode of each, alone and in a vector.
+"""The ids that differ from Red's in their reward only: a short episode of each, alone and in a
+vector.
 
 What does not depend on the reward is tested on the other ids.
 """
@@ -48,10 +49,19 @@ def test_a_vector_pays_what_single_environments_pay(id, request):
         env.reset(seed=seed)
         alone.append(env.step(np.zeros(env.action_space.shape, np.float32))[1])
     # A pixel that rounds to the next grey level makes another file.
-    np.testing.assert_allclose(together, alone, rtol=2e-2 if "ompression" in id else 1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        together, alone, rtol=2e-2 if "ompression" in id else 1e-4, atol=1e-3
+    )
 
 
 def test_every_reward_of_images_has_an_id_or_is_made_of_others():
     rewards = {gymnasium.spec(id).kwargs["reward"] for id in REWARD_IDS} | {"images/red"}
-    made_of_others = {"images/weighted_sum", "images/clip", "images/standardize", "images/asynchronous"}
-    assert {id for id in reward_registry.list() if id.startswith("images/")} - made_of_others == rewards
+    made_of_others = {
+        "images/weighted_sum",
+        "images/clip",
+        "images/standardize",
+        "images/asynchronous",
+    }
+    assert {
+        id for id in reward_registry.list() if id.startswith("images/")
+    } - made_of_others == rewards

@@ -12,7 +12,13 @@ import torch
 from gymnasium.utils.env_checker import data_equivalence
 
 import flowgym_gym
-from flowgym_gym import BaseModel, FlowTensor, OptimalTransportScheduler, base_model_registry, wrappers
+from flowgym_gym import (
+    BaseModel,
+    FlowTensor,
+    OptimalTransportScheduler,
+    base_model_registry,
+    wrappers,
+)
 from flowgym_gym.envs.state import pack, row, unpack
 from flowgym_gym.errors import ClosedEnvironmentError, StateError
 from tests.conftest import FLOWGYM_IDS, PROMPTS, RED, prompted
@@ -74,7 +80,9 @@ def test_a_copy_before_the_first_episode_is_a_new_environment(id, how):
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 def test_vector_environments_are_copied_too(how, mode):
-    envs = gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, prompts=PROMPTS, autoreset_mode=mode)
+    envs = gymnasium.make_vec(
+        RED, num_envs=2, discretization_steps=3, prompts=PROMPTS, autoreset_mode=mode
+    )
     actions = actions_of(envs, 2)
     envs.reset(seed=1)
     envs.step(actions[0])
@@ -95,7 +103,10 @@ def test_copies_share_the_model_and_a_pickle_holds_no_weights(how):
 @pytest.mark.parametrize("how", COPIES)
 def test_wrapped_environments_are_copied_with_their_grid(how):
     env = wrappers.CoarseAction(
-        wrappers.RewardScale(wrappers.TimeGrid(gymnasium.make(RED), steps=3, spacing="trailing"), scale=2.0), 2
+        wrappers.RewardScale(
+            wrappers.TimeGrid(gymnasium.make(RED), steps=3, spacing="trailing"), scale=2.0
+        ),
+        2,
     )
     actions = actions_of(env, 2)
     env.reset(seed=0)
@@ -138,7 +149,9 @@ def test_a_restored_state_goes_on_bit_by_bit(id):
 @pytest.mark.parametrize("id", FLOWGYM_IDS)
 def test_a_restored_vector_state_goes_on_bit_by_bit(id, mode):
     def make():
-        return gymnasium.make_vec(id, num_envs=3, discretization_steps=3, autoreset_mode=mode, **prompted(id))
+        return gymnasium.make_vec(
+            id, num_envs=3, discretization_steps=3, autoreset_mode=mode, **prompted(id)
+        )
 
     envs = make()
     actions = actions_of(envs, 5)
@@ -152,7 +165,9 @@ def test_a_restored_vector_state_goes_on_bit_by_bit(id, mode):
         expected = [envs.step(action) for action in actions[:steps]]
         other = make()
         other.unwrapped.set_state(state)
-        assert data_equivalence(expected, [other.step(action) for action in actions[:steps]], exact=True)
+        assert data_equivalence(
+            expected, [other.step(action) for action in actions[:steps]], exact=True
+        )
         assert data_equivalence(envs.reset(), other.reset(), exact=True)
 
 
@@ -175,7 +190,11 @@ def test_a_state_of_an_ended_or_not_yet_begun_episode_is_kept():
 @pytest.mark.parametrize("num_envs", [None, 2])
 def test_an_unseeded_environment_goes_on_with_the_random_state_it_had(num_envs):
     def make():
-        return gymnasium.make(MIXTURE) if num_envs is None else gymnasium.make_vec(MIXTURE, num_envs=num_envs)
+        return (
+            gymnasium.make(MIXTURE)
+            if num_envs is None
+            else gymnasium.make_vec(MIXTURE, num_envs=num_envs)
+        )
 
     env, twin = make(), make()
     twin.unwrapped.set_state(through_numpy(env.unwrapped.get_state()))
@@ -241,8 +260,14 @@ def test_a_state_keeps_the_prompt_of_its_episode():
     [
         (lambda s: s.pop("latents"), "no 'latents'"),
         (lambda s: s.pop("random"), "expected what get_state returned"),
-        (lambda s: s.update(latents=s["latents"].astype(np.float64)), "latents of the state has .* float64"),
-        (lambda s: s.update(latents=s["latents"][:, :2]), r"latents of the state has shape \(1, 2, 8, 8\)"),
+        (
+            lambda s: s.update(latents=s["latents"].astype(np.float64)),
+            "latents of the state has .* float64",
+        ),
+        (
+            lambda s: s.update(latents=s["latents"][:, :2]),
+            r"latents of the state has shape \(1, 2, 8, 8\)",
+        ),
         (lambda s: s.update(latents=s["latents"] * np.float32("nan")), "NaN"),
         (lambda s: s.update(index=[1]), "index of the state has list"),
         (lambda s: s.update(index=np.array([9])), "index of the state is 9"),
@@ -251,7 +276,10 @@ def test_a_state_keeps_the_prompt_of_its_episode():
         (lambda s: s.update(random=np.array("{}")), "random state"),
         (lambda s: s.update(kwargs=np.array("no json")), "part of the state is damaged"),
         (lambda s: s.pop("kwargs/prompt"), "part of the state is damaged"),
-        (lambda s: s.update({"kwargs/prompt": np.array(["a", "b"])}), "kwargs/prompt of the state has 2 rows"),
+        (
+            lambda s: s.update({"kwargs/prompt": np.array(["a", "b"])}),
+            "kwargs/prompt of the state has 2 rows",
+        ),
         (lambda s: s.update(generators=np.zeros_like(s["generators"])), "Invalid mt19937 state"),
     ],
 )
@@ -310,7 +338,9 @@ def test_resets_in_threads_keep_their_seeds():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda env: [env.reset(seed=seed)[0]["latent"].item() for seed in range(100)], envs)
+        found = pool.map(
+            lambda env: [env.reset(seed=seed)[0]["latent"].item() for seed in range(100)], envs
+        )
         assert all(latents == expected for latents in found)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -327,7 +357,9 @@ def test_a_vector_state_needs_as_many_sub_environments():
         envs.unwrapped.set_state({})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+)
 def test_every_kind_of_argument_survives(dtype):
     kwargs = {
         "a": torch.tensor([[1, 0], [3, 4], [5, 6]]).to(dtype),
@@ -365,7 +397,10 @@ class Conditioned(BaseModel[FlowTensor]):
         return OptimalTransportScheduler()
 
     def sample_p0(self, n, **kwargs):
-        return FlowTensor(torch.randn(n, 1)), {"target": torch.randn(n, 1), "more": {"names": ["a"] * n}}
+        return FlowTensor(torch.randn(n, 1)), {
+            "target": torch.randn(n, 1),
+            "more": {"names": ["a"] * n},
+        }
 
     def forward(self, x, t, **kwargs):
         return FlowTensor((kwargs["target"] - x.data) / (1 - t)[:, None])
@@ -375,7 +410,10 @@ def test_arguments_of_ones_own_model_are_part_of_the_state(monkeypatch):
     monkeypatch.setattr(base_model_registry, "_entries", dict(base_model_registry._entries))
     base_model_registry.register("1d/conditioned", Conditioned)
     env = gymnasium.make(
-        "flowgym/Denoising-v0", base_model="1d/conditioned", reward="1d/binary", discretization_steps=2
+        "flowgym/Denoising-v0",
+        base_model="1d/conditioned",
+        reward="1d/binary",
+        discretization_steps=2,
     )
     env.reset(seed=0)
     state = through_numpy(env.unwrapped.get_state())

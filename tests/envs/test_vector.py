@@ -59,7 +59,8 @@ def test_equals_sync_vector_env_with_partial_resets_at_different_times(mode):
         done = mine[2]
         if mode is AutoresetMode.DISABLED and done.any():
             assert_same(
-                vector.reset(options={"reset_mask": done.copy()}), sync.reset(options={"reset_mask": done.copy()})
+                vector.reset(options={"reset_mask": done.copy()}),
+                sync.reset(options={"reset_mask": done.copy()}),
             )
 
 
@@ -74,7 +75,9 @@ def test_seeds_reach_each_sub_environment(seed):
     batch = vector.step(np.zeros((3, 4, 8, 8), np.float32))[0]["latent"]
     for i, own in enumerate(seeds):
         single.reset(seed=own)
-        np.testing.assert_allclose(single.step(np.zeros((4, 8, 8), np.float32))[0]["latent"], batch[i], atol=1e-5)
+        np.testing.assert_allclose(
+            single.step(np.zeros((4, 8, 8), np.float32))[0]["latent"], batch[i], atol=1e-5
+        )
 
 
 def test_a_sub_environment_does_not_depend_on_the_size_of_the_batch():
@@ -96,7 +99,9 @@ def test_one_network_call_serves_all_sub_environments_at_different_times(model):
     vector.step(np.zeros((4, 4, 8, 8), np.float32))
     vector.reset(options={"reset_mask": np.array([True, False, True, False])})
     batches = []
-    handle = model.unet.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
+    handle = model.unet.register_forward_hook(
+        lambda module, args, output: batches.append(len(args[0]))
+    )
     try:
         vector.step(np.zeros((4, 4, 8, 8), np.float32))
     finally:
@@ -179,7 +184,10 @@ class Late(Reward[FlowTensor]):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("nan", r"Late.forward returned nan for sample 1 of 2 in sub-environment 3; reset to go on \(over in sub-env"),
+        (
+            "nan",
+            r"Late.forward returned nan for sample 1 of 2 in sub-environment 3; reset to go on \(over in sub-env",
+        ),
         ("shape", r"shape \(1,\), expected .* in sub-environments 1, 3"),
         ("raises", r"Late raised ZeroDivisionError: nothing to divide by in sub-environments 1, 3"),
     ],
@@ -238,7 +246,9 @@ def test_actions_of_ended_episodes_are_not_looked_at():
 
 
 def test_async_vector_env_equals_sync_vector_env():
-    makers = [lambda: gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=3)] * 2
+    makers = [
+        lambda: gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=3)
+    ] * 2
     envs = AsyncVectorEnv(makers)
     try:
         check_vector_env(envs, makers[0], episodes=1, tolerance=0.0)
@@ -256,7 +266,9 @@ def test_async_vector_env_runs_the_network_in_its_processes(context):
     single.reset(seed=1)
     single.step(np.zeros((4, 8, 8), np.float32))  # the parent's threads are up
     # A spawned process has imported nothing: the id's prefix does.
-    envs = AsyncVectorEnv([lambda: gymnasium.make(f"flowgym_gym:{RED}", **kwargs)] * 2, context=context)
+    envs = AsyncVectorEnv(
+        [lambda: gymnasium.make(f"flowgym_gym:{RED}", **kwargs)] * 2, context=context
+    )
     sync = SyncVectorEnv([lambda: gymnasium.make(RED, **kwargs)] * 2)
     try:
         assert_same(envs.reset(seed=0), sync.reset(seed=0))
@@ -286,7 +298,10 @@ def test_bad_resets_are_named(call, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_envs": 0}, "num_envs is 0"), ({"autoreset_mode": "never"}, "autoreset_mode is 'never'")],
+    [
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"autoreset_mode": "never"}, "autoreset_mode is 'never'"),
+    ],
 )
 def test_bad_vector_options_are_named(options, message):
     with pytest.raises(OptionError, match=message):

@@ -81,7 +81,9 @@ def test_the_custom_reward_is_what_its_docstring_says_and_is_learnt(ring):
     assert report["difference"]["terminal_reward"]["low"] > 0.1
     # The base model, sampled through the torch interface.
     env = flowgym_gym.make("2d/gaussian_mixture", "2d/ring", 10, reward_kwargs={"radius": 4.0})
-    assert report["base"]["terminal_reward"]["mean"] == pytest.approx(env.sample(4096).rewards.mean().item(), abs=0.03)
+    assert report["base"]["terminal_reward"]["mean"] == pytest.approx(
+        env.sample(4096).rewards.mean().item(), abs=0.03
+    )
 
 
 def test_the_batched_agent_is_evaluated_on_held_out_seeds(capsys):
@@ -132,20 +134,25 @@ def test_torchrl_plays_the_episodes_of_the_vector_environment():
     example = load("torchrl_envs")
     rollouts = example.main()
     for mode, rollout in rollouts.items():
-        envs = gymnasium.make_vec(example.ID, num_envs=3, autoreset_mode=mode, discretization_steps=example.STEPS)
+        envs = gymnasium.make_vec(
+            example.ID, num_envs=3, autoreset_mode=mode, discretization_steps=example.STEPS
+        )
         # Seeding a TorchRL environment resets it once.
         envs.reset(seed=0)
         observations, _ = envs.reset()
         for step in range(2 * example.STEPS):
             now = rollout[:, step]
-            np.testing.assert_allclose(now["latent"], observations["latent"], atol=1e-4, err_msg=f"{mode} {step}")
+            np.testing.assert_allclose(
+                now["latent"], observations["latent"], atol=1e-4, err_msg=f"{mode} {step}"
+            )
             np.testing.assert_allclose(now["time"], observations["time"])
             observations, rewards, terminations, _, _ = envs.step(now["action"].numpy())
             np.testing.assert_allclose(now["next", "reward"].squeeze(-1), rewards, rtol=1e-4)
             np.testing.assert_array_equal(now["next", "done"].squeeze(-1), terminations)
             ended = terminations.all()
             assert ended == (step % example.STEPS == example.STEPS - 1)
-            # Where episodes are reset in the same step, TorchRL gives zeros for the last observation of one.
+            # Where episodes are reset in the same step, TorchRL gives zeros for the last
+            # observation of one.
             if mode == "Disabled" or not ended:
                 np.testing.assert_allclose(now["next", "latent"], observations["latent"], atol=1e-4)
             if ended:

@@ -21,7 +21,9 @@ def single(id=RED, **kwargs):
 
 
 def vector(id=RED, mode=AutoresetMode.NEXT_STEP, **kwargs):
-    return gymnasium.make_vec(id, num_envs=N, autoreset_mode=mode, discretization_steps=STEPS, **kwargs)
+    return gymnasium.make_vec(
+        id, num_envs=N, autoreset_mode=mode, discretization_steps=STEPS, **kwargs
+    )
 
 
 def sync(wrap=lambda env: env, id=RED, mode=AutoresetMode.NEXT_STEP):
@@ -60,12 +62,15 @@ def frames_of(path):
         return [frame.astype(float) for frame in clip.iter_frames()]
 
 
-# --- one environment -----------------------------------------------------------------------------------------------
+# --- one environment
+# -----------------------------------------------------------------------------------------------
 
 
 def test_record_video_films_every_step_of_an_episode(tmp_path):
     env = wrappers.RecordVideo(
-        single(render_mode="rgb_array"), str(tmp_path / "films"), episode_trigger=lambda episode: True
+        single(render_mode="rgb_array"),
+        str(tmp_path / "films"),
+        episode_trigger=lambda episode: True,
     )
     shown = []
     env.reset(seed=0)
@@ -139,7 +144,9 @@ def test_normalize_reward_divides_by_the_deviation_of_the_return(id):
             # Gymnasium's own sum: it begins anew with the reward that ends an episode.
             total = (0.0 if terminated else total) + paid
             totals.append(total)
-            assert normalized * np.sqrt(env.return_rms.var + env.epsilon) == pytest.approx(paid, rel=1e-5)
+            assert normalized * np.sqrt(env.return_rms.var + env.epsilon) == pytest.approx(
+                paid, rel=1e-5
+            )
     # It also starts from a variance of 1 with a small weight.
     assert env.return_rms.var == pytest.approx(np.var(totals), rel=1e-3)
 
@@ -171,7 +178,9 @@ def test_clip_action_does_what_the_environment_does_anyway():
 
 
 def test_several_wrappers_at_once_survive_the_spec_and_a_time_limit(tmp_path):
-    env = wrappers.FlattenObservation(wrappers.RescaleAction(single(max_episode_steps=2), np.float32(0), np.float32(1)))
+    env = wrappers.FlattenObservation(
+        wrappers.RescaleAction(single(max_episode_steps=2), np.float32(0), np.float32(1))
+    )
     again = gymnasium.make(env.spec)
     for each in (env, again):
         each.reset(seed=0)
@@ -181,14 +190,19 @@ def test_several_wrappers_at_once_survive_the_spec_and_a_time_limit(tmp_path):
         assert flat in each.observation_space
 
 
-# --- vector environments -------------------------------------------------------------------------------------------
+# --- vector environments
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("id", IDS)
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("FlattenObservation", ()), ("RescaleAction", (np.float32(0), np.float32(4))), ("ClipAction", ())],
+    [
+        ("FlattenObservation", ()),
+        ("RescaleAction", (np.float32(0), np.float32(4))),
+        ("ClipAction", ()),
+    ],
 )
 def test_a_wrapped_vector_is_a_vector_of_wrapped(name, arguments, mode, id):
     over_vector, over_single = getattr(vector_wrappers, name), getattr(wrappers, name)
@@ -202,7 +216,9 @@ def test_a_wrapped_vector_is_a_vector_of_wrapped(name, arguments, mode, id):
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_vector_normalize_reward_is_that_over_sync_vector_env(mode):
-    mine, theirs = (vector_wrappers.NormalizeReward(env) for env in (vector(mode=mode), sync(mode=mode)))
+    mine, theirs = (
+        vector_wrappers.NormalizeReward(env) for env in (vector(mode=mode), sync(mode=mode))
+    )
     assert_same_episodes(mine, theirs, steps=3 * STEPS + 2)
     assert mine.return_rms.var == pytest.approx(theirs.return_rms.var, rel=1e-4)
     assert mine.return_rms.var > 100
@@ -278,15 +294,21 @@ def test_ids_register_no_limit_that_would_truncate_what_terminates():
     """A limit of one step more, for what wants one, is never reached."""
     assert {gymnasium.spec(id).max_episode_steps for id in ALL_IDS} == {None}
     for limit, truncated in ((None, False), (5, False), (4, True)):
-        env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=4, max_episode_steps=limit)
+        env = gymnasium.make(
+            "flowgym/GaussianMixture-Gaussian-v0", discretization_steps=4, max_episode_steps=limit
+        )
         env.reset(seed=0)
         ends = [env.step(env.action_space.sample())[2:4] for _ in range(4)]
         assert ends == [(False, False)] * 3 + [(True, truncated)]
 
 
 def test_gymnasiums_time_aware_observation_takes_a_limit_that_is_never_reached():
-    env = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=4, max_episode_steps=5)
-    aware = gymnasium.wrappers.TimeAwareObservation(env, dict_time_key="step", flatten=False, normalize_time=False)
+    env = gymnasium.make(
+        "flowgym/GaussianMixture-Gaussian-v0", discretization_steps=4, max_episode_steps=5
+    )
+    aware = gymnasium.wrappers.TimeAwareObservation(
+        env, dict_time_key="step", flatten=False, normalize_time=False
+    )
     observation, _ = aware.reset(seed=0)
     assert (observation["step"], observation["time"]) == (0, 0)
     for step in range(1, 5):

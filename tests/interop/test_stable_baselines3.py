@@ -1,4 +1,6 @@
-"""stable-baselines3 and sb3-contrib on the plain Gymnasium environment, without this package's own adapter."""
+"""stable-baselines3 and sb3-contrib on the plain Gymnasium environment, without this package's own
+adapter.
+"""
 
 import copy
 
@@ -56,7 +58,8 @@ def learn(name, env, timesteps):
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(value, after[key]) for key, value in before.items())
 
-    # What SB3's Monitor reports of the episodes is what was paid, and every episode has the promised length.
+    # What SB3's Monitor reports of the episodes is what was paid, and every episode has the
+    # promised length.
     rewards = np.array(paid.rewards)
     returns = rewards.reshape(-1, STEPS, rewards.shape[1]).sum(axis=1)
     reported = [(episode["r"], episode["l"]) for episode in agent.ep_info_buffer]

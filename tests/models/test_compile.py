@@ -23,7 +23,9 @@ def final_latent(**kwargs):
 def test_only_the_network_that_was_asked_for_is_compiled(monkeypatch, model):
     monkeypatch.setattr(checkpoints, "_pipelines", Shared())
     compiled = []
-    monkeypatch.setattr(UNet2DConditionModel, "compile", lambda self, *args, **kwargs: compiled.append(self))
+    monkeypatch.setattr(
+        UNet2DConditionModel, "compile", lambda self, *args, **kwargs: compiled.append(self)
+    )
     fast = StableDiffusionBaseModel(compile=True)
     assert compiled == [fast.unet]
     assert fast.unet is not model.unet

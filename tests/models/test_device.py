@@ -13,7 +13,9 @@ MOVES = {
     "to": lambda module: module.to("meta"),
     "to, by a dtype as well": lambda module: module.to("meta", torch.float16),
     "to_empty": lambda module: module.to_empty(device="meta"),
-    "within another module": lambda module: nn.ModuleDict({"inner": nn.Sequential(module)}).to("meta"),
+    "within another module": lambda module: nn.ModuleDict({"inner": nn.Sequential(module)}).to(
+        "meta"
+    ),
 }
 
 
@@ -65,7 +67,9 @@ def test_a_device_that_is_asked_for_is_kept_as_it_was_written():
     assert not list(model.parameters())
 
 
-@pytest.mark.parametrize("change", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.float()])
+@pytest.mark.parametrize(
+    "change", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.float()]
+)
 def test_a_mixture_stays_exact_in_every_number_format(change):
     model, expected = GaussianMixtureBaseModel(), GaussianMixtureBaseModel()
     change(nn.Sequential(model))
@@ -75,15 +79,24 @@ def test_a_mixture_stays_exact_in_every_number_format(change):
 
 
 def prediction(model):
-    x, kwargs = model.preprocess(FlowTensor(torch.ones(1, *model.state_shape)), prompt=["a red heart"])
-    return torch.cat([model(x, torch.tensor([0.5]), **kwargs).data.flatten(), model.postprocess(x).data.flatten()])
+    x, kwargs = model.preprocess(
+        FlowTensor(torch.ones(1, *model.state_shape)), prompt=["a red heart"]
+    )
+    return torch.cat(
+        [
+            model(x, torch.tensor([0.5]), **kwargs).data.flatten(),
+            model.postprocess(x).data.flatten(),
+        ]
+    )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"memory": "attention_slicing"}])
 def test_a_move_leaves_models_of_the_same_checkpoint_alone(options):
     expected = prediction(from_pretrained("tiny", **options))
-    moved, other = (from_pretrained("tiny", prompts=prompt, **options) for prompt in ("a red heart", "a cat"))
+    moved, other = (
+        from_pretrained("tiny", prompts=prompt, **options) for prompt in ("a red heart", "a cat")
+    )
     assert moved.pipe is other.pipe
     assert moved.to("cpu").float().pipe is other.pipe
     moved.to(torch.bfloat16).to(torch.float32)
@@ -103,7 +116,10 @@ def test_a_pipeline_predicts_in_the_number_format_that_it_was_moved_to():
     assert model.denoiser_dtype == kwargs["encoder_hidden_states"].dtype == torch.bfloat16
     assert before["encoder_hidden_states"].dtype == torch.float32
     assert model(x, torch.tensor([0.5]), **kwargs).data.dtype == torch.float32
-    assert from_pipeline(tiny.build("stable_diffusion_xl")).to(torch.float16).vae.dtype == torch.float32
+    assert (
+        from_pipeline(tiny.build("stable_diffusion_xl")).to(torch.float16).vae.dtype
+        == torch.float32
+    )
 
 
 def test_a_compiled_network_stays_compiled_when_it_is_moved():

@@ -1,4 +1,6 @@
-"""Every family of pipelines, on tiny ones with random weights; each is compared with diffusers' own pipeline."""
+"""Every family of pipelines, on tiny ones with random weights; each is compared with diffusers' own
+pipeline.
+"""
 
 import json
 import os
@@ -25,14 +27,18 @@ from tests.conftest import RED
 from tests.models import tiny
 
 STEPS = 4
-PROMPT = {name: ["a photo of a cat", "a red heart"] for name in tiny.BUILDERS} | {"dit": ["207", "3"]}
+PROMPT = {name: ["a photo of a cat", "a red heart"] for name in tiny.BUILDERS} | {
+    "dit": ["207", "3"]
+}
 FAMILIES = list(tiny.BUILDERS)
 PROMPTED = [name for name in FAMILIES if name != "ddpm"]
 FLOWS = ["stable_diffusion_3", "flux", "flux_schnell"]
 
 
 def make(name, steps=STEPS, **options):
-    """The environment, opened as a stranger would: from the folder, through the id that opens every family."""
+    """The environment, opened as a stranger would: from the folder, through the id that opens every
+    family.
+    """
     return flowgym_gym.make(
         "images/stable_diffusion",
         "images/red",
@@ -65,17 +71,33 @@ def diffusers_samples(name, env, x, monkeypatch, noise_level=0.0, **options):
     torch.manual_seed(3)  # opening a pipeline draws numbers, too
     height, width = getattr(env.base_model, "image_size", (None, None))
     common = {"num_inference_steps": env.discretization_steps}
-    latent = {"height": height, "width": width, "output_type": "latent", "prompt": PROMPT[name][: len(x)]}
-    if name in ("stable_diffusion", "stable_diffusion_2", "stable_diffusion_xl", "pixart", "pixart_sigma", "dit"):
+    latent = {
+        "height": height,
+        "width": width,
+        "output_type": "latent",
+        "prompt": PROMPT[name][: len(x)],
+    }
+    if name in (
+        "stable_diffusion",
+        "stable_diffusion_2",
+        "stable_diffusion_xl",
+        "pixart",
+        "pixart_sigma",
+        "dit",
+    ):
         spacing = {"timestep_spacing": SPACING[name]} if name in SPACING else {}
-        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **NOT_CLIPPED, **spacing)
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(
+            pipe.scheduler.config, **NOT_CLIPPED, **spacing
+        )
         common["eta"] = noise_level
     if name.startswith("pixart"):
         common["use_resolution_binning"] = False
     negative = options.pop("negative_prompt", "")
     if name.startswith("flux"):
         packed = pipe._pack_latents(x, len(x), *x.shape[1:])
-        guided = {"negative_prompt": [negative] * len(x)} if options.get("true_cfg_scale", 1) > 1 else {}
+        guided = (
+            {"negative_prompt": [negative] * len(x)} if options.get("true_cfg_scale", 1) > 1 else {}
+        )
         out = pipe(latents=packed, **latent, **common, **guided, **options).images
         return pipe._unpack_latents(out, height, width, pipe.vae_scale_factor)
     if name == "dit":
@@ -87,10 +109,16 @@ def diffusers_samples(name, env, x, monkeypatch, noise_level=0.0, **options):
         pipe([int(p) for p in PROMPT["dit"]], **common, **{"guidance_scale": 1.0, **options})
         return decoded[0] * pipe.vae.config.scaling_factor
     if name == "ddpm":
-        pipe = diffusers.DDIMPipeline(pipe.unet, diffusers.DDIMScheduler.from_config(pipe.scheduler.config))
+        pipe = diffusers.DDIMPipeline(
+            pipe.unet, diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+        )
         pipe.set_progress_bar_config(disable=True)
-        monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *args, **kwargs: x)
-        images = pipe(len(x), eta=noise_level, use_clipped_model_output=True, output_type="np", **common).images
+        monkeypatch.setattr(
+            "diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *args, **kwargs: x
+        )
+        images = pipe(
+            len(x), eta=noise_level, use_clipped_model_output=True, output_type="np", **common
+        ).images
         return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
     if negative or name != "stable_diffusion_xl":
         options["negative_prompt"] = [negative] * len(x)
@@ -101,7 +129,8 @@ def diffusers_samples(name, env, x, monkeypatch, noise_level=0.0, **options):
 
 # The checkpoint's own is linspace, with which diffusers' DDIM steps to other times than it visits.
 SPACING = {"pixart": "trailing", "pixart_sigma": "trailing"}
-# Schedulers that do not clip say nothing of it, but DDIMScheduler clips unless it is told otherwise.
+# Schedulers that do not clip say nothing of it, but DDIMScheduler clips unless it is told
+# otherwise.
 NOT_CLIPPED = {"clip_sample": False}
 
 
@@ -115,7 +144,9 @@ CASES = [
     for name in FAMILIES
     for guidance in GUIDANCE
     if name in PROMPTED or guidance == "off"
-    if not (name == "dit" and guidance == "away from a prompt")  # diffusers' pipeline has no negative class
+    if not (
+        name == "dit" and guidance == "away from a prompt"
+    )  # diffusers' pipeline has no negative class
 ]
 
 
@@ -146,7 +177,9 @@ def test_pictures_are_those_of_the_pipeline(name):
     """Of autoencoders that scale, shift and normalise their latents."""
     pipe = tiny.build(name)
     if name == "stable_diffusion_xl":
-        pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5])
+        pipe.vae.register_to_config(
+            latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5]
+        )
     model = from_pipeline(pipe, **tiny.OPTIONS.get(name, {}))
     height, width = model.image_size
     latents = {}
@@ -163,7 +196,9 @@ def test_pictures_are_those_of_the_pipeline(name):
             "callback": lambda step, timestep, x: latents.update(last=x),
         }
     prompt = PROMPT[name][0]
-    images = pipe(prompt, num_inference_steps=2, height=height, width=width, output_type="pt", **options).images
+    images = pipe(
+        prompt, num_inference_steps=2, height=height, width=width, output_type="pt", **options
+    ).images
     last = latents["last"]
     if name.startswith("flux"):
         last = pipe._unpack_latents(last, height, width, pipe.vae_scale_factor)
@@ -178,7 +213,8 @@ def test_zero_action_with_noise_is_ancestral_sampling(name, monkeypatch):
     torch.manual_seed(3)
     ours = roll_out(env, x, kwargs)
     expected = diffusers_samples(name, env, x.data, monkeypatch, noise_level=1.0)
-    # Random networks leave PixArt's latents in the hundreds, where float32 itself is coarser than 1e-5.
+    # Random networks leave PixArt's latents in the hundreds, where float32 itself is coarser than
+    # 1e-5.
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-4)
 
 
@@ -194,7 +230,9 @@ def test_noise_level_one_of_a_pixel_model_is_ddpms_own_sampler(monkeypatch):
     monkeypatch.setattr(pipeline_ddpm, "randn_tensor", lambda *args, **kwargs: x.data)
     torch.manual_seed(3)
     images = pipe(1, output_type="np", num_inference_steps=250).images
-    torch.testing.assert_close(ours, torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        ours, torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1, rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion_3", "flux", "flux_schnell"])
@@ -213,7 +251,14 @@ def test_flow_grids_hold_the_noise_levels_of_the_pipeline_to_the_digit(name, ste
     )
     latents = pipe._pack_latents(x.data, 2, *x.shape[1:]) if name.startswith("flux") else x.data
     height, width = env.base_model.image_size
-    pipe("a cat", latents=latents[:1], num_inference_steps=steps, height=height, width=width, output_type="latent")
+    pipe(
+        "a cat",
+        latents=latents[:1],
+        num_inference_steps=steps,
+        height=height,
+        width=width,
+        output_type="latent",
+    )
     assert torch.equal(env.grid.beta, pipe.scheduler.sigmas.double())
     roll_out(env, x, kwargs)
     for ours, theirs in zip(seen, expected, strict=True):
@@ -221,11 +266,17 @@ def test_flow_grids_hold_the_noise_levels_of_the_pipeline_to_the_digit(name, ste
         torch.testing.assert_close(ours[:1] * scale, theirs[:1] * scale, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("shift", [{"shift": 1.0}, {"use_dynamic_shifting": True, "shift_terminal": 0.02}])
+@pytest.mark.parametrize(
+    "shift", [{"shift": 1.0}, {"use_dynamic_shifting": True, "shift_terminal": 0.02}]
+)
 def test_shifts_of_the_checkpoint_decide_the_grid(shift):
     pipe = tiny.stable_diffusion_3(**shift)
     model = from_pipeline(pipe)
-    mu = {"mu": 0.5 + (1.15 - 0.5) / (4096 - 256) * (4 - 256)} if "use_dynamic_shifting" in shift else {}
+    mu = (
+        {"mu": 0.5 + (1.15 - 0.5) / (4096 - 256) * (4 - 256)}
+        if "use_dynamic_shifting" in shift
+        else {}
+    )
     pipe.scheduler.set_timesteps(7, **mu)
     assert torch.equal(model.scheduler.time_grid(7).beta, pipe.scheduler.sigmas.double())
     even = model.scheduler.time_grid(4, "linspace").beta
@@ -263,7 +314,9 @@ def test_one_call_of_the_network_per_step(name, guidance):
         pytest.skip("has no guidance")
     env = make(name, **guided(name, guidance))
     batches = []
-    handle = env.base_model.denoiser.register_forward_hook(lambda module, args, output: batches.append(len(output[0])))
+    handle = env.base_model.denoiser.register_forward_hook(
+        lambda module, args, output: batches.append(len(output[0]))
+    )
     x, kwargs = start(env, name)
     roll_out(env, x, kwargs)
     handle.remove()
@@ -294,7 +347,9 @@ def test_half_precision_stays_near_float32(name, dtype):
     assert ours.dtype == torch.float32
     assert (ours - expected).std() < (0.01 if dtype == "float16" else 0.08) * expected.std()
     images, _, _ = env.score(FlowTensor(ours))
-    torch.testing.assert_close(images.data, exact.score(FlowTensor(ours))[0].data, rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        images.data, exact.score(FlowTensor(ours))[0].data, rtol=0, atol=0.05
+    )
 
 
 def start_from(env, name, x):
@@ -304,11 +359,18 @@ def start_from(env, name, x):
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_memory_options_change_no_result(name):
-    memory = ["attention_slicing"] if name == "ddpm" else ["attention_slicing", "vae_slicing", "vae_tiling"]
+    memory = (
+        ["attention_slicing"]
+        if name == "ddpm"
+        else ["attention_slicing", "vae_slicing", "vae_tiling"]
+    )
     plain, frugal = make(name, noise_level=0.0), make(name, noise_level=0.0, memory=memory)
     assert plain.base_model.pipe is not frugal.base_model.pipe
     x, _ = start(plain, name)
-    results = [env.score(FlowTensor(roll_out(env, *start_from(env, name, x))))[0].data for env in (plain, frugal)]
+    results = [
+        env.score(FlowTensor(roll_out(env, *start_from(env, name, x))))[0].data
+        for env in (plain, frugal)
+    ]
     torch.testing.assert_close(*results, rtol=0, atol=1e-5)
 
 
@@ -320,7 +382,9 @@ def test_a_tiled_decoder_gives_diffusers_own_tiles():
     expected.enable_tiling()
     assert expected.tile_latent_min_size < 32
     images = expected.decode(latents / expected.config.scaling_factor).sample
-    torch.testing.assert_close(model.postprocess(FlowTensor(latents)).data, (images / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(
+        model.postprocess(FlowTensor(latents)).data, (images / 2 + 0.5).clamp(0, 1)
+    )
 
 
 @pytest.mark.parametrize("option", ["model_cpu_offload", "sequential_cpu_offload"])
@@ -330,13 +394,20 @@ def test_offloading_changes_no_result(name, option):
     """Where there is an accelerator; elsewhere it is refused."""
     pytest.importorskip("accelerate")
     if not torch.cuda.is_available():
-        with pytest.raises(OptionError, match=f"memory names '{option}', .* but the device is 'cpu'"):
+        with pytest.raises(
+            OptionError, match=f"memory names '{option}', .* but the device is 'cpu'"
+        ):
             make(name, memory=option)
         return
     device = "cuda"
-    plain, frugal = (make(name, noise_level=0.0, device=device, memory=memory) for memory in ((), option))
+    plain, frugal = (
+        make(name, noise_level=0.0, device=device, memory=memory) for memory in ((), option)
+    )
     x, _ = start(plain, name)
-    results = [env.score(FlowTensor(roll_out(env, *start_from(env, name, x))))[0].data for env in (plain, frugal)]
+    results = [
+        env.score(FlowTensor(roll_out(env, *start_from(env, name, x))))[0].data
+        for env in (plain, frugal)
+    ]
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
 
@@ -346,7 +417,9 @@ def test_models_are_frozen_and_in_evaluation_mode(name):
         from_pretrained(tiny.folder(name), **tiny.OPTIONS.get(name, {})),
         from_pipeline(tiny.build(name), **tiny.OPTIONS.get(name, {})),
     ):
-        parts = [part for part in model.pipe.components.values() if isinstance(part, torch.nn.Module)]
+        parts = [
+            part for part in model.pipe.components.values() if isinstance(part, torch.nn.Module)
+        ]
         assert parts
         for part in [model, *parts]:
             assert not part.training
@@ -356,8 +429,12 @@ def test_models_are_frozen_and_in_evaluation_mode(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_of_the_reward_agree_with_finite_differences(name):
     """Along a whole steered episode, decoding included, as gradient-based fine-tuning needs them."""
-    options = {"guidance_scale": 2.0} if name in PROMPTED and name not in ("flux", "flux_schnell") else {}
-    model = from_pipeline(tiny.build(name).to(torch.float64), **tiny.OPTIONS.get(name, {}), **options)
+    options = (
+        {"guidance_scale": 2.0} if name in PROMPTED and name not in ("flux", "flux_schnell") else {}
+    )
+    model = from_pipeline(
+        tiny.build(name).to(torch.float64), **tiny.OPTIONS.get(name, {}), **options
+    )
     env = VelocityEnvironment(model, RedReward(), 2, noise_level=0.0, action_scale=0.1)
     with torch.no_grad():
         x, kwargs = start(env, name, 1)
@@ -365,14 +442,20 @@ def test_gradients_of_the_reward_agree_with_finite_differences(name):
     action = torch.randn(2, *x.shape, dtype=torch.float64).requires_grad_()
 
     def reward(action):
-        return env.base_model.postprocess(FlowTensor(roll_out(env, x, kwargs, action))).data[:, 0].mean()
+        return (
+            env.base_model.postprocess(FlowTensor(roll_out(env, x, kwargs, action)))
+            .data[:, 0]
+            .mean()
+        )
 
     (gradient,) = torch.autograd.grad(reward(action), action)
     direction = torch.randn_like(gradient)
     # Flux turns its tokens in float32.
     step, rtol = (1e-2, 1e-2) if name.startswith("flux") else (1e-5, 1e-4)
     with torch.no_grad():
-        difference = (reward(action + step * direction) - reward(action - step * direction)) / (2 * step)
+        difference = (reward(action + step * direction) - reward(action - step * direction)) / (
+            2 * step
+        )
     assert difference.abs() > 1e-9
     torch.testing.assert_close((gradient * direction).sum(), difference, rtol=rtol, atol=1e-12)
 
@@ -388,24 +471,32 @@ def test_fine_tuned_networks_and_other_autoencoders(tmp_path):
     reference.unet, reference.vae = other.unet, other.vae
     expected = from_pipeline(reference)
     changed = from_pretrained(
-        tiny.folder("stable_diffusion"), denoiser=str(tmp_path / "tuned"), vae=str(tmp_path / "whole")
+        tiny.folder("stable_diffusion"),
+        denoiser=str(tmp_path / "tuned"),
+        vae=str(tmp_path / "whole"),
     )
     x, kwargs = expected.preprocess(FlowTensor(torch.randn(1, 4, 4, 8)), prompt=["a red heart"])
     t = torch.tensor([0.5])
     assert torch.equal(changed(x, t, **kwargs).data, expected(x, t, **kwargs).data)
     assert torch.equal(changed.postprocess(x).data, expected.postprocess(x).data)
-    with pytest.raises(CheckpointError, match=r"holds a UNet2DConditionModel, .* cannot be the 'vae'"):
+    with pytest.raises(
+        CheckpointError, match=r"holds a UNet2DConditionModel, .* cannot be the 'vae'"
+    ):
         from_pretrained(tiny.folder("stable_diffusion"), vae=str(tmp_path / "tuned"))
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"])
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"]
+)
 @torch.no_grad()
 def test_lora_weights_act_as_in_diffusers(name, tmp_path):
     peft = pytest.importorskip("peft")
     pipe = tiny.build(name)
     part = "unet" if hasattr(pipe, "unet") else "transformer"
     network = getattr(pipe, part)
-    network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    network.add_adapter(
+        peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
     layers = peft.get_peft_model_state_dict(network)
     type(pipe).save_lora_weights(tmp_path, **{f"{part}_lora_layers": layers})
     reference = tiny.build(name)
@@ -467,7 +558,11 @@ def test_a_pipeline_without_its_t5_encoder(monkeypatch):
 def test_size_conditions_of_pixart_alpha():
     """Checkpoints for 1024 pixels are told the size of the picture."""
     pipe = tiny.pixart(
-        sample_size=128, patch_size=64, use_additional_conditions=True, attention_head_dim=12, cross_attention_dim=24
+        sample_size=128,
+        patch_size=64,
+        use_additional_conditions=True,
+        attention_head_dim=12,
+        cross_attention_dim=24,
     )
     pipe.scheduler = diffusers.DDIMScheduler(clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
@@ -486,7 +581,10 @@ def test_size_conditions_of_pixart_alpha():
 
 def test_a_state_knows_the_guidance_that_a_network_takes_as_an_input():
     make = lambda scale: gymnasium.make(  # noqa: E731
-        "flowgym/Flux-Red-v0", checkpoint=tiny.folder("flux"), **tiny.OPTIONS["flux"], guidance_scale=scale
+        "flowgym/Flux-Red-v0",
+        checkpoint=tiny.folder("flux"),
+        **tiny.OPTIONS["flux"],
+        guidance_scale=scale,
     )
     env = make(2.0)
     env.reset(seed=0)
@@ -498,7 +596,10 @@ def test_a_state_knows_the_guidance_that_a_network_takes_as_an_input():
 
 def test_classes_by_number_and_by_label():
     model = from_pipeline(
-        tiny.build("dit"), prompts="golden retriever", negative_prompt="Tinca tinca", guidance_scale=2
+        tiny.build("dit"),
+        prompts="golden retriever",
+        negative_prompt="Tinca tinca",
+        guidance_scale=2,
     )
     assert model.class_of("golden retriever") == model.class_of("207") == 207
     _, kwargs = model.preprocess(*model.sample_p0(2)[:1], prompt=["207", "5"])
@@ -529,14 +630,21 @@ def test_options_that_do_not_fit_are_named(name, options, message):
         make(name, **options)
 
 
-@pytest.mark.parametrize("family", ["StableDiffusionXL", "StableDiffusion3", "Flux", "PixArt", "DiT", "DDPM"])
+@pytest.mark.parametrize(
+    "family", ["StableDiffusionXL", "StableDiffusion3", "Flux", "PixArt", "DiT", "DDPM"]
+)
 def test_an_id_without_an_embedded_checkpoint_asks_for_one(family):
-    with pytest.raises(CheckpointError, match="give checkpoint=, a local folder in diffusers' format or a Hub id such"):
+    with pytest.raises(
+        CheckpointError,
+        match="give checkpoint=, a local folder in diffusers' format or a Hub id such",
+    ):
         gymnasium.make(f"flowgym/{family}-Red-v0", checkpoint=None)
 
 
 def test_a_checkpoint_of_another_family_is_named():
-    with pytest.raises(CheckpointError, match=r"holds a DiTPipeline, expected a FluxPipeline; .*from_pretrained"):
+    with pytest.raises(
+        CheckpointError, match=r"holds a DiTPipeline, expected a FluxPipeline; .*from_pretrained"
+    ):
         gymnasium.make("flowgym/Flux-Red-v0", checkpoint=tiny.folder("dit"))
 
 
@@ -553,7 +661,12 @@ def test_labels_are_read_from_the_index(tmp_path):
     """Where facebook/DiT-XL-2-256 keeps them."""
     labels = {"0": "tench, Tinca tinca", "207": "golden retriever"}
     folder = changed_index("dit", tmp_path, lambda index: index.update(id2label=labels))
-    assert from_pretrained(folder, prompts=["golden retriever", "Tinca tinca"]).class_of("golden retriever") == 207
+    assert (
+        from_pretrained(folder, prompts=["golden retriever", "Tinca tinca"]).class_of(
+            "golden retriever"
+        )
+        == 207
+    )
 
 
 def test_corrections_of_the_noise_are_refused_where_a_flow_model_has_only_noise():
@@ -564,8 +677,13 @@ def test_corrections_of_the_noise_are_refused_where_a_flow_model_has_only_noise(
 
 
 def test_an_unsupported_pipeline_is_named_with_those_that_are_supported(tmp_path):
-    folder = changed_index("dit", tmp_path, lambda index: index.update(_class_name="KandinskyPipeline"))
-    message = "holds a KandinskyPipeline, which is not supported; supported are DDIMPipeline, DDPMPipeline, DiTPipeline"
+    folder = changed_index(
+        "dit", tmp_path, lambda index: index.update(_class_name="KandinskyPipeline")
+    )
+    message = (
+        "holds a KandinskyPipeline, which is not supported; supported are DDIMPipeline, "
+        "DDPMPipeline, DiTPipeline"
+    )
     for opening in (from_pretrained, lambda checkpoint: gymnasium.make(RED, checkpoint=checkpoint)):
         with pytest.raises(CheckpointError, match=message):
             opening(folder)
@@ -592,7 +710,10 @@ def test_code_that_comes_with_a_checkpoint_is_never_run(tmp_path, change):
     [
         (diffusers.FlowMatchEulerDiscreteScheduler(), "has no discrete noise schedule"),
         (diffusers.DDIMScheduler(thresholding=True), "has dynamic thresholding"),
-        (diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "predicts 'flow_prediction'"),
+        (
+            diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"),
+            "predicts 'flow_prediction'",
+        ),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_named(scheduler, message):
@@ -614,11 +735,15 @@ def test_pickled_parts_are_refused_even_where_they_fit(option, tmp_path):
     pipe = tiny.build("stable_diffusion")
     if option == "lora":
         peft = pytest.importorskip("peft")
-        pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+        pipe.unet.add_adapter(
+            peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
+        )
         layers = peft.get_peft_model_state_dict(pipe.unet)
         pipe.save_lora_weights(tmp_path, unet_lora_layers=layers, safe_serialization=False)
     else:
-        (pipe.unet if option == "denoiser" else pipe.vae).save_pretrained(tmp_path, safe_serialization=False)
+        (pipe.unet if option == "denoiser" else pipe.vae).save_pretrained(
+            tmp_path, safe_serialization=False
+        )
     assert list(tmp_path.glob("*.bin"))
     with pytest.raises(CheckpointError, match="could not be loaded"):
         from_pretrained(tiny.folder("stable_diffusion"), **{option: str(tmp_path)})
@@ -635,12 +760,16 @@ def test_an_open_pipeline_is_taken_as_it_is():
 
 @pytest.mark.second
 def test_a_hub_id_opens_from_the_local_cache_without_a_network(tmp_path):
-    """In the layout that downloads leave behind, read by another process that must not reach the network."""
+    """In the layout that downloads leave behind, read by another process that must not reach the
+    network.
+    """
     pipe, commit = tiny.build("stable_diffusion_xl"), "0123abcd" * 5
     pipe.vae.save_pretrained(tmp_path / "vae")
     peft = pytest.importorskip("peft")
     pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
-    pipe.save_lora_weights(tmp_path / "lora", unet_lora_layers=peft.get_peft_model_state_dict(pipe.unet))
+    pipe.save_lora_weights(
+        tmp_path / "lora", unet_lora_layers=peft.get_peft_model_state_dict(pipe.unet)
+    )
     for name, folder in (
         ("tiny-xl", tiny.folder("stable_diffusion_xl")),
         ("vae-fix", tmp_path / "vae"),
@@ -652,12 +781,15 @@ def test_a_hub_id_opens_from_the_local_cache_without_a_network(tmp_path):
         (repository / "refs" / "main").write_text(commit)
     code = (
         "import gymnasium, flowgym_gym\n"
-        f"env = gymnasium.make({RED!r}, checkpoint='somebody/tiny-xl', denoiser='hub:somebody/tiny-xl',"
+        f"env = gymnasium.make({RED!r}, checkpoint='somebody/tiny-xl', "
+        "denoiser='hub:somebody/tiny-xl',"
         " vae='somebody/vae-fix', lora='somebody/style', discretization_steps=2)\n"
         "print(type(env.unwrapped.environment.base_model).__name__, env.reset(seed=0)[0]['latent'].shape)\n"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "StableDiffusionXLBaseModel (4, 4, 8)"
 

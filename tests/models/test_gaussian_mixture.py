@@ -23,7 +23,9 @@ def state_law(model, t):
     alpha, beta = model.scheduler.alpha(time), model.scheduler.beta(time)
     variance = (alpha * model.stds) ** 2 + beta**2
     covariance = variance[:, None, None] * torch.eye(model.dimensions, dtype=torch.float64)
-    return MixtureSameFamily(Categorical(model.weights), MultivariateNormal(alpha * model.means, covariance))
+    return MixtureSameFamily(
+        Categorical(model.weights), MultivariateNormal(alpha * model.means, covariance)
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -71,7 +73,9 @@ def test_descriptions_of_one_model_give_the_same_trajectory(schedule, noise_leve
         torch.manual_seed(3)
         for i in range(25):
             index = torch.full((64,), i)
-            x, _ = env.advance(x, env.predict(FlowTensor(x), index), torch.zeros(64, 2), torch.randn(64, 2), index)
+            x, _ = env.advance(
+                x, env.predict(FlowTensor(x), index), torch.zeros(64, 2), torch.randn(64, 2), index
+            )
             visited.append(x)
         trajectories[output_type] = torch.stack(visited)
     for trajectory in trajectories.values():
@@ -81,8 +85,12 @@ def test_descriptions_of_one_model_give_the_same_trajectory(schedule, noise_leve
 @pytest.mark.parametrize("noise_schedule", [None, 0.7, 0.0])
 @pytest.mark.parametrize("noise_level", [0.6, 1.0])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_an_euler_step_follows_the_gradient_of_the_log_density(schedule, noise_level, noise_schedule):
-    r"""dx = (v + sigma^2 / 2 grad log p) dt + sigma dB with v = kappa x + eta grad log p; the gradient is torch's."""
+def test_an_euler_step_follows_the_gradient_of_the_log_density(
+    schedule, noise_level, noise_schedule
+):
+    r"""dx = (v + sigma^2 / 2 grad log p) dt + sigma dB with v = kappa x + eta grad log p; the
+    gradient is torch's.
+    """
     grid = 40 if schedule == "diffusion" else torch.linspace(0.02, 1, 41)[:-1].tolist()
     env = flowgym_gym.make(
         "2d/gaussian_mixture",
@@ -104,9 +112,14 @@ def test_an_euler_step_follows_the_gradient_of_the_log_density(schedule, noise_l
         state, zero, index = x.detach().float(), torch.zeros(20, 2), torch.full((20,), i)
         output = env.predict(FlowTensor(state), index)
         torch.testing.assert_close(
-            env.advance(state, output, zero, zero, index)[0].double(), expected, rtol=1e-4, atol=1e-5
+            env.advance(state, output, zero, zero, index)[0].double(),
+            expected,
+            rtol=1e-4,
+            atol=1e-5,
         )
-        assert env.transitions.std[i].item() == pytest.approx(float(sigma) * math.sqrt(dt), rel=1e-5)
+        assert env.transitions.std[i].item() == pytest.approx(
+            float(sigma) * math.sqrt(dt), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +136,9 @@ def test_an_euler_step_follows_the_gradient_of_the_log_density(schedule, noise_l
 def test_many_steps_reach_the_mixture(options):
     """Kolmogorov-Smirnov distance of the samples from the law they should have."""
     n = 20_000
-    env = flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", **{"discretization_steps": 200, **options})
+    env = flowgym_gym.make(
+        "1d/gaussian_mixture", "1d/gaussian", **{"discretization_steps": 200, **options}
+    )
     x = env.sample(n).latents.data.flatten().double().sort().values
     expected = 0.5 * Normal(0.0, 1.0).cdf(x) + 0.5 * Normal(3.0, 0.4).cdf(x)
     distance = (expected - (torch.arange(n) + 0.5) / n).abs().max().item()

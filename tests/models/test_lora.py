@@ -23,7 +23,10 @@ SETTINGS = {
         "target_modules": ["to_q", "to_k", "proj_in"],
     },
     "DoRA": {"lora_alpha": 3, "use_dora": True, "target_modules": ["to_q", "to_v"]},
-    "convolutions": {"lora_alpha": 3, "target_modules": ["conv1", "conv_shortcut", "time_emb_proj"]},
+    "convolutions": {
+        "lora_alpha": 3,
+        "target_modules": ["conv1", "conv_shortcut", "time_emb_proj"],
+    },
     "biases": {"lora_alpha": 3, "bias": "lora_only", "target_modules": ["to_out.0"]},
     "whole layers": {"lora_alpha": 3, "modules_to_save": ["conv_out"], "target_modules": ["to_q"]},
 }
@@ -68,7 +71,9 @@ def test_a_folder_of_peft_is_merged_as_peft_merges_it(settings, tmp_path):
         assert merged.keys() == expected.keys()
         assert all(torch.equal(merged[key], expected[key]) for key in expected)
     if settings.keys() & {"bias", "modules_to_save"}:
-        with pytest.raises(CheckpointError, match=r"replaces \d+ weights? .*lora_scale=0.5 cannot scale"):
+        with pytest.raises(
+            CheckpointError, match=r"replaces \d+ weights? .*lora_scale=0.5 cannot scale"
+        ):
             opened("stable_diffusion", lora=folder, lora_scale=0.5)
     elif "use_dora" not in settings:
         merged = weights(opened("stable_diffusion", lora=folder, lora_scale=0.5).unet)
@@ -91,10 +96,18 @@ def test_a_folder_of_peft_is_merged_as_peft_merges_it(settings, tmp_path):
 def test_a_folder_of_peft_goes_to_the_part_that_has_its_layers(name, part, tmp_path):
     layers = ["to_q", "to_v"]
     if part.startswith("text"):
-        layers = TEXT["T5" if type(getattr(tiny.build(name), part)).__name__.startswith("T5") else "CLIP"]
-    folder = save_peft(getattr(tiny.build(name), part), tmp_path, lora_alpha=3, target_modules=layers)
+        layers = TEXT[
+            "T5" if type(getattr(tiny.build(name), part)).__name__.startswith("T5") else "CLIP"
+        ]
+    folder = save_peft(
+        getattr(tiny.build(name), part), tmp_path, lora_alpha=3, target_modules=layers
+    )
     reference = peft.PeftModel.from_pretrained(getattr(tiny.build(name), part), folder)
-    expected, pipe, plain = reference.merge_and_unload(), opened(name, lora=folder), tiny.build(name)
+    expected, pipe, plain = (
+        reference.merge_and_unload(),
+        opened(name, lora=folder),
+        tiny.build(name),
+    )
     for other in ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"):
         if hasattr(pipe, other):
             wanted = weights(expected if other == part else getattr(plain, other))
@@ -103,7 +116,9 @@ def test_a_folder_of_peft_goes_to_the_part_that_has_its_layers(name, part, tmp_p
 
 
 def adapted(pipe, part, layers, seed):
-    """LoRA weights of a part in diffusers' format, and the part's weights once they are merged, in closed form."""
+    """LoRA weights of a part in diffusers' format, and the part's weights once they are merged, in
+    closed form.
+    """
     torch.manual_seed(seed)
     module = getattr(pipe, part)
     module.add_adapter(lora_config(lora_alpha=2, target_modules=layers))
@@ -127,7 +142,10 @@ NAMES = {
 @torch.no_grad()
 def test_lora_weights_of_text_encoders_are_merged_in_every_family(name, tmp_path):
     pipe = tiny.build(name)
-    parts = {"unet" if hasattr(pipe, "unet") else "transformer": ["to_q"], "text_encoder": TEXT["CLIP"]}
+    parts = {
+        "unet" if hasattr(pipe, "unet") else "transformer": ["to_q"],
+        "text_encoder": TEXT["CLIP"],
+    }
     if name in ("stable_diffusion_xl", "stable_diffusion_3"):
         parts["text_encoder_2"] = TEXT["CLIP"]
     expected, layers = {}, {}
@@ -143,7 +161,9 @@ def test_lora_weights_of_text_encoders_are_merged_in_every_family(name, tmp_path
 
 
 def kohya(pipe, alphas):
-    """A file of kohya's scripts, where layers have ranks and alphas of their own; and its merge in closed form."""
+    """A file of kohya's scripts, where layers have ranks and alphas of their own; and its merge in
+    closed form.
+    """
     torch.manual_seed(3)
     file, merged = {}, {part: weights(getattr(pipe, part)) for part in ("unet", "text_encoder")}
     unet = "down_blocks.1.attentions.0.transformer_blocks.0"
@@ -181,7 +201,10 @@ def test_files_of_kohya_keep_the_alpha_of_each_layer(alphas, tmp_path):
 def unet_lora(seed=0, **options):
     unet = tiny.build("stable_diffusion").unet
     unet.add_adapter(lora_config(**{"target_modules": ["to_q", "to_v"], **options}))
-    return {f"unet.{key}": value.contiguous() for key, value in peft.get_peft_model_state_dict(unet).items()}
+    return {
+        f"unet.{key}": value.contiguous()
+        for key, value in peft.get_peft_model_state_dict(unet).items()
+    }
 
 
 def without(pattern, file):
@@ -190,7 +213,8 @@ def without(pattern, file):
 
 TEXT_LAYER = "lora_te_text_model_encoder_layers_0_self_attn"
 KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
-# Where the layers of a file belong to nothing, or not all of it is LoRA: how the file is made, and what is named.
+# Where the layers of a file belong to nothing, or not all of it is LoRA: how the file is made, and
+# what is named.
 PARTIAL = {
     "of a transformer": (
         lambda file: {key.replace("unet.", "transformer."): v for key, v in file.items()},
@@ -212,11 +236,23 @@ PARTIAL = {
         lambda file: file | {"text_encoder_9.q.lora_A.weight": torch.ones(2, 2)},
         r"1 weight \(text_encoder_9\.q",
     ),
-    "without the second factors": (lambda file: without(r"mid_block.*lora_B", file), "is incomplete|could not"),
-    "without the first factors": (lambda file: without(r"mid_block.*lora_A", file), "is incomplete|could not"),
-    "of other widths": (lambda file: {key: torch.ones(5, 5) for key in file}, "could not be loaded"),
+    "without the second factors": (
+        lambda file: without(r"mid_block.*lora_B", file),
+        "is incomplete|could not",
+    ),
+    "without the first factors": (
+        lambda file: without(r"mid_block.*lora_A", file),
+        "is incomplete|could not",
+    ),
+    "of other widths": (
+        lambda file: {key: torch.ones(5, 5) for key in file},
+        "could not be loaded",
+    ),
     "empty": (lambda file: {}, "is empty"),
-    "LoHa": (lambda file: {f"{KOHYA}.hada_w1_a": torch.ones(8, 2)}, r"another kind, LoHa: .*hada_w1_a.*denoiser="),
+    "LoHa": (
+        lambda file: {f"{KOHYA}.hada_w1_a": torch.ones(8, 2)},
+        r"another kind, LoHa: .*hada_w1_a.*denoiser=",
+    ),
     "LoKr": (lambda file: {f"{KOHYA}.lokr_w1": torch.ones(8, 2)}, "another kind, LoKr"),
     "LyCORIS's DoRA": (
         lambda file: {
@@ -226,11 +262,18 @@ PARTIAL = {
         },
         r"another kind, DoRA in LyCORIS's form: 1 weight \(.*dora_scale",
     ),
-    "a whole weight's difference": (lambda file: file | {"lora_unet_conv_in.diff": torch.ones(1)}, "differences of"),
-    # diffusers takes kohya's query for an older format's, and finds its layers only beside an output's.
+    "a whole weight's difference": (
+        lambda file: file | {"lora_unet_conv_in.diff": torch.ones(1)},
+        "differences of",
+    ),
+    # diffusers takes kohya's query for an older format's, and finds its layers only beside an
+    # output's.
     "one that diffusers would read in part": (
         lambda file: (
-            {f"{TEXT_LAYER}_q_proj.lora_{name}.weight": torch.ones(16, 16) for name in ("up", "down")}
+            {
+                f"{TEXT_LAYER}_q_proj.lora_{name}.weight": torch.ones(16, 16)
+                for name in ("up", "down")
+            }
             | {f"{KOHYA}.lora_{name}.weight": torch.ones(8, 8) for name in ("up", "down")}
         ),
         "could not be loaded|not all of its weights fit",
@@ -251,19 +294,32 @@ def test_a_lora_that_does_not_fit_in_full_is_named(change, message, tmp_path):
 
 def flux_lora(width=32):
     down, up = torch.ones(2, width), torch.ones(96, 2)
-    return {f"{FLUX}.lora_down.weight": down, f"{FLUX}.lora_up.weight": up, f"{FLUX}.alpha": torch.tensor(3.0)}
+    return {
+        f"{FLUX}.lora_down.weight": down,
+        f"{FLUX}.lora_up.weight": up,
+        f"{FLUX}.alpha": torch.tensor(3.0),
+    }
 
 
 FLUX = "lora_unet_double_blocks_0_img_attn_qkv"
 # What diffusers leaves out of a file for Flux, or makes room for, without a word.
 FLUX_PARTIAL = {
-    "with T5's layers": ({"lora_te2_encoder_block_0.lora_down.weight": torch.ones(2, 2)}, r"1 weight \(lora_te2_"),
+    "with T5's layers": (
+        {"lora_te2_encoder_block_0.lora_down.weight": torch.ones(2, 2)},
+        r"1 weight \(lora_te2_",
+    ),
     "of ComfyUI with T5's layers": (
         {"text_encoders.t5xxl.transformer.q.lora_down.weight": torch.ones(2, 2)},
         r"1 weight \(text_encoders\.t5xxl",
     ),
-    "of the positions": ({"lora_te1_position_embedding.lora_down.weight": torch.ones(2, 2)}, "position_embedding"),
-    "of other inputs": (flux_lora(64), r"is of a network with other inputs: it enlarges 3 weights \(transformer\."),
+    "of the positions": (
+        {"lora_te1_position_embedding.lora_down.weight": torch.ones(2, 2)},
+        "position_embedding",
+    ),
+    "of other inputs": (
+        flux_lora(64),
+        r"is of a network with other inputs: it enlarges 3 weights \(transformer\.",
+    ),
 }
 
 
@@ -304,10 +360,16 @@ def test_dora_in_diffusers_format_acts_as_in_diffusers(tmp_path):
 
 
 def test_folders_of_peft_that_do_not_fit_are_named(tmp_path):
-    transformer = save_peft(tiny.build("flux").transformer, tmp_path / "flux", target_modules=["to_q"])
-    with pytest.raises(CheckpointError, match=r"no LoRA of one part of this StableDiffusionPipeline: \d+ weights"):
+    transformer = save_peft(
+        tiny.build("flux").transformer, tmp_path / "flux", target_modules=["to_q"]
+    )
+    with pytest.raises(
+        CheckpointError, match=r"no LoRA of one part of this StableDiffusionPipeline: \d+ weights"
+    ):
         opened("stable_diffusion", lora=transformer)
-    fitting = save_peft(tiny.build("stable_diffusion").unet, tmp_path / "unet", target_modules=["to_q"])
+    fitting = save_peft(
+        tiny.build("stable_diffusion").unet, tmp_path / "unet", target_modules=["to_q"]
+    )
     file = f"{fitting}/adapter_model.safetensors"
     tensors = load_file(file)
     save_file(without("mid_block.*lora_B", tensors), file)
@@ -316,10 +378,15 @@ def test_folders_of_peft_that_do_not_fit_are_named(tmp_path):
     save_file(tensors, file)
     settings = tmp_path / "unet" / "adapter_config.json"
     settings.rename(tmp_path / "unet" / "other.json")
-    with pytest.raises(CheckpointError, match=r"none of its weights fits: .*adapter_config\.json of peft is missing"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"none of its weights fits: .*adapter_config\.json of peft is missing",
+    ):
         opened("stable_diffusion", lora=fitting)
     loha = peft.LoHaConfig(r=2, target_modules=["to_q"])
-    peft.get_peft_model(tiny.build("stable_diffusion").unet, loha).save_pretrained(tmp_path / "loha")
+    peft.get_peft_model(tiny.build("stable_diffusion").unet, loha).save_pretrained(
+        tmp_path / "loha"
+    )
     with pytest.raises(CheckpointError, match="another kind, LoHa"):
         opened("stable_diffusion", lora=str(tmp_path / "loha"))
     kind = json.loads((tmp_path / "loha" / "adapter_config.json").read_text())
@@ -329,5 +396,7 @@ def test_folders_of_peft_that_do_not_fit_are_named(tmp_path):
 def test_a_folder_with_several_files_is_never_guessed_from(tmp_path):
     for name in ("a", "b"):
         save_file(unet_lora(), tmp_path / f"{name}.safetensors")
-    with pytest.raises(CheckpointError, match=r"several safetensors files \(a\.safetensors, b\.safetensors\)"):
+    with pytest.raises(
+        CheckpointError, match=r"several safetensors files \(a\.safetensors, b\.safetensors\)"
+    ):
         opened("stable_diffusion", lora=str(tmp_path))

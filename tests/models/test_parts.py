@@ -46,7 +46,9 @@ def rewrite(folder, change):
 
 def without_one(tensors):
     """All but a weight of a layer, which no other weight is tied to."""
-    gone = next(name for name in sorted(tensors) if name.endswith("weight") and "embed_tokens" not in name)
+    gone = next(
+        name for name in sorted(tensors) if name.endswith("weight") and "embed_tokens" not in name
+    )
     return {name: value for name, value in tensors.items() if name != gone}
 
 
@@ -77,11 +79,21 @@ def test_a_part_without_all_its_weights_is_named(name, part, damage, tmp_path):
 def test_weights_that_the_configuration_leaves_out_are_named(part, tmp_path):
     """Such as those of a deeper network, or of adapters that were not merged."""
     folder = copied("stable_diffusion", tmp_path / "copy")
-    deeper = {"unet": "down_blocks.7.x.weight", "vae": "decoder.up_blocks.7.x", "text_encoder": "encoder.layers.7.x"}
+    deeper = {
+        "unet": "down_blocks.7.x.weight",
+        "vae": "decoder.up_blocks.7.x",
+        "text_encoder": "encoder.layers.7.x",
+    }
     rewrite(folder / part, lambda tensors: tensors | {deeper[part]: torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=rf"'{part}' of .* holds more than the .* left over: 1 weight"):
+    with pytest.raises(
+        CheckpointError, match=rf"'{part}' of .* holds more than the .* left over: 1 weight"
+    ):
         from_pretrained(str(folder))
-    adapter = {"unet": "mid_block.attentions.0.lora_A.weight", "vae": "x", "text_encoder": "encoder.lora_A.weight"}
+    adapter = {
+        "unet": "mid_block.attentions.0.lora_A.weight",
+        "vae": "x",
+        "text_encoder": "encoder.lora_A.weight",
+    }
     with_adapter = copied("stable_diffusion", tmp_path / "adapter")
     rewrite(with_adapter / part, lambda tensors: tensors | {adapter[part]: torch.zeros(1)})
     with pytest.raises(CheckpointError, match="before adapters were merged"):
@@ -89,9 +101,16 @@ def test_weights_that_the_configuration_leaves_out_are_named(part, tmp_path):
 
 
 def test_what_the_libraries_ignore_is_no_fault(tmp_path):
-    """Buffers that are made anew, CLIP's pictures beside its texts, T5's decoder, names of earlier versions."""
+    """Buffers that are made anew, CLIP's pictures beside its texts, T5's decoder, names of earlier
+    versions.
+    """
     folder = copied("stable_diffusion", tmp_path / "copy")
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     pictures = transformers.CLIPVisionModelWithProjection(
         transformers.CLIPVisionConfig(**shape, image_size=8, patch_size=4)
     ).state_dict()
@@ -100,7 +119,10 @@ def test_what_the_libraries_ignore_is_no_fault(tmp_path):
         lambda tensors: (
             {f"text_model.{name}": value for name, value in tensors.items()}
             | pictures
-            | {"text_model.embeddings.position_ids": torch.arange(32), "logit_scale": torch.ones(())}
+            | {
+                "text_model.embeddings.position_ids": torch.arange(32),
+                "logit_scale": torch.ones(()),
+            }
         ),
     )
     expected = tiny.build("stable_diffusion").text_encoder.state_dict()
@@ -138,7 +160,9 @@ def test_replacements_are_looked_at_as_well(tmp_path):
         module = getattr(tiny.build("stable_diffusion"), part)
         module.save_pretrained(tmp_path / part)
         rewrite(tmp_path / part, DAMAGES["other names"][0])
-        with pytest.raises(CheckpointError, match=rf"'{part}' of checkpoint folder .* missing: \d+ weights"):
+        with pytest.raises(
+            CheckpointError, match=rf"'{part}' of checkpoint folder .* missing: \d+ weights"
+        ):
             from_pretrained(tiny.folder("stable_diffusion"), **{option: str(tmp_path / part)})
 
 
@@ -217,13 +241,21 @@ def test_pictures_of_another_autoencoder_are_those_of_the_pipeline(tmp_path):
     }
     last = pipe(output_type="latent", **common).images
     model = from_pretrained(tiny.folder("stable_diffusion"), vae=str(tmp_path))
-    torch.testing.assert_close(model.postprocess(FlowTensor(last)).data, pipe(output_type="pt", **common).images)
+    torch.testing.assert_close(
+        model.postprocess(FlowTensor(last)).data, pipe(output_type="pt", **common).images
+    )
 
 
-STATISTICS = {"shift_factor": 0.5, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 1.5]}
+STATISTICS = {
+    "shift_factor": 0.5,
+    "latents_mean": [0.1, -0.2, 0.3, 0.0],
+    "latents_std": [1.0, 2.0, 0.5, 1.5],
+}
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"])
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"]
+)
 @torch.no_grad()
 def test_of_an_autoencoders_statistics_those_count_that_the_pipeline_uses(name):
     pipe, latents = tiny.build(name), []
@@ -236,7 +268,8 @@ def test_of_an_autoencoders_statistics_those_count_that_the_pipeline_uses(name):
     if name == "pixart":
         common["use_resolution_binning"] = False
     last, _ = (
-        pipe(**common, generator=torch.Generator().manual_seed(0), output_type=kind).images for kind in ("latent", "pt")
+        pipe(**common, generator=torch.Generator().manual_seed(0), output_type=kind).images
+        for kind in ("latent", "pt")
     )
     if name == "flux":
         last = pipe._unpack_latents(last, height, width, pipe.vae_scale_factor)
@@ -268,7 +301,9 @@ def test_autoencoders_that_decode_otherwise_are_refused_by_name(build, tmp_path)
     other = build()
     other.save_pretrained(tmp_path)
     kind = type(other).__name__
-    with pytest.raises(CheckpointError, match=rf"holds a {kind}, which cannot be the 'vae' .* AutoencoderTiny"):
+    with pytest.raises(
+        CheckpointError, match=rf"holds a {kind}, which cannot be the 'vae' .* AutoencoderTiny"
+    ):
         from_pretrained(tiny.folder("stable_diffusion"), vae=str(tmp_path))
     pipe = tiny.build("stable_diffusion")
     pipe.vae = other
@@ -280,12 +315,22 @@ def test_a_network_of_another_class_is_refused_by_both_names(tmp_path):
     tiny.build("dit").transformer.save_pretrained(tmp_path / "dit")
     tiny.clip().save_pretrained(tmp_path / "clip")
     pixart, flux = tiny.folder("pixart"), tiny.folder("flux")
-    for checkpoint, kind in ((pixart, "PixArtTransformer2DModel"), (flux, "FluxTransformer2DModel")):
-        with pytest.raises(CheckpointError, match=rf"holds a DiTTransformer2DModel, .* expected {kind}"):
+    for checkpoint, kind in (
+        (pixart, "PixArtTransformer2DModel"),
+        (flux, "FluxTransformer2DModel"),
+    ):
+        with pytest.raises(
+            CheckpointError, match=rf"holds a DiTTransformer2DModel, .* expected {kind}"
+        ):
             from_pretrained(checkpoint, denoiser=str(tmp_path / "dit"))
-    with pytest.raises(CheckpointError, match=r"holds a UNet2DModel, .* expected UNet2DConditionModel"):
+    with pytest.raises(
+        CheckpointError, match=r"holds a UNet2DModel, .* expected UNet2DConditionModel"
+    ):
         from_pretrained(tiny.folder("stable_diffusion"), denoiser=tiny.folder("ddpm"))
-    with pytest.raises(CheckpointError, match=r"no model of diffusers .*_class_name.* expected FluxTransformer2DModel"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no model of diffusers .*_class_name.* expected FluxTransformer2DModel",
+    ):
         from_pretrained(flux, denoiser=str(tmp_path / "clip"))
 
 
@@ -297,13 +342,19 @@ def test_transformers_under_their_earlier_name_take_the_place_of_others(tmp_path
         other.save_pretrained(tmp_path / name)
         config = tmp_path / name / "config.json"
         settings = json.loads(config.read_text())
-        config.write_text(json.dumps(settings | {"_class_name": "Transformer2DModel", "norm_type": norm}))
-        assert type(from_pretrained(tiny.folder(name), denoiser=str(tmp_path / name)).denoiser) is type(other)
+        config.write_text(
+            json.dumps(settings | {"_class_name": "Transformer2DModel", "norm_type": norm})
+        )
+        assert type(
+            from_pretrained(tiny.folder(name), denoiser=str(tmp_path / name)).denoiser
+        ) is type(other)
     with pytest.raises(CheckpointError, match="'transformer' of "):
         from_pretrained(tiny.folder("pixart"), denoiser=str(tmp_path / "dit"))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"_class_name": ["my_code", "X"]}', '{"_class_name": "os"}', "{}"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"_class_name": ["my_code", "X"]}', '{"_class_name": "os"}', "{}"]
+)
 def test_configurations_that_name_no_class_are_refused(text, tmp_path):
     tiny.build("stable_diffusion").unet.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(text)

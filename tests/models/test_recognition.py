@@ -1,4 +1,6 @@
-"""Folders and files that people have as checkpoints: they open, or are named as what they are; nothing asks a Hub."""
+"""Folders and files that people have as checkpoints: they open, or are named as what they are;
+nothing asks a Hub.
+"""
 
 import json
 import shutil
@@ -37,12 +39,19 @@ def outputs(model):
     x = FlowTensor(torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
         _, kwargs = model.preprocess(x, prompt=["a red heart"])
-        return torch.cat([model(x, torch.tensor([0.5]), **kwargs).data.flatten(), model.postprocess(x).data.flatten()])
+        return torch.cat(
+            [
+                model(x, torch.tensor([0.5]), **kwargs).data.flatten(),
+                model.postprocess(x).data.flatten(),
+            ]
+        )
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """A checkpoint in float16 whose weights are there as ``fp16`` alone, and the same with plain names."""
+    """A checkpoint in float16 whose weights are there as ``fp16`` alone, and the same with plain
+    names.
+    """
     folder = tmp_path_factory.mktemp("half")
     pipe = tiny.build("stable_diffusion").to(torch.float16)
     pipe.save_pretrained(folder / "plain")
@@ -53,7 +62,9 @@ def half(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_of_a_variant_are_found_and_have_the_number_format_that_is_asked_for(half, dtype):
     model = from_pretrained(str(half / "fp16"), dtype=dtype)
-    assert {model.denoiser.dtype, model.pipe.vae.dtype, model.pipe.text_encoder.dtype} == {getattr(torch, dtype)}
+    assert {model.denoiser.dtype, model.pipe.vae.dtype, model.pipe.text_encoder.dtype} == {
+        getattr(torch, dtype)
+    }
     assert torch.equal(outputs(model), outputs(from_pretrained(str(half / "plain"), dtype=dtype)))
 
 
@@ -64,7 +75,9 @@ def test_parts_may_be_there_in_different_variants_and_plain_weights_come_first(h
     vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
     wrong = {name: torch.zeros_like(value) for name, value in load_file(vae).items()}
     save_file(wrong, vae.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
-    assert torch.equal(outputs(from_pretrained(str(folder))), outputs(from_pretrained(str(half / "plain"))))
+    assert torch.equal(
+        outputs(from_pretrained(str(folder))), outputs(from_pretrained(str(half / "plain")))
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,10 +86,22 @@ def test_parts_may_be_there_in_different_variants_and_plain_weights_come_first(h
         (["model.safetensors"], None),
         (["model.fp16.safetensors"], "fp16"),
         (["model.fp16.safetensors", "model.safetensors"], None),
-        (["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"], "fp16"),
-        (["model-00001-of-00002.fp16.safetensors", "model-00002-of-00002.fp16.safetensors"], "fp16"),
+        (
+            ["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"],
+            "fp16",
+        ),
+        (
+            ["model-00001-of-00002.fp16.safetensors", "model-00002-of-00002.fp16.safetensors"],
+            "fp16",
+        ),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], None),
-        (["diffusion_pytorch_model.non_ema.safetensors", "diffusion_pytorch_model.fp16.safetensors"], "fp16"),
+        (
+            [
+                "diffusion_pytorch_model.non_ema.safetensors",
+                "diffusion_pytorch_model.fp16.safetensors",
+            ],
+            "fp16",
+        ),
         ([], None),
     ],
 )
@@ -89,7 +114,11 @@ def test_variants_by_the_names_that_diffusers_gives_files(names, variant, tmp_pa
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A function that puts a folder into an empty cache of the Hub, and returns its place there."""
-    for module in ("huggingface_hub.constants", "huggingface_hub.file_download", "diffusers.utils.constants"):
+    for module in (
+        "huggingface_hub.constants",
+        "huggingface_hub.file_download",
+        "diffusers.utils.constants",
+    ):
         monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path), raising=False)
 
     def put(name, folder):
@@ -109,7 +138,10 @@ def test_a_hub_id_with_a_variant_alone_opens_from_the_local_cache(half, hub):
 
 def test_a_hub_id_without_its_tokenizer_has_no_empty_one(hub):
     shutil.rmtree(hub("mute", tiny.folder("stable_diffusion")) / "tokenizer")
-    with pytest.raises(CheckpointError, match=r"Hub id 'somebody/mute' has no tokenizer.json or vocab.json in 'token"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"Hub id 'somebody/mute' has no tokenizer.json or vocab.json in 'token",
+    ):
         from_pretrained("somebody/mute")
 
 
@@ -135,7 +167,10 @@ def test_a_whole_checkpoint_in_one_file_opens_with_the_configuration_beside_it(w
 
 # What a single file may lack or have beyond its configuration, and what of it the message names.
 UNFIT = {
-    "without a weight of the U-Net": ({"model.diffusion_model.out.2.weight": None}, "weights of a network are missing"),
+    "without a weight of the U-Net": (
+        {"model.diffusion_model.out.2.weight": None},
+        "weights of a network are missing",
+    ),
     "without a weight of the autoencoder": (
         {"first_stage_model.decoder.conv_out.weight": None},
         "weights of a network are missing",
@@ -144,9 +179,18 @@ UNFIT = {
         {"cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight": None},
         r"'text_encoder' lacks 1 weight \(.*layers\.1\.mlp\.fc1\.weight",
     ),
-    "with a block of the U-Net": ({"model.diffusion_model.middle_block.5.x": 3}, "numbers for 'unet', of which"),
-    "with scales of float8": ({"model.diffusion_model.out.2.scale_weight": 1}, "numbers for 'unet', of which"),
-    "with a block of the autoencoder": ({"first_stage_model.decoder.up.7.block.0.x": 3}, "numbers for 'vae', of which"),
+    "with a block of the U-Net": (
+        {"model.diffusion_model.middle_block.5.x": 3},
+        "numbers for 'unet', of which",
+    ),
+    "with scales of float8": (
+        {"model.diffusion_model.out.2.scale_weight": 1},
+        "numbers for 'unet', of which",
+    ),
+    "with a block of the autoencoder": (
+        {"first_stage_model.decoder.up.7.block.0.x": 3},
+        "numbers for 'vae', of which",
+    ),
     "with a layer of the text encoder": (
         {"cond_stage_model.transformer.text_model.encoder.layers.2.mlp.fc1.weight": 3},
         "numbers for 'text_encoder', of which",
@@ -157,15 +201,21 @@ UNFIT = {
 def configuration(whole):
     """The folder beside a single file with everything but weights."""
     ignored = shutil.ignore_patterns("*.safetensors")
-    return Path(shutil.copytree(tiny.folder("stable_diffusion"), whole.with_suffix(""), ignore=ignored))
+    return Path(
+        shutil.copytree(tiny.folder("stable_diffusion"), whole.with_suffix(""), ignore=ignored)
+    )
 
 
 @pytest.mark.parametrize(("change", "message"), UNFIT.values(), ids=UNFIT)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_single_file_fills_its_configuration_and_nothing_is_left_over(change, message, dtype, whole):
+def test_a_single_file_fills_its_configuration_and_nothing_is_left_over(
+    change, message, dtype, whole
+):
     configuration(whole)
     weights = load_file(whole) | {name: torch.ones(size or 1) for name, size in change.items()}
-    save_file({name: value for name, value in weights.items() if change.get(name, 1) is not None}, whole)
+    save_file(
+        {name: value for name, value in weights.items() if change.get(name, 1) is not None}, whole
+    )
     with pytest.raises(CheckpointError, match=f"does not fit its configuration in .*{message}"):
         from_pretrained(str(whole), dtype=dtype)
 
@@ -178,7 +228,10 @@ def test_what_a_single_file_has_beside_its_parts_is_no_fault(whole):
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(32)[None],
     }
     save_file(load_file(whole) | more, whole)
-    assert torch.equal(outputs(from_pretrained(str(whole))), outputs(from_pretrained(tiny.folder("stable_diffusion"))))
+    assert torch.equal(
+        outputs(from_pretrained(str(whole))),
+        outputs(from_pretrained(tiny.folder("stable_diffusion"))),
+    )
 
 
 def test_a_single_file_is_not_opened_where_nobody_would_see_what_it_lacks(whole, monkeypatch):
@@ -190,7 +243,8 @@ def test_a_single_file_is_not_opened_where_nobody_would_see_what_it_lacks(whole,
 
 def test_a_whole_checkpoint_without_its_configuration_says_how_to_convert_it(whole):
     with pytest.raises(
-        CheckpointError, match=r"a whole checkpoint .* diffusers\.StableDiffusionPipeline\.from_single_file\("
+        CheckpointError,
+        match=r"a whole checkpoint .* diffusers\.StableDiffusionPipeline\.from_single_file\(",
     ):
         from_pretrained(str(whole))
 
@@ -207,10 +261,19 @@ def test_a_single_file_takes_no_pickled_weights_for_parts_that_it_lacks(whole):
         (["unet.down_blocks.0.to_q.lora_A.weight"], "holds LoRA weights; give it as lora="),
         (["lora_unet_down_blocks_0.lora_up.weight"], "holds LoRA weights; give it as lora="),
         (["lora_unet_down_blocks_0.hada_w1_a"], "holds LoRA weights"),
-        (["down_blocks.0.resnets.0.time_emb_proj.weight", "conv_in.weight"], r"holds a U-Net; .* denoiser="),
+        (
+            ["down_blocks.0.resnets.0.time_emb_proj.weight", "conv_in.weight"],
+            r"holds a U-Net; .* denoiser=",
+        ),
         (["transformer_blocks.0.attn.to_q.weight"], r"holds a transformer; .* denoiser="),
-        (["double_blocks.0.img_attn.qkv.weight"], r"holds a transformer in the original format; .* denoiser="),
-        (["model.diffusion_model.input_blocks.0.0.weight"], r"holds a network in the original format"),
+        (
+            ["double_blocks.0.img_attn.qkv.weight"],
+            r"holds a transformer in the original format; .* denoiser=",
+        ),
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight"],
+            r"holds a network in the original format",
+        ),
         (["decoder.conv_in.weight", "encoder.conv_in.weight"], r"holds an autoencoder; .* vae="),
         (["text_model.embeddings.token_embedding.weight"], "holds a text encoder"),
         (["controlnet_cond_embedding.conv_in.weight"], "holds a ControlNet"),
@@ -251,15 +314,30 @@ def config(**values):
     [
         ({"modular_model_index.json": "{}"}, "a modular pipeline, which is not supported"),
         ({"sd15/model_index.json": "{}"}, "holds checkpoints in 'sd15'; give one of these folders"),
-        ({"config.json": config(_class_name="UNet2DConditionModel")}, "a UNet2DConditionModel; .* denoiser="),
-        ({"config.json": config(_class_name="FluxTransformer2DModel")}, "a FluxTransformer2DModel; .* denoiser="),
+        (
+            {"config.json": config(_class_name="UNet2DConditionModel")},
+            "a UNet2DConditionModel; .* denoiser=",
+        ),
+        (
+            {"config.json": config(_class_name="FluxTransformer2DModel")},
+            "a FluxTransformer2DModel; .* denoiser=",
+        ),
         ({"config.json": config(_class_name="AutoencoderKL")}, "an? AutoencoderKL; .* vae="),
-        ({"config.json": config(architectures=["CLIPTextModel"])}, "CLIPTextModel; give the folder of the whole"),
+        (
+            {"config.json": config(architectures=["CLIPTextModel"])},
+            "CLIPTextModel; give the folder of the whole",
+        ),
         ({"config.json": "[]"}, "a single part of a pipeline, of an unknown kind"),
-        ({"scheduler_config.json": config(_class_name="DDIMScheduler")}, "DDIMScheduler; give the folder of the whole"),
+        (
+            {"scheduler_config.json": config(_class_name="DDIMScheduler")},
+            "DDIMScheduler; give the folder of the whole",
+        ),
         ({"adapter_config.json": "{}"}, "holds LoRA weights; give it as lora="),
         ({"pytorch_lora_weights.safetensors": ""}, "holds LoRA weights; give it as lora="),
-        ({"v1-5-pruned.safetensors": ""}, r"single files \(v1-5-pruned.safetensors\); give one of these files"),
+        (
+            {"v1-5-pruned.safetensors": ""},
+            r"single files \(v1-5-pruned.safetensors\); give one of these files",
+        ),
         ({"unet.onnx": ""}, "it holds only ONNX weights"),
         ({"model.ckpt": ""}, "it holds only pickled weights"),
         ({}, "has no model_index.json, so it is not a diffusers pipeline; save one"),
@@ -275,13 +353,21 @@ def test_a_folder_that_is_no_pipeline_is_named(files, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("end", "what"),
-    [("msgpack", "Flax"), ("onnx", "ONNX"), ("xml", "OpenVINO"), ("bin", "pickled"), ("gguf", "GGUF")],
+    [
+        ("msgpack", "Flax"),
+        ("onnx", "ONNX"),
+        ("xml", "OpenVINO"),
+        ("bin", "pickled"),
+        ("gguf", "GGUF"),
+    ],
 )
 def test_weights_of_another_format_are_named(end, what, tmp_path):
     folder = Path(shutil.copytree(tiny.folder("stable_diffusion"), tmp_path / "copy"))
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(f".{end}"))
-    with pytest.raises(CheckpointError, match=f"no safetensors weights in 'unet', and only {what} weights"):
+    with pytest.raises(
+        CheckpointError, match=f"no safetensors weights in 'unet', and only {what} weights"
+    ):
         from_pretrained(str(folder))
 
 
@@ -294,7 +380,9 @@ def test_a_modular_repository_of_the_hub_is_named(tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"Hub id 'somebody/blocks' has a modular_model_index\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"Hub id 'somebody/blocks' has a modular_model_index\.json"
+    ):
         from_pretrained("somebody/blocks")
 
 
@@ -302,7 +390,9 @@ def bert():
     """A StableDiffusionPipeline with BERT as its text encoder."""
     pipe = tiny.build("stable_diffusion")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "heart", "cat"]
-    pipe.tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=12)
+    pipe.tokenizer = transformers.BertTokenizer(
+        vocab={word: i for i, word in enumerate(words)}, model_max_length=12
+    )
     with torch.random.fork_rng():
         torch.manual_seed(2)
         pipe.text_encoder = transformers.BertModel(
@@ -370,13 +460,17 @@ def unreadable(path):
     raise PermissionError(13, "Permission denied")
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{}", "\ufeff{}", "[" * 100_000, "{" + '"a":' * 9, unreadable])
+@pytest.mark.parametrize(
+    "damage", ["", "[]", "{}", "\ufeff{}", "[" * 100_000, "{" + '"a":' * 9, unreadable]
+)
 def test_an_index_that_cannot_be_read_is_named(damage, tmp_path, monkeypatch):
     index = tmp_path / "model_index.json"
     index.write_text("" if damage is unreadable else damage, encoding="utf-8")
     if damage is unreadable:
         monkeypatch.setattr(Path, "read_text", lambda path, **options: unreadable(path))
-    with pytest.raises(CheckpointError, match=r"model_index\.json' cannot be read as a pipeline's index"):
+    with pytest.raises(
+        CheckpointError, match=r"model_index\.json' cannot be read as a pipeline's index"
+    ):
         from_pretrained(str(tmp_path))
 
 
@@ -384,6 +478,8 @@ def test_a_network_that_is_replaced_need_not_be_there(tmp_path):
     plain = tiny.folder("stable_diffusion")
     folder = shutil.copytree(plain, tmp_path / "copy")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    assert torch.equal(outputs(from_pretrained(str(folder), denoiser=plain)), outputs(from_pretrained(plain)))
+    assert torch.equal(
+        outputs(from_pretrained(str(folder), denoiser=plain)), outputs(from_pretrained(plain))
+    )
     with pytest.raises(CheckpointError, match="has no safetensors weights in 'unet'"):
         from_pretrained(str(folder))

@@ -1,4 +1,6 @@
-"""Models are shared by all environments that name the same files with the same contents, and by no others."""
+"""Models are shared by all environments that name the same files with the same contents, and by no
+others.
+"""
 
 import os
 import shutil
@@ -26,7 +28,11 @@ def loaded(**options):
 def test_a_model_is_made_once_for_the_same_arguments(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n")
     assert loaded(prompts="a dog").pipe is loaded().pipe
-    for options in ({}, {"prompts": str(tmp_path / "prompts.txt")}, {"checkpoint": tiny.folder("stable_diffusion")}):
+    for options in (
+        {},
+        {"prompts": str(tmp_path / "prompts.txt")},
+        {"checkpoint": tiny.folder("stable_diffusion")},
+    ):
         assert loaded(**options) is loaded(**options)
 
 
@@ -104,9 +110,15 @@ def test_a_checkpoint_is_resolved_once_for_an_environment(reads):
 
 def test_the_hub_is_asked_once_for_an_index(reads, monkeypatch):
     folder, asked = Path(tiny.folder("pixart")), []
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda id, name: (asked.append(name), folder / name)[1])
-    monkeypatch.setattr(diffusers.PixArtAlphaPipeline, "download", lambda *args, **kwargs: str(folder))
-    env = flowgym_gym.make("images/stable_diffusion", "images/red", 2, checkpoint="somebody/tiny-pixart")
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda id, name: (asked.append(name), folder / name)[1]
+    )
+    monkeypatch.setattr(
+        diffusers.PixArtAlphaPipeline, "download", lambda *args, **kwargs: str(folder)
+    )
+    env = flowgym_gym.make(
+        "images/stable_diffusion", "images/red", 2, checkpoint="somebody/tiny-pixart"
+    )
     assert asked == ["model_index.json"]
     assert len(reads) == 1
     assert env.parts["base_model"]["checkpoint"] == "somebody/tiny-pixart"

@@ -1,4 +1,6 @@
-"""Stable Diffusion checkpoints: where they come from, what is refused, how prompts and guidance reach the network."""
+"""Stable Diffusion checkpoints: where they come from, what is refused, how prompts and guidance
+reach the network.
+"""
 
 import json
 import shutil
@@ -22,7 +24,9 @@ from tests.models import tiny
 
 @pytest.fixture(scope="module")
 def other_checkpoint(tmp_path_factory):
-    """A small pipeline of another size with random weights and SD 1.5's own scheduler, in diffusers' folder format."""
+    """A small pipeline of another size with random weights and SD 1.5's own scheduler, in
+    diffusers' folder format.
+    """
     scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -37,7 +41,9 @@ def other_checkpoint(tmp_path_factory):
 
 
 def test_any_local_folder_is_an_environment(other_checkpoint):
-    env = gymnasium.make(RED, checkpoint=str(other_checkpoint), discretization_steps=3, render_mode="rgb_array")
+    env = gymnasium.make(
+        RED, checkpoint=str(other_checkpoint), discretization_steps=3, render_mode="rgb_array"
+    )
     observation, _ = env.reset(seed=0)
     assert observation["latent"].shape == (4, 4, 8)
     assert env.action_space.shape == (4, 4, 8)
@@ -75,7 +81,9 @@ print(conditions["encoder_hidden_states"].sum().item(), *pooled[:3].tolist())
 @pytest.mark.second
 def test_every_process_embeds_a_prompt_alike():
     outputs = [
-        subprocess.run([sys.executable, "-c", EMBED], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", EMBED], capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(2)
     ]
     first, second = ([float(number) for number in output.split()] for output in outputs)
@@ -85,7 +93,9 @@ def test_every_process_embeds_a_prompt_alike():
 
 
 def test_the_embedded_text_encoder_has_the_names_that_every_transformers_reads():
-    """Those of published checkpoints: before 5.6 transformers leaves the weights of other names random."""
+    """Those of published checkpoints: before 5.6 transformers leaves the weights of other names
+    random.
+    """
     for folder in (EMBEDDED / "tiny" / "text_encoder", EMBEDDED_CLIP):
         with safe_open(folder / "model.safetensors", "pt") as file:
             text = [name for name in file.keys() if not name.startswith(OTHER_NAMES)]  # noqa: SIM118
@@ -111,14 +121,20 @@ def test_a_missing_checkpoint_is_named(checkpoint, message):
 def test_a_single_file_is_named_as_what_it_is(other_checkpoint):
     file = other_checkpoint / "unet" / "diffusion_pytorch_model.safetensors"
     for option in ("denoiser", "vae"):
-        with pytest.raises(CheckpointError, match=r"checkpoint file .* is a single file; expected a folder"):
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint file .* is a single file; expected a folder"
+        ):
             StableDiffusionBaseModel(**{option: str(file)})
-    with pytest.raises(CheckpointError, match=f"checkpoint file '{file}' holds a U-Net; give a checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=f"checkpoint file '{file}' holds a U-Net; give a checkpoint"
+    ):
         StableDiffusionBaseModel(checkpoint=file)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
-    """The Hub is asked only when a checkpoint that is not local is named; offline, that is one clear error."""
+    """The Hub is asked only when a checkpoint that is not local is named; offline, that is one
+    clear error.
+    """
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(CheckpointError, match="Hub id 'nobody/nothing' could not be loaded"):
         StableDiffusionBaseModel(checkpoint="nobody/nothing")
@@ -150,14 +166,24 @@ def other_architecture(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir()], r"no model_index\.json"),
+        (
+            lambda f: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir()],
+            r"no model_index\.json",
+        ),
         (lambda f: (f / "model_index.json").write_text("{"), "cannot be read"),
         (other_architecture, "holds a FluxPipeline"),
         (pickle_only, "no safetensors weights"),
         (truncate, "could not be loaded"),
         (lambda f: shutil.rmtree(f / "tokenizer"), r"no tokenizer\.json or .* in 'tokenizer'"),
     ],
-    ids=["empty", "broken index", "other architecture", "pickled weights", "truncated", "no tokenizer"],
+    ids=[
+        "empty",
+        "broken index",
+        "other architecture",
+        "pickled weights",
+        "truncated",
+        "no tokenizer",
+    ],
 )
 def test_a_damaged_folder_is_named(other_checkpoint, tmp_path, damage, message):
     with pytest.raises(CheckpointError, match=message):
@@ -187,7 +213,9 @@ def test_guidance_runs_once_on_twice_the_batch_and_needs_no_second_pass_when_off
     for guidance_scale, expected in [(1.0, 3), (4.0, 6)]:
         model = StableDiffusionBaseModel(guidance_scale=guidance_scale)
         batches = []
-        handle = model.unet.register_forward_hook(lambda module, args, output, b=batches: b.append(len(args[0])))
+        handle = model.unet.register_forward_hook(
+            lambda module, args, output, b=batches: b.append(len(args[0]))
+        )
         with torch.no_grad():
             model(x, t, **model.preprocess(x, prompt=["a photo of a cat"] * 3)[1])
         handle.remove()
@@ -197,7 +225,9 @@ def test_guidance_runs_once_on_twice_the_batch_and_needs_no_second_pass_when_off
 def test_decoding_in_slices_gives_the_same_pictures():
     latents = FlowTensor(torch.randn(5, 4, 8, 8))
     with torch.no_grad():
-        whole, slices = (StableDiffusionBaseModel(decode_batch_size=n).postprocess(latents) for n in (5, 2))
+        whole, slices = (
+            StableDiffusionBaseModel(decode_batch_size=n).postprocess(latents) for n in (5, 2)
+        )
     torch.testing.assert_close(whole.data, slices.data, rtol=0, atol=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""Pipelines of every family from small configurations with random weights, as tiny as diffusers allows."""
+"""Pipelines of every family from small configurations with random weights, as tiny as diffusers
+allows.
+"""
 
 import tempfile
 from functools import cache
@@ -11,7 +13,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from flowgym_gym.models.stable_diffusion import EMBEDDED
 
-# Options that keep the states of a family small where its checkpoints do not say how large they are.
+# Options that keep the states of a family small where its checkpoints do not say how large they
+# are.
 OPTIONS = {name: {"height": 16, "width": 24} for name in ("flux", "flux_schnell")}
 
 DDIM = {
@@ -61,7 +64,9 @@ def clip(projected=False, layers=2):
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config)
+    return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(
+        config
+    )
 
 
 def t5_tokenizer():
@@ -75,13 +80,23 @@ def t5_tokenizer():
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
     )
 
 
 def t5():
     config = transformers.T5Config(
-        vocab_size=98, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+        vocab_size=98,
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
     )
     return transformers.T5EncoderModel(config)
 
@@ -127,7 +142,9 @@ def stable_diffusion(scheduler=None, **unet_options):
 
 def stable_diffusion_2():
     """Stable Diffusion 2.1: v-prediction, linear projections, heads by level."""
-    return stable_diffusion(diffusers.DDIMScheduler(**DDIM, prediction_type="v_prediction"), use_linear_projection=True)
+    return stable_diffusion(
+        diffusers.DDIMScheduler(**DDIM, prediction_type="v_prediction"), use_linear_projection=True
+    )
 
 
 def stable_diffusion_xl():
@@ -263,7 +280,9 @@ def dit():
 
 
 def ddpm():
-    """google/ddpm-cifar10-32's architecture, smaller: attention, linear betas, clipping at every step."""
+    """google/ddpm-cifar10-32's architecture, smaller: attention, linear betas, clipping at every
+    step.
+    """
     return diffusers.DDPMPipeline(
         unet=diffusers.UNet2DModel(
             sample_size=8,

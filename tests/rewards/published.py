@@ -1,7 +1,8 @@
-"""HPSv2 and ImageReward in plain torch, small, with the names that their published checkpoints have.
+"""HPSv2 and ImageReward in plain torch, small, with the names that their published checkpoints
+have.
 
-Neither this package nor transformers is used here, so that the packages ``hpsv2`` and ``image-reward`` can load the
-same weights in an environment of their own (``published_scores.py``).
+Neither this package nor transformers is used here, so that the packages ``hpsv2`` and
+``image-reward`` can load the same weights in an environment of their own (``published_scores.py``).
 """
 
 import itertools
@@ -16,16 +17,35 @@ from torch.nn import functional
 CLIP = {"width": 16, "layers": 2, "features": 12, "size": 32, "patch": 8, "length": 16, "heads": 2}
 # ImageReward's BLIP; each head of attention has 64 channels.
 BLIP = {"vision": 128, "text": 64, "layers": 2, "size": 32, "patch": 16, "length": 40}
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "cat", "dog", "red", "heart", "##s", ","]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "photo",
+    "of",
+    "cat",
+    "dog",
+    "red",
+    "heart",
+    "##s",
+    ",",
+]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def fill(module):
-    """Give a module weights that depend on their names alone; larger than usual, so that scores differ."""
+    """Give a module weights that depend on their names alone; larger than usual, so that scores
+    differ.
+    """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             phase = zlib.crc32(name.encode()) % 1000
-            waves = torch.sin(1.7 * torch.arange(parameter.numel(), dtype=torch.float64) ** 1.1 + phase)
+            waves = torch.sin(
+                1.7 * torch.arange(parameter.numel(), dtype=torch.float64) ** 1.1 + phase
+            )
             if parameter.ndim > 1:
                 waves = waves * 1.5 / math.sqrt(parameter[0].numel())
             else:
@@ -37,7 +57,9 @@ def fill(module):
 def pictures(n=3, height=32, width=32):
     """Smooth pictures of 8 bits, ``(n, 3, height, width)`` in [0, 1]."""
     smooth = torch.sin(torch.arange(n * 3 * 8 * 8, dtype=torch.float64) ** 1.3).reshape(n, 3, 8, 8)
-    images = functional.interpolate((0.5 + 0.5 * smooth).float(), size=(height, width), mode="bilinear")
+    images = functional.interpolate(
+        (0.5 + 0.5 * smooth).float(), size=(height, width), mode="bilinear"
+    )
     return (255 * images).round() / 255
 
 
@@ -52,7 +74,9 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+        self.mlp = nn.ModuleDict(
+            {"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)}
+        )
 
     def forward(self, x, mask=None):
         y = self.ln_1(x)
@@ -83,7 +107,10 @@ class Visual(nn.Module):
 
     def forward(self, x):
         x = self.conv1(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
+        x = (
+            torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+            + self.positional_embedding
+        )
         return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
 
 
@@ -102,7 +129,9 @@ class OpenCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty([]))
 
     def forward(self, images, tokens):
-        """HPSv2's score of pixels ``(n, 3, H, W)``, normalised, and tokens ``(n, length)``, padded with 0."""
+        """HPSv2's score of pixels ``(n, 3, H, W)``, normalised, and tokens ``(n, length)``, padded
+        with 0.
+        """
         x = self.token_embedding(tokens) + self.positional_embedding
         mask = torch.full((x.shape[1], x.shape[1]), -math.inf).triu(1)
         x = self.ln_final(self.transformer(x, mask))
@@ -113,8 +142,14 @@ class OpenCLIP(nn.Module):
 
 def attend(queries, keys, values, mask=None):
     """Attention with heads of 64 channels."""
-    queries, keys, values = (part.unflatten(-1, (-1, 64)).transpose(1, 2) for part in (queries, keys, values))
-    return functional.scaled_dot_product_attention(queries, keys, values, mask).transpose(1, 2).flatten(2)
+    queries, keys, values = (
+        part.unflatten(-1, (-1, 64)).transpose(1, 2) for part in (queries, keys, values)
+    )
+    return (
+        functional.scaled_dot_product_attention(queries, keys, values, mask)
+        .transpose(1, 2)
+        .flatten(2)
+    )
 
 
 class VisionBlock(nn.Module):
@@ -123,8 +158,12 @@ class VisionBlock(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+        self.attn = nn.ModuleDict(
+            {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
+        )
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
+        )
 
     def forward(self, x):
         x = x + self.attn["proj"](attend(*self.attn["qkv"](self.norm1(x)).chunk(3, dim=-1)))
@@ -161,11 +200,17 @@ class Attention(nn.Module):
     def __init__(self, width, context):
         super().__init__()
         parts = {"query": width, "key": context, "value": context}
-        self.self = nn.ModuleDict({name: nn.Linear(inputs, width) for name, inputs in parts.items()})
+        self.self = nn.ModuleDict(
+            {name: nn.Linear(inputs, width) for name, inputs in parts.items()}
+        )
         self.output = Output(width, width)
 
     def forward(self, x, context, mask=None):
-        queries, keys, values = self.self["query"](x), self.self["key"](context), self.self["value"](context)
+        queries, keys, values = (
+            self.self["query"](x),
+            self.self["key"](context),
+            self.self["value"](context),
+        )
         return self.output(attend(queries, keys, values, mask), x)
 
 
@@ -193,7 +238,9 @@ class TextEncoder(nn.Module):
                 "LayerNorm": nn.LayerNorm(width, eps=1e-12),
             }
         )
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(TextLayer(width, context) for _ in range(layers))})
+        self.encoder = nn.ModuleDict(
+            {"layer": nn.ModuleList(TextLayer(width, context) for _ in range(layers))}
+        )
 
     def forward(self, tokens, mask, context):
         places = self.embeddings["position_embeddings"].weight[: tokens.shape[1]]
@@ -204,11 +251,15 @@ class TextEncoder(nn.Module):
 
 
 class MLP(nn.Module):
-    """The head of LAION's improved aesthetic predictor, which ImageReward has taken over; no activations."""
+    """The head of LAION's improved aesthetic predictor, which ImageReward has taken over; no
+    activations.
+    """
 
     def __init__(self, features):
         super().__init__()
-        first, *rest = (nn.Linear(*pair) for pair in itertools.pairwise((features, 1024, 128, 64, 16, 1)))
+        first, *rest = (
+            nn.Linear(*pair) for pair in itertools.pairwise((features, 1024, 128, 64, 16, 1))
+        )
         # Where the published ones have dropout, which does nothing once they are trained.
         gap = nn.Identity
         self.layers = nn.Sequential(first, gap(), rest[0], gap(), rest[1], gap(), rest[2], rest[3])
@@ -232,6 +283,8 @@ class ImageReward(nn.Module):
         self.mlp = MLP(text)
 
     def forward(self, images, tokens, mask):
-        """Scores of pixels ``(n, 3, H, W)``, normalised, and tokens ``(n, length)`` with their mask."""
+        """Scores of pixels ``(n, 3, H, W)``, normalised, and tokens ``(n, length)`` with their
+        mask.
+        """
         x = self.blip["text_encoder"](tokens, mask, self.blip["visual_encoder"](images))
         return (self.mlp(x[:, 0]).squeeze(1) - 0.16717362830052426) / 1.0333394966054072

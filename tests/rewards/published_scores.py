@@ -1,6 +1,7 @@
 """What the released packages score on the small models of ``published.py``.
 
-They want libraries of their time, so each runs in an environment of its own, with this repository as working directory:
+They want libraries of their time, so each runs in an environment of its own, with this repository
+as working directory:
 
     python -m tests.rewards.published_scores image-reward    # image-reward 1.5, transformers 4.49
     python -m tests.rewards.published_scores hpsv2           # hpsv2 1.2.0
@@ -21,7 +22,15 @@ from tests.rewards import published
 
 PROMPTS = ["a photo of a cat", "a red heart", "a photo of a dog, a photo of a red cat"]
 SIZES = {"fitting": (32, 32), "resized": (64, 64), "wide": (40, 64)}
-TOKENIZER = Path(__file__).parents[2] / "flowgym_gym" / "models" / "embedded" / "tiny" / "tokenizer" / "tokenizer.json"
+TOKENIZER = (
+    Path(__file__).parents[2]
+    / "flowgym_gym"
+    / "models"
+    / "embedded"
+    / "tiny"
+    / "tokenizer"
+    / "tokenizer.json"
+)
 SCORES = {
     "images/image_reward": {
         "fitting": [-0.473076, -0.383762, 1.144281],
@@ -43,7 +52,9 @@ def image_reward(folder):
     from ImageReward.models.BLIP.vit import VisionTransformer
     from transformers import BertTokenizer
 
-    module = importlib.import_module("ImageReward.ImageReward")  # The package hides it behind its class.
+    module = importlib.import_module(
+        "ImageReward.ImageReward"
+    )  # The package hides it behind its class.
     sizes, mlp = published.BLIP, module.MLP
     (folder / "vocab.txt").write_text("\n".join(published.WORDS))
     text = {
@@ -69,7 +80,9 @@ def image_reward(folder):
     blip_pretrain.create_vit = lambda *args: (encoder, sizes["vision"])
     blip_pretrain.init_tokenizer = lambda: BertTokenizer(str(folder / "vocab.txt"))
     module.MLP = lambda _: mlp(sizes["text"])
-    model = ImageReward.load(str(folder / "ImageReward.pt"), "cpu", med_config=str(folder / "med_config.json"))
+    model = ImageReward.load(
+        str(folder / "ImageReward.pt"), "cpu", med_config=str(folder / "med_config.json")
+    )
     model.preprocess = module._transform(sizes["size"])
     return lambda picture, prompt: model.score(prompt, picture)
 
@@ -86,26 +99,43 @@ def hpsv2(folder):
     state = published.fill(published.OpenCLIP(tokenizer.get_vocab_size())).state_dict()
     torch.save({"state_dict": state}, folder / "HPS.pt")
     shape = {"width": sizes["width"], "layers": sizes["layers"]}
-    vision = {"image_size": sizes["size"], "patch_size": sizes["patch"], "head_width": sizes["width"] // sizes["heads"]}
-    text = {"context_length": sizes["length"], "vocab_size": tokenizer.get_vocab_size(), "heads": sizes["heads"]}
+    vision = {
+        "image_size": sizes["size"],
+        "patch_size": sizes["patch"],
+        "head_width": sizes["width"] // sizes["heads"],
+    }
+    text = {
+        "context_length": sizes["length"],
+        "vocab_size": tokenizer.get_vocab_size(),
+        "heads": sizes["heads"],
+    }
     model = CLIP(sizes["features"], {**shape, **vision}, {**shape, **text}, output_dict=True)
 
     def tokens_of(texts):
         rows = [torch.tensor(tokenizer.encode(text).ids) for text in texts]
-        return torch.stack([torch.nn.functional.pad(row, (0, sizes["length"] - len(row))) for row in rows])
+        return torch.stack(
+            [torch.nn.functional.pad(row, (0, sizes["length"] - len(row))) for row in rows]
+        )
 
     # The package has its sizes, and its vocabulary, written into the code.
     prepare = image_transform(sizes["size"], is_train=False, resize_longest_max=True)
     img_score.model_dict.update(model=model, preprocess_val=prepare)
     img_score.get_tokenizer = lambda name: tokens_of
-    return lambda picture, prompt: float(img_score.score(picture, prompt, cp=str(folder / "HPS.pt"))[0])
+    return lambda picture, prompt: float(
+        img_score.score(picture, prompt, cp=str(folder / "HPS.pt"))[0]
+    )
 
 
 def main(name):
     with tempfile.TemporaryDirectory() as folder:
         score = {"image-reward": image_reward, "hpsv2": hpsv2}[name](Path(folder))
         for kind, (height, width) in SIZES.items():
-            levels = (255 * published.pictures(height=height, width=width)).round().to(torch.uint8).permute(0, 2, 3, 1)
+            levels = (
+                (255 * published.pictures(height=height, width=width))
+                .round()
+                .to(torch.uint8)
+                .permute(0, 2, 3, 1)
+            )
             pictures = [Image.fromarray(picture) for picture in levels.numpy()]
             print(kind, [round(score(*pair), 6) for pair in zip(pictures, PROMPTS, strict=True)])
 

@@ -1,4 +1,6 @@
-"""Small models of the architectures that weighted rewards were made for, saved as the real ones are."""
+"""Small models of the architectures that weighted rewards were made for, saved as the real ones
+are.
+"""
 
 import json
 import shutil
@@ -37,7 +39,12 @@ def save_processor(folder):
 def save_clip(folder, seed=0):
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     text = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 16,
@@ -75,7 +82,9 @@ def save_heads(folder):
 
 
 def save_hpsv2(folder):
-    """HPSv2's checkpoint, with open_clip's names and other things beside them, and configuration and tokenizer."""
+    """HPSv2's checkpoint, with open_clip's names and other things beside them, and configuration
+    and tokenizer.
+    """
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     model = published.fill(published.OpenCLIP(len(tokenizer)))
     sizes = published.CLIP
@@ -87,10 +96,14 @@ def save_hpsv2(folder):
         "hidden_act": "gelu",
     }
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": sizes["length"]}
-    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ends = {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     vision = {"image_size": sizes["size"], "patch_size": sizes["patch"]}
     config = CLIPConfig(
-        text_config={**shape, **text, **ends}, vision_config={**shape, **vision}, projection_dim=sizes["features"]
+        text_config={**shape, **text, **ends},
+        vision_config={**shape, **vision},
+        projection_dim=sizes["features"],
     )
     save_processor(folder)
     config.save_pretrained(folder)

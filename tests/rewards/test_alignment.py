@@ -1,4 +1,6 @@
-"""The offline, prompt-dependent reward: the embedded CLIP on samples, against transformers' own forward."""
+"""The offline, prompt-dependent reward: the embedded CLIP on samples, against transformers' own
+forward.
+"""
 
 import json
 
@@ -38,7 +40,9 @@ def test_it_is_the_softmax_of_transformers_own_logits(reward, samples):
     texts = competitors("a photo of a banana on a blue background")
     assert len(texts) == len(concepts()) == 256
     model = CLIPModel.from_pretrained(EMBEDDED_CLIP).float().eval()
-    tokens = CLIPTokenizer.from_pretrained(EMBEDDED_CLIP)(list(texts), padding=True, return_tensors="pt")
+    tokens = CLIPTokenizer.from_pretrained(EMBEDDED_CLIP)(
+        list(texts), padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         logits = model(**tokens, pixel_values=2 * samples.data - 1).logits_per_image
     expected = logits.softmax(dim=1)[:, 0]
@@ -58,7 +62,10 @@ def test_a_prompt_competes_with_itself_about_everything_else():
 
 
 def test_it_knows_what_the_embedded_checkpoint_draws():
-    assert list(concepts()) == (EMBEDDED / "tiny" / "concepts.txt").read_text(encoding="utf-8").splitlines()
+    assert (
+        list(concepts())
+        == (EMBEDDED / "tiny" / "concepts.txt").read_text(encoding="utf-8").splitlines()
+    )
 
 
 def test_gradients_reach_the_pixels(reward, samples):
@@ -67,7 +74,8 @@ def test_gradients_reach_the_pixels(reward, samples):
     (gradient,) = torch.autograd.grad(score.log().sum(), x)
     with torch.no_grad():
         better = reward(
-            FlowTensor((x + 0.01 * gradient.sign()).clamp(0, 1)), prompt=["a photo of a dog", "a photo of a cat"]
+            FlowTensor((x + 0.01 * gradient.sign()).clamp(0, 1)),
+            prompt=["a photo of a dog", "a photo of a cat"],
         )[0]
     assert (better > score).all()
 

@@ -1,4 +1,6 @@
-"""Slow rewards: scored in a thread, with a time-out, retries, and an error when the scorer stays away."""
+"""Slow rewards: scored in a thread, with a time-out, retries, and an error when the scorer stays
+away.
+"""
 
 import subprocess
 import sys
@@ -71,7 +73,9 @@ def test_submitting_does_not_wait():
 
 
 def test_a_scorer_that_fails_or_is_late_is_asked_again():
-    scorer = Scorer([fails(ConnectionError("refused")), sleeps(5), fails(TimeoutError("read timed out"))])
+    scorer = Scorer(
+        [fails(ConnectionError("refused")), sleeps(5), fails(TimeoutError("read timed out"))]
+    )
     reward = Asynchronous(scorer, timeout=0.3, retries=3, backoff=0.05)
     started = time.monotonic()
     torch.testing.assert_close(reward(PICTURES)[0], MEANS)
@@ -84,11 +88,14 @@ def test_a_scorer_that_fails_or_is_late_is_asked_again():
 def test_a_scorer_that_stays_away_is_a_clear_error():
     started = time.monotonic()
     with pytest.raises(
-        RewardError, match=r"Scorer gave no scores in 2 attempts of at most 0\.1 s; .*no answer in time"
+        RewardError,
+        match=r"Scorer gave no scores in 2 attempts of at most 0\.1 s; .*no answer in time",
     ):
         Asynchronous(Scorer([sleeps(30)] * 5), timeout=0.1, retries=1, backoff=0)(PICTURES)
     assert time.monotonic() - started < 5
-    with pytest.raises(RewardError, match=r"the last: ConnectionError: refused\. Check that the scorer runs") as caught:
+    with pytest.raises(
+        RewardError, match=r"the last: ConnectionError: refused\. Check that the scorer runs"
+    ) as caught:
         Asynchronous(Scorer([fails(ConnectionError("refused"))]), retries=0)(PICTURES)
     assert isinstance(caught.value.__cause__, ConnectionError)
 
@@ -112,7 +119,9 @@ def test_a_thread_that_was_given_up_does_not_keep_the_process():
         "try: Asynchronous(Slow(), timeout=0.1, retries=0)(FlowTensor(torch.rand(1, 3, 4, 4)))\n"
         "except RewardError: print('gave up')\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
     assert result.stdout == "gave up\n"
     assert result.returncode == 0
 
@@ -150,7 +159,10 @@ def test_the_next_batch_is_rolled_out_while_the_last_is_scored():
 
 
 def test_gymnasium_makes_it_from_plain_data():
-    options = {"reward": "images/asynchronous", "reward_kwargs": {"reward": "images/redness", "timeout": 100}}
+    options = {
+        "reward": "images/asynchronous",
+        "reward_kwargs": {"reward": "images/redness", "timeout": 100},
+    }
     infos = []
     for more in (options, {"reward": "images/redness"}):
         env = gymnasium.make("flowgym/Denoising-v0", discretization_steps=1, **more)
@@ -161,6 +173,8 @@ def test_gymnasium_makes_it_from_plain_data():
 
 def test_a_reward_that_remembers_cannot_be_asked_twice():
     with pytest.raises(OptionError, match="Standardize, which remembers what it has scored"):
-        load_reward("images/asynchronous", reward={"id": "images/standardize", "reward": "images/red"})
+        load_reward(
+            "images/asynchronous", reward={"id": "images/standardize", "reward": "images/red"}
+        )
     with pytest.raises(OptionError, match="timeout is -1"):
         Asynchronous("images/red", timeout=-1)

@@ -1,4 +1,6 @@
-"""Rewards of CLIP models, against transformers' own forward on small models that the tests build and save."""
+"""Rewards of CLIP models, against transformers' own forward on small models that the tests build
+and save.
+"""
 
 import pickle
 
@@ -42,7 +44,9 @@ def inputs_of(folder, images, texts):
     """Tokens and pixels as transformers prepares them from Pillow's pictures."""
     rgb = (255 * images).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     processor = CLIPImageProcessorPil.from_pretrained(folder)
-    pixels = processor([Image.fromarray(picture) for picture in rgb], return_tensors="pt").pixel_values
+    pixels = processor(
+        [Image.fromarray(picture) for picture in rgb], return_tensors="pt"
+    ).pixel_values
     tokens = CLIPTokenizer.from_pretrained(folder)(
         texts, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
     )
@@ -52,7 +56,9 @@ def inputs_of(folder, images, texts):
 @torch.no_grad()
 def logits(folder, images, texts):
     model = CLIPModel.from_pretrained(folder).eval()
-    return model(**inputs_of(folder, images, texts)).logits_per_image.diagonal(), model.logit_scale.exp()
+    return model(
+        **inputs_of(folder, images, texts)
+    ).logits_per_image.diagonal(), model.logit_scale.exp()
 
 
 def test_clip_score_is_the_cosine_of_transformers_own_forward(folder):
@@ -63,13 +69,18 @@ def test_clip_score_is_the_cosine_of_transformers_own_forward(folder):
     assert expected.std() > 0.5
     torch.testing.assert_close(scores, expected / scale, atol=2e-6, rtol=1e-5)
     assert valids.all()
-    for units, formula in {"percent": 100 * scores.clamp(min=0), "hessel": 2.5 * scores.clamp(min=0)}.items():
+    for units, formula in {
+        "percent": 100 * scores.clamp(min=0),
+        "hessel": 2.5 * scores.clamp(min=0),
+    }.items():
         other = CLIPScoreReward(str(clip), units=units, batch_size=2)
         torch.testing.assert_close(other(FlowTensor(x), prompt=TEXTS)[0], formula)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 72), (72, 40), (20, 24)])
-def test_pictures_of_other_sizes_are_resized_and_cropped_as_transformers_does(folder, height, width):
+def test_pictures_of_other_sizes_are_resized_and_cropped_as_transformers_does(
+    folder, height, width
+):
     clip = folder / "clip"
     x = pictures(height=height, width=width)
     reward = CLIPScoreReward(str(clip))
@@ -79,7 +90,9 @@ def test_pictures_of_other_sizes_are_resized_and_cropped_as_transformers_does(fo
     # Pillow rounds to one of 256 grey levels after each direction, of which the spread is 0.26.
     assert (ours - theirs).abs().max() < 2 / 255 / 0.26
     expected, scale = logits(clip, x, TEXTS)
-    torch.testing.assert_close(reward(FlowTensor(x), prompt=TEXTS)[0], expected / scale, atol=2e-2, rtol=0)
+    torch.testing.assert_close(
+        reward(FlowTensor(x), prompt=TEXTS)[0], expected / scale, atol=2e-2, rtol=0
+    )
 
 
 def test_pickscore_is_the_logit_of_the_model_with_the_other_repositorys_processor(folder, tmp_path):
@@ -91,7 +104,9 @@ def test_pickscore_is_the_logit_of_the_model_with_the_other_repositorys_processo
     x = pictures()
     expected, scale = logits(folder / "clip", x, TEXTS)
     reward = PickScoreReward(str(model), str(processor), batch_size=2)
-    torch.testing.assert_close(reward(FlowTensor(x), prompt=TEXTS)[0], expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        reward(FlowTensor(x), prompt=TEXTS)[0], expected, atol=1e-4, rtol=1e-5
+    )
     assert reward.value_range == pytest.approx((-scale.item(), scale.item()))
     with pytest.raises(CheckpointError, match="could not be loaded"):
         PickScoreReward(str(model))
@@ -113,7 +128,9 @@ def test_aesthetic_is_the_published_head_on_the_unit_embedding(folder, tmp_path,
 
 @pytest.mark.parametrize(("head", "predictor"), [("linear", "mlp"), ("mlp", "linear")])
 def test_the_two_aesthetic_heads_are_never_mixed_up(folder, head, predictor):
-    with pytest.raises(CheckpointError, match=f"is the '{head}' predictor, but predictor is '{predictor}'"):
+    with pytest.raises(
+        CheckpointError, match=f"is the '{head}' predictor, but predictor is '{predictor}'"
+    ):
         AestheticReward(str(folder / "clip"), str(folder / "heads" / f"{head}.pth"), predictor)
     with pytest.raises(OptionError, match="predictor is 'v1', expected one of"):
         AestheticReward(str(folder / "clip"), str(folder / "heads" / "mlp.pth"), "v1")
@@ -143,7 +160,9 @@ def test_a_clip_without_safetensors_is_refused(folder, tmp_path):
     save_clip(tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no safetensors weights, only \['pytorch_model.bin'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"no safetensors weights, only \['pytorch_model.bin'\]"
+    ):
         CLIPScoreReward(str(tmp_path))
 
 
@@ -153,9 +172,15 @@ PARTIAL_CLIPS = {
         lambda name: name if "vision" not in name else None,
         r"missing: 39 weights \(vision_model",
     ),
-    "other names": (lambda name: f"x.{name}", r"missing: 78 weights .*; left over: 78 weights \(x\."),
+    "other names": (
+        lambda name: f"x.{name}",
+        r"missing: 78 weights .*; left over: 78 weights \(x\.",
+    ),
     "a layer more": (lambda name: name.replace("layers.1", "layers.2"), r"missing: 32 weights"),
-    "no scale": (lambda name: None if name == "logit_scale" else name, r"missing: 1 weight \(logit_scale\)"),
+    "no scale": (
+        lambda name: None if name == "logit_scale" else name,
+        r"missing: 1 weight \(logit_scale\)",
+    ),
 }
 
 
@@ -181,7 +206,9 @@ def test_a_clip_with_more_layers_than_its_configuration_is_named(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     more = {name.replace("layers.1", "layers.2"): value.clone() for name, value in tensors.items()}
     save_file(tensors | more, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"holds more than the CLIPModel .*left over: 32 weights"):
+    with pytest.raises(
+        CheckpointError, match=r"holds more than the CLIPModel .*left over: 32 weights"
+    ):
         CLIPScoreReward(str(tmp_path))
 
 
@@ -200,11 +227,14 @@ def test_a_clip_without_a_tokenizer_is_refused(tmp_path):
         ("images/aesthetic", "head", "trl-lib/ddpo-aesthetic-predictor:aesthetic-model.pth"),
     ],
 )
-def test_missing_weights_say_where_they_are_looked_for_and_how_to_name_them(reward, argument, example):
+def test_missing_weights_say_where_they_are_looked_for_and_how_to_name_them(
+    reward, argument, example
+):
     with pytest.raises(CheckpointError, match=r"never looks for them by itself; .*" + example):
         load_reward(reward)
     with pytest.raises(
-        CheckpointError, match=rf"{argument} '\./nowhere' was not found, looked for .*nowhere.*{example}"
+        CheckpointError,
+        match=rf"{argument} '\./nowhere' was not found, looked for .*nowhere.*{example}",
     ):
         load_reward(reward, **{argument: "./nowhere"})
     with pytest.raises(CheckpointError, match=f"{argument} is 3"):
@@ -213,7 +243,9 @@ def test_missing_weights_say_where_they_are_looked_for_and_how_to_name_them(rewa
 
 def test_a_hub_id_is_asked_for_on_the_hub_and_its_absence_is_an_error():
     # Tests run with HF_HUB_OFFLINE=1, so nothing can be had from there.
-    with pytest.raises(CheckpointError, match="'openai/clip-vit-large-patch14' could not be loaded"):
+    with pytest.raises(
+        CheckpointError, match="'openai/clip-vit-large-patch14' could not be loaded"
+    ):
         load_reward("images/clip_score", weights="openai/clip-vit-large-patch14")
 
 
@@ -260,7 +292,9 @@ def test_gradients_reach_the_pixels(folder, name):
 def test_the_preparation_is_checked():
     from flowgym_gym.rewards.clip import Preparation
 
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json is not that of a CLIP model"):
+    with pytest.raises(
+        CheckpointError, match=r"preprocessor_config\.json is not that of a CLIP model"
+    ):
         Preparation({**PREPROCESSOR, "resample": 7})
     x = pictures()
     whole = Preparation({**PREPROCESSOR, "do_center_crop": False})(x)

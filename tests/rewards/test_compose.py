@@ -1,4 +1,6 @@
-"""Rewards made of other rewards: sums, bounds and statistics per prompt, from plain data, against numpy."""
+"""Rewards made of other rewards: sums, bounds and statistics per prompt, from plain data, against
+numpy.
+"""
 
 import copy
 import pickle
@@ -9,7 +11,13 @@ import pytest
 import torch
 
 from flowgym_gym import FlowTensor, Reward
-from flowgym_gym.errors import OptionError, RewardError, StateError, UnknownIdError, UnknownOptionError
+from flowgym_gym.errors import (
+    OptionError,
+    RewardError,
+    StateError,
+    UnknownIdError,
+    UnknownOptionError,
+)
 from flowgym_gym.rewards.compose import Clip, Standardize, WeightedSum
 from flowgym_gym.rewards.loading import load_reward
 from tests.conftest import PROMPTS, RED
@@ -42,7 +50,9 @@ def test_a_weighted_sum_is_the_sum_of_its_parts():
     assert reward.value_range == (-float("inf"), 2.0)
     assert not reward.differentiable
     assert WeightedSum({"images/red": 1.0}).differentiable
-    torch.testing.assert_close(WeightedSum({"images/red": 1.0})(x)[0], load_reward("images/red")(x)[0])
+    torch.testing.assert_close(
+        WeightedSum({"images/red": 1.0})(x)[0], load_reward("images/red")(x)[0]
+    )
 
 
 def test_a_sum_is_valid_where_all_its_parts_are(monkeypatch):
@@ -53,7 +63,10 @@ def test_a_sum_is_valid_where_all_its_parts_are(monkeypatch):
     reward_registry.register("images/brittle", Brittle)
     try:
         x = FlowTensor(torch.tensor([0.2, 0.9])[:, None, None, None].expand(2, 3, 8, 8))
-        assert WeightedSum({"images/red": 1.0, "images/brittle": 0.0})(x)[1].tolist() == [False, True]
+        assert WeightedSum({"images/red": 1.0, "images/brittle": 0.0})(x)[1].tolist() == [
+            False,
+            True,
+        ]
     finally:
         del reward_registry._entries["images/brittle"]
 
@@ -61,7 +74,9 @@ def test_a_sum_is_valid_where_all_its_parts_are(monkeypatch):
 def test_parts_may_be_composed_themselves():
     x = pictures()
     inner = {"id": "images/weighted_sum", "weights": {"images/red": 3.0}}
-    reward = load_reward("images/clip", reward={"id": "images/clip", "reward": inner, "high": 1.5}, low=1.45)
+    reward = load_reward(
+        "images/clip", reward={"id": "images/clip", "reward": inner, "high": 1.5}, low=1.45
+    )
     expected = (3 * x.data[:, 0].mean(dim=(1, 2))).clamp(1.45, 1.5)
     torch.testing.assert_close(reward(x)[0], expected)
     assert len(expected.unique()) > 1
@@ -72,14 +87,30 @@ def test_parts_may_be_composed_themselves():
     ("make", "error", "message"),
     [
         (lambda: WeightedSum({}), OptionError, "expected rewards' ids with their weights"),
-        (lambda: WeightedSum({"images/red": float("nan")}), OptionError, r"weights\['images/red'\] is nan"),
+        (
+            lambda: WeightedSum({"images/red": float("nan")}),
+            OptionError,
+            r"weights\['images/red'\] is nan",
+        ),
         (lambda: WeightedSum({"images/rde": 1.0}), UnknownIdError, "did you mean 'images/red'"),
-        (lambda: WeightedSum({"images/red": 1.0}, {"images/redness": {}}), OptionError, r"arguments of \['images/red"),
-        (lambda: WeightedSum({"images/red": 1.0}, {"images/red": {"x": 1}}), UnknownOptionError, "no option 'x'"),
+        (
+            lambda: WeightedSum({"images/red": 1.0}, {"images/redness": {}}),
+            OptionError,
+            r"arguments of \['images/red",
+        ),
+        (
+            lambda: WeightedSum({"images/red": 1.0}, {"images/red": {"x": 1}}),
+            UnknownOptionError,
+            "no option 'x'",
+        ),
         (lambda: Clip("images/red"), OptionError, "expected a bound at least"),
         (lambda: Clip("images/red", 1.0, 0.0), OptionError, r"low is 1\.0 and high 0\.0"),
         (lambda: Clip(3, 1.0), OptionError, "part of the reward is 3, expected a reward's id"),
-        (lambda: Standardize("images/red", min_count=40), OptionError, "min_count is 40, expected a whole number"),
+        (
+            lambda: Standardize("images/red", min_count=40),
+            OptionError,
+            "min_count is 40, expected a whole number",
+        ),
         (lambda: Standardize("images/red", buffer_size=1), OptionError, "buffer_size is 1"),
     ],
 )
@@ -89,7 +120,9 @@ def test_bad_compositions_are_named(make, error, message):
 
 
 def ddpo(history, batch, window, least):
-    """What DDPO's tracker gives for a batch, written with lists: standardised by the prompt's last rewards."""
+    """What DDPO's tracker gives for a batch, written with lists: standardised by the prompt's last
+    rewards.
+    """
     result = []
     for prompt, value in batch:
         own = [v for p, v in history + batch if p == prompt][-window:]
@@ -135,8 +168,13 @@ def test_a_frozen_reward_remembers_no_more_and_an_empty_one_changes_nothing():
 
 
 def test_a_restored_state_goes_on_as_if_nothing_had_happened(tmp_path):
-    nested = {"id": "images/clip", "reward": {"id": "images/standardize", "reward": "images/red", "min_count": 2}}
-    first, second = (load_reward("images/clip", reward=nested | {"low": -1.0}, high=1.0) for _ in range(2))
+    nested = {
+        "id": "images/clip",
+        "reward": {"id": "images/standardize", "reward": "images/red", "min_count": 2},
+    }
+    first, second = (
+        load_reward("images/clip", reward=nested | {"low": -1.0}, high=1.0) for _ in range(2)
+    )
     assert first.stateful
     assert first is not second
     for seed in range(3):
@@ -145,7 +183,9 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(tmp_path):
     with np.load(tmp_path / "state.npz", allow_pickle=False) as state:
         second.set_state(state)
     x = pictures(seed=9)
-    fresh = load_reward("images/clip", reward=nested | {"low": -1.0}, high=1.0)(x, prompt=PROMPT_LIST)[0]
+    fresh = load_reward("images/clip", reward=nested | {"low": -1.0}, high=1.0)(
+        x, prompt=PROMPT_LIST
+    )[0]
     expected = first(x, prompt=PROMPT_LIST)[0]
     torch.testing.assert_close(second(x, prompt=PROMPT_LIST)[0], expected, rtol=0, atol=0)
     assert not torch.equal(fresh, expected)
@@ -155,12 +195,19 @@ def test_damaged_statistics_are_named():
     reward = Standardize("images/red")
     reward(pictures(), prompt=PROMPT_LIST)
     state = reward.get_state()
-    for damaged in ({}, {**state, "counts": state["counts"] + 1}, {**state, "prompts": state["prompts"][:1]}):
+    for damaged in (
+        {},
+        {**state, "counts": state["counts"] + 1},
+        {**state, "prompts": state["prompts"][:1]},
+    ):
         with pytest.raises(StateError, match="statistics of Standardize are damaged"):
             Standardize("images/red").set_state(damaged)
 
 
-STANDARDIZED = {"reward": "images/standardize", "reward_kwargs": {"reward": "images/red", "min_count": 2}}
+STANDARDIZED = {
+    "reward": "images/standardize",
+    "reward_kwargs": {"reward": "images/red", "min_count": 2},
+}
 
 
 def finish(env, seed):
@@ -172,8 +219,14 @@ def finish(env, seed):
 
 def test_environments_made_from_plain_data_pay_composed_rewards():
     weights = {"images/redness": 1.0, "images/brightness": 5.0}
-    options = {"reward": "images/weighted_sum", "reward_kwargs": {"weights": weights}, "discretization_steps": 2}
-    parts = [gymnasium.make("flowgym/Denoising-v0", reward=id, discretization_steps=2) for id in weights]
+    options = {
+        "reward": "images/weighted_sum",
+        "reward_kwargs": {"weights": weights},
+        "discretization_steps": 2,
+    }
+    parts = [
+        gymnasium.make("flowgym/Denoising-v0", reward=id, discretization_steps=2) for id in weights
+    ]
     whole = gymnasium.make("flowgym/Denoising-v0", **options)
     again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(whole.spec.to_json()))
     redness, brightness = (finish(env, 4) for env in parts)
@@ -182,7 +235,10 @@ def test_environments_made_from_plain_data_pay_composed_rewards():
 
 
 def test_environments_do_not_share_what_a_reward_remembers_but_a_pickle_keeps_it():
-    env, other = (gymnasium.make("flowgym/Denoising-v0", discretization_steps=2, **STANDARDIZED) for _ in range(2))
+    env, other = (
+        gymnasium.make("flowgym/Denoising-v0", discretization_steps=2, **STANDARDIZED)
+        for _ in range(2)
+    )
     values = [finish(gymnasium.make(RED, discretization_steps=2), seed) for seed in range(4)]
     for seed in range(3):
         finish(env, seed)

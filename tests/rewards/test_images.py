@@ -1,4 +1,6 @@
-"""Rewards of images that need no weights, against Pillow's own files, numpy, closed forms and finite differences."""
+"""Rewards of images that need no weights, against Pillow's own files, numpy, closed forms and
+finite differences.
+"""
 
 import io
 
@@ -32,7 +34,9 @@ def score(name, images, **kwargs):
 
 def test_red_is_the_mean_of_the_channel_and_white_is_full_of_it():
     x = pictures()
-    np.testing.assert_allclose(score("red", x).numpy(), x.numpy()[:, 0].mean(axis=(1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(
+        score("red", x).numpy(), x.numpy()[:, 0].mean(axis=(1, 2)), rtol=1e-6
+    )
     assert score("red", plain((1, 1, 1))).item() == 1
 
 
@@ -43,8 +47,12 @@ def test_redness_is_highest_for_pure_red_and_0_for_every_grey():
 
 def test_brightness_is_pillows_luma():
     x = (255 * pictures()).round() / 255
-    grey = [np.asarray(Image.fromarray(picture).convert("L"), dtype=float) for picture in as_bytes(x)]
-    np.testing.assert_allclose(score("brightness", x), np.mean(grey, axis=(1, 2)) / 255, atol=1 / 255)
+    grey = [
+        np.asarray(Image.fromarray(picture).convert("L"), dtype=float) for picture in as_bytes(x)
+    ]
+    np.testing.assert_allclose(
+        score("brightness", x), np.mean(grey, axis=(1, 2)) / 255, atol=1 / 255
+    )
     assert score("brightness", plain((1, 1, 1))).item() == pytest.approx(1)
 
 
@@ -55,14 +63,18 @@ def test_colorfulness_is_hasler_and_suesstrunks_formula():
     spread, shift = np.hypot(rg.std(1), yb.std(1)), np.hypot(rg.mean(1), yb.mean(1))
     np.testing.assert_allclose(score("colorfulness", x), spread + 0.3 * shift, rtol=1e-5)
     assert score("colorfulness", plain((0.5, 0.5, 0.5))).item() == 0
-    assert score("colorfulness", plain((1, 0, 0))).item() == pytest.approx(0.3 * np.hypot(255, 127.5))
+    assert score("colorfulness", plain((1, 0, 0))).item() == pytest.approx(
+        0.3 * np.hypot(255, 127.5)
+    )
 
 
 def test_sharpness_of_a_chessboard_is_16_and_of_a_ramp_0():
     chess = (torch.arange(10)[:, None] + torch.arange(10)[None]) % 2
     ramp = torch.linspace(0, 1, 10)[:, None].expand(10, 10)
     x = torch.stack([chess.float(), ramp, torch.full((10, 10), 0.7)])[:, None].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(score("sharpness", x), torch.tensor([16.0, 0, 0]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        score("sharpness", x), torch.tensor([16.0, 0, 0]), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_sharpness_is_the_variance_of_a_convolution():
@@ -76,7 +88,10 @@ def test_sharpness_is_the_variance_of_a_convolution():
 def test_symmetry_compares_with_the_mirror_image():
     x = pictures()
     mirrored = np.stack(
-        [np.asarray(Image.fromarray(p).transpose(Image.Transpose.FLIP_LEFT_RIGHT)) for p in as_bytes(x)]
+        [
+            np.asarray(Image.fromarray(p).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+            for p in as_bytes(x)
+        ]
     )
     expected = 1 - np.abs(mirrored.astype(float) - as_bytes(x)).mean(axis=(1, 2, 3)) / 255
     np.testing.assert_allclose(score("symmetry", x), expected, atol=1e-2)
@@ -97,7 +112,9 @@ def jpeg(picture, **options):
 
 def test_bits_per_pixel_are_those_of_a_jpeg_of_quality_85():
     x = pictures()
-    expected = [8 * jpeg(p, quality=85, optimize=True) / (12 * 16) for p in as_bytes(x, rounded=False)]
+    expected = [
+        8 * jpeg(p, quality=85, optimize=True) / (12 * 16) for p in as_bytes(x, rounded=False)
+    ]
     assert score("incompression", x).tolist() == pytest.approx(expected, rel=1e-6)
     assert score("compression", x).tolist() == pytest.approx([-size for size in expected], rel=1e-6)
 
@@ -105,11 +122,17 @@ def test_bits_per_pixel_are_those_of_a_jpeg_of_quality_85():
 def test_kilobytes_are_those_of_ddpo():
     x = pictures()
     expected = [jpeg(p, quality=95) / 1000 for p in as_bytes(x)]
-    assert score("incompression", x, units="kilobytes").tolist() == pytest.approx(expected, rel=1e-6)
-    assert score("compression", x, units="kilobytes").tolist() == pytest.approx([-size for size in expected], rel=1e-6)
+    assert score("incompression", x, units="kilobytes").tolist() == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert score("compression", x, units="kilobytes").tolist() == pytest.approx(
+        [-size for size in expected], rel=1e-6
+    )
     assert jpeg(as_bytes(x)[0], quality=95) != jpeg(as_bytes(x)[0], quality=20)
     low = score("incompression", x, units="kilobytes", quality=20)
-    assert low.tolist() == pytest.approx([jpeg(p, quality=20) / 1000 for p in as_bytes(x)], rel=1e-6)
+    assert low.tolist() == pytest.approx(
+        [jpeg(p, quality=20) / 1000 for p in as_bytes(x)], rel=1e-6
+    )
 
 
 def test_many_jpegs_at_once_are_those_of_one_by_one():
@@ -144,7 +167,9 @@ def test_gradients_are_finite_where_a_picture_is_plain(name):
 @pytest.mark.parametrize("name", WEIGHT_FREE)
 @given(seed=st.integers(0, 10**6), contrast=st.sampled_from([0, 0.1, 1, 100]), plain=st.booleans())
 def test_rewards_stay_in_their_range(name, seed, contrast, plain):
-    x = pictures(n=3, height=1 if plain else 8, width=1 if plain else 8, seed=seed).expand(-1, -1, 8, 8)
+    x = pictures(n=3, height=1 if plain else 8, width=1 if plain else 8, seed=seed).expand(
+        -1, -1, 8, 8
+    )
     x = (0.5 + contrast * (x - 0.5)).clamp(0, 1)
     reward = load_reward(f"images/{name}")
     values, valids = reward(FlowTensor(x))
@@ -165,13 +190,17 @@ def test_a_batch_is_scored_as_its_images(name):
 def test_images_outside_0_to_1_are_named(name):
     x = pictures()
     x[3, 1, 2, 2] = 1.5
-    with pytest.raises(RewardError, match=r"got image 3 with pixels from .* to 1\.5, expected \[0, 1\]") as caught:
+    with pytest.raises(
+        RewardError, match=r"got image 3 with pixels from .* to 1\.5, expected \[0, 1\]"
+    ) as caught:
         score(name, x)
     assert caught.value.sample == 3
     x[3, 1, 2, 2] = float("nan")
     with pytest.raises(RewardError, match="got image 3"):
         score(name, x)
-    with pytest.raises(RewardError, match=r"samples of shape \(1, 8, 8\), expected float images \(3, H, W\)"):
+    with pytest.raises(
+        RewardError, match=r"samples of shape \(1, 8, 8\), expected float images \(3, H, W\)"
+    ):
         score(name, torch.zeros(2, 1, 8, 8))
 
 

@@ -1,7 +1,7 @@
 """ImageReward and HPSv2 without their packages, on small models of their architectures.
 
-Each score is compared with a forward in plain torch (``published.py``), and with what the released packages themselves
-give to the same weights (``published_scores.py`` prints the numbers).
+Each score is compared with a forward in plain torch (``published.py``), and with what the released
+packages themselves give to the same weights (``published_scores.py`` prints the numbers).
 """
 
 import gymnasium
@@ -27,7 +27,10 @@ IDS = ["images/hpsv2", "images/image_reward"]
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preference")
-    return {"images/hpsv2": save_hpsv2(folder / "hps"), "images/image_reward": save_image_reward(folder / "blip")}
+    return {
+        "images/hpsv2": save_hpsv2(folder / "hps"),
+        "images/image_reward": save_image_reward(folder / "blip"),
+    }
 
 
 def expected(id, images, prompts):
@@ -42,7 +45,9 @@ def expected(id, images, prompts):
     words = {word: i for i, word in enumerate(published.WORDS)}
     tokens = torch.zeros(len(prompts), 35, dtype=torch.int64)
     for row, prompt in zip(tokens, prompts, strict=True):
-        ids = [words["[CLS]"], *(words.get(word, 1) for word in prompt.replace(",", " ,").split())][:34]
+        ids = [words["[CLS]"], *(words.get(word, 1) for word in prompt.replace(",", " ,").split())][
+            :34
+        ]
         row[: len(ids) + 1] = torch.tensor([*ids, words["[SEP]"]])
     return published.fill(published.ImageReward())(images, tokens, tokens != 0)
 
@@ -54,7 +59,9 @@ def test_scores_are_those_of_the_architecture_in_plain_torch(weights, id):
     with torch.no_grad():
         scores = expected(id, published.normalized(images), PROMPTS)
     assert scores.std() > 0.05
-    torch.testing.assert_close(reward(FlowTensor(images), prompt=PROMPTS)[0], scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        reward(FlowTensor(images), prompt=PROMPTS)[0], scores, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -87,7 +94,9 @@ def test_hpsv2_puts_black_beside_pictures_that_are_not_square(weights):
     small = functional.interpolate(wide, size=(20, 32), mode="bicubic", antialias=True)
     black = functional.pad(small, (0, 0, 6, 6))
     with torch.no_grad():
-        torch.testing.assert_close(scores, expected("images/hpsv2", published.normalized(black), PROMPTS))
+        torch.testing.assert_close(
+            scores, expected("images/hpsv2", published.normalized(black), PROMPTS)
+        )
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -116,7 +125,11 @@ def test_the_same_weights_as_safetensors_score_the_same(weights, id, tmp_path):
 @pytest.mark.parametrize("id", IDS)
 def test_an_episode_is_paid_the_score(weights, id):
     env = gymnasium.make(
-        "flowgym/Denoising-v0", reward=id, reward_kwargs=weights[id], discretization_steps=2, render_mode="rgb_array"
+        "flowgym/Denoising-v0",
+        reward=id,
+        reward_kwargs=weights[id],
+        discretization_steps=2,
+        render_mode="rgb_array",
     )
     env.reset(seed=0)
     for _ in range(2):
@@ -141,13 +154,21 @@ def test_a_checkpoint_that_would_run_code_is_refused(weights, id, tmp_path):
 @pytest.mark.parametrize("id", IDS)
 def test_the_checkpoint_of_another_model_is_named(weights, id, tmp_path):
     other = weights[IDS[1 - IDS.index(id)]]["weights"]
-    with pytest.raises(CheckpointError, match=r"is not ImageReward: it has no embeddings|missing: 78 weights"):
+    with pytest.raises(
+        CheckpointError, match=r"is not ImageReward: it has no embeddings|missing: 78 weights"
+    ):
         load_reward(id, **{**weights[id], "weights": other})
     tensors = torch.load(weights[id]["weights"], weights_only=True)
     tensors = tensors.get("state_dict", tensors)
-    name = "visual.ln_pre.bias" if id == "images/hpsv2" else "blip.text_encoder.embeddings.LayerNorm.bias"
+    name = (
+        "visual.ln_pre.bias"
+        if id == "images/hpsv2"
+        else "blip.text_encoder.embeddings.LayerNorm.bias"
+    )
     torch.save({**tensors, name: torch.zeros(3)}, tmp_path / "shape.pt")
-    with pytest.raises(CheckpointError, match=r"does not fit a .* has shape \(3,\), expected \((16|64),\)"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit a .* has shape \(3,\), expected \((16|64),\)"
+    ):
         load_reward(id, **{**weights[id], "weights": str(tmp_path / "shape.pt")})
     del tensors[name]
     torch.save(tensors, tmp_path / "missing.pt")
@@ -159,14 +180,21 @@ def test_a_deeper_hpsv2_than_its_configuration_is_named(weights, tmp_path):
     tensors = torch.load(weights["images/hpsv2"]["weights"], weights_only=True)["state_dict"]
     more = {name.replace("resblocks.1", "resblocks.2"): value for name, value in tensors.items()}
     torch.save(tensors | more, tmp_path / "deeper.pt")
-    with pytest.raises(CheckpointError, match=r"holds more than the CLIPModel .*left over: 32 weights"):
-        load_reward("images/hpsv2", **{**weights["images/hpsv2"], "weights": str(tmp_path / "deeper.pt")})
+    with pytest.raises(
+        CheckpointError, match=r"holds more than the CLIPModel .*left over: 32 weights"
+    ):
+        load_reward(
+            "images/hpsv2", **{**weights["images/hpsv2"], "weights": str(tmp_path / "deeper.pt")}
+        )
 
 
 @pytest.mark.parametrize("id", IDS)
 def test_what_is_not_named_is_not_looked_for(weights, id, tmp_path):
     other = next(name for name in weights[id] if name != "weights")
-    with pytest.raises(CheckpointError, match="never looks for them by itself; name a local file, or one on the Hub"):
+    with pytest.raises(
+        CheckpointError,
+        match="never looks for them by itself; name a local file, or one on the Hub",
+    ):
         load_reward(id)
     with pytest.raises(CheckpointError, match=r"looked for in .*nowhere"):
         load_reward(id, weights="nowhere.pt")
@@ -179,4 +207,13 @@ def test_what_is_not_named_is_not_looked_for(weights, id, tmp_path):
 def test_words_are_split_as_uncased_bert_does(weights):
     """The tokens that :func:`expected` writes out by hand."""
     tokenizer = load_reward("images/image_reward", **weights["images/image_reward"]).tokenizer
-    assert tokenizer.tokenize("A photo of cats, a unicorn") == ["a", "photo", "of", "cat", "##s", ",", "a", "[UNK]"]
+    assert tokenizer.tokenize("A photo of cats, a unicorn") == [
+        "a",
+        "photo",
+        "of",
+        "cat",
+        "##s",
+        ",",
+        "a",
+        "[UNK]",
+    ]

@@ -31,7 +31,11 @@ def test_it_is_that_of_dynamic_programming(capsys):
 def test_too_few_continuations_give_no_estimate_but_what_is_certain(capsys):
     bound.main([GAUSSIAN, "--noises", "64", "--continuations", "64"])
     (line,) = capsys.readouterr().out.splitlines()[1:]
-    least = float(re.fullmatch(r"the bound is at least ([\d.]+); 64 continuations are too few to estimate it", line)[1])
+    least = float(
+        re.fullmatch(
+            r"the bound is at least ([\d.]+); 64 continuations are too few to estimate it", line
+        )[1]
+    )
     exact = free_energy(make_vector_env(GAUSSIAN, load_preset(GAUSSIAN), 1))
     assert 0.5 * exact < least < exact - 1
 
@@ -57,10 +61,14 @@ def test_a_process_without_noise_has_no_bound():
 
 def test_continuations_share_their_beginning_and_nothing_else():
     settings = load_preset(GAUSSIAN)
-    found = continued_returns(make_vector_env(GAUSSIAN, settings, 4, "Disabled"), held_out_seeds(12)[::4])
+    found = continued_returns(
+        make_vector_env(GAUSSIAN, settings, 4, "Disabled"), held_out_seeds(12)[::4]
+    )
     assert len(np.unique(found)) > 6
     settings["env"]["noise_level"] = 1e-6
-    still = continued_returns(make_vector_env(GAUSSIAN, settings, 4, "Disabled"), held_out_seeds(12)[::4])
+    still = continued_returns(
+        make_vector_env(GAUSSIAN, settings, 4, "Disabled"), held_out_seeds(12)[::4]
+    )
     assert still == pytest.approx(np.repeat(still[:, :1], 4, axis=1), abs=1e-5)
     assert len(np.unique(still.round(3))) == 3
 

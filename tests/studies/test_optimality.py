@@ -14,7 +14,13 @@ from studies import optimality
 from tests.agents.conftest import draw_little
 
 ID = "flowgym/GaussianMixture-Binary-v0"
-LITTLE = ["num_envs=4", "timesteps=80", "checkpoint_every=80", "algo.n_steps=20", "algo.batch_size=20"]
+LITTLE = [
+    "num_envs=4",
+    "timesteps=80",
+    "checkpoint_every=80",
+    "algo.n_steps=20",
+    "algo.batch_size=20",
+]
 
 
 def call(folder, *arguments, settings=LITTLE):
@@ -78,7 +84,9 @@ def test_an_agent_is_measured_against_the_optimum_of_its_own_process(trained):
 def test_the_return_of_a_training_is_that_of_episodes_of_its_agent(trained):
     folder, results = trained
     run = optimality.folder_of(folder / "runs", ID, "ppo", optimality.SEED_STEP)
-    episodes = play(evaluation_env(read_config(run), 500), held_out_seeds(500), deterministic(load_agent(run)))
+    episodes = play(
+        evaluation_env(read_config(run), 500), held_out_seeds(500), deterministic(load_agent(run))
+    )
     error = 3 * episodes.returns.std() / np.sqrt(len(episodes.returns))
     assert results["trainings"][1]["value"] == pytest.approx(episodes.returns.mean(), abs=error)
 
@@ -86,13 +94,31 @@ def test_the_return_of_a_training_is_that_of_episodes_of_its_agent(trained):
 def test_the_table_gives_the_share_of_the_way_with_its_interval():
     reference = {"uncontrolled": 2.0, "optimum": 12.0, "bound": 13.0}
     trainings = [
-        {"id": ID, "algo": "sac", "seed": s, "timesteps": 1000, "seconds": 10.0 * s, "value": v, "reference": reference}
+        {
+            "id": ID,
+            "algo": "sac",
+            "seed": s,
+            "timesteps": 1000,
+            "seconds": 10.0 * s,
+            "value": v,
+            "reference": reference,
+        }
         for s, v in enumerate([11.0, 11.5, 12.0])
     ]
     *_, row = optimality.table(trainings).splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     # A standard deviation of 5 %, times 4.303 / sqrt(3).
-    assert cells[1:] == ["SAC", "1,000", "10", "2.000", "11.500 ± 1.242", "12.000", "13.000", "95.0 ± 12.4", "90.0"]
+    assert cells[1:] == [
+        "SAC",
+        "1,000",
+        "10",
+        "2.000",
+        "11.500 ± 1.242",
+        "12.000",
+        "13.000",
+        "95.0 ± 12.4",
+        "90.0",
+    ]
     *_, row = optimality.table(trainings[:1]).splitlines()
     assert row.endswith("| 11.000 | 12.000 | 13.000 | 90.0 | 90.0 |")
 
@@ -117,11 +143,18 @@ def test_an_agent_that_cannot_be_drawn_is_missed_before_the_training(tmp_path, c
     with pytest.raises(SystemExit):
         optimality.main(arguments)
     message = capsys.readouterr().err
-    assert f"--draw needs the agent of {tmp_path / 'runs' / 'GaussianMixture-Gaussian-v0-ppo-0'}" in message
+    assert (
+        f"--draw needs the agent of {tmp_path / 'runs' / 'GaussianMixture-Gaussian-v0-ppo-0'}"
+        in message
+    )
     assert "take a new file for --out to train it again" in message
 
 
-def test_an_environment_without_a_known_optimum_is_refused_before_the_training(tmp_path, monkeypatch):
+def test_an_environment_without_a_known_optimum_is_refused_before_the_training(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(optimality, "learn", lambda *args: pytest.fail("trained"))
     with pytest.raises(OptionError, match="may change the problem; take it off"):
-        optimality.main(["--ids", "StableDiffusion-Red-v0", "--out", str(tmp_path / "results.json")])
+        optimality.main(
+            ["--ids", "StableDiffusion-Red-v0", "--out", str(tmp_path / "results.json")]
+        )

@@ -16,7 +16,9 @@ from tests.conftest import RED
 
 def pictures(subject, count):
     """Pictures of the base model, one environment at a time."""
-    env = gymnasium.make(RED, prompts=f"a photo of a {subject}", discretization_steps=10, render_mode="rgb_array")
+    env = gymnasium.make(
+        RED, prompts=f"a photo of a {subject}", discretization_steps=10, render_mode="rgb_array"
+    )
     found = []
     for seed in held_out_seeds(count):
         env.reset(seed=seed)
@@ -44,7 +46,11 @@ def test_pictures_are_taken_for_their_subject_and_for_no_other():
 
 def test_agent_and_base_model_of_a_run_are_compared(tmp_path, monkeypatch, capsys):
     draw_little(monkeypatch)
-    tiny(tmp_path, timesteps=8, overrides={"env.prompts": "a photo of a frog", "env.discretization_steps": 10})
+    tiny(
+        tmp_path,
+        timesteps=8,
+        overrides={"env.prompts": "a photo of a frog", "env.discretization_steps": 10},
+    )
     run(monkeypatch, tmp_path, "--episodes", "4")
     base, agent = capsys.readouterr().out.splitlines()
     report = evaluate(tmp_path, episodes=4)

@@ -26,7 +26,9 @@ def test_vector_wrapper_equals_the_vector_of_the_single_one(name, mode):
     envs = gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, autoreset_mode=mode)
     check_vector_env(
         getattr(wrappers.vector, name)(envs, **KWARGS[name]),
-        lambda: getattr(wrappers, name)(gymnasium.make(RED, discretization_steps=3), **KWARGS[name]),
+        lambda: getattr(wrappers, name)(
+            gymnasium.make(RED, discretization_steps=3), **KWARGS[name]
+        ),
         episodes=1,
     )
 
@@ -46,7 +48,9 @@ def test_every_wrapper_has_a_vector_version():
 
 def test_reward_scale_leaves_the_control_costs_alone():
     action = np.full((4, 8, 8), 0.5, np.float32)
-    env = wrappers.RewardScale(wrappers.RewardScale(gymnasium.make(RED, discretization_steps=2), 3.0), scale=0.5)
+    env = wrappers.RewardScale(
+        wrappers.RewardScale(gymnasium.make(RED, discretization_steps=2), 3.0), scale=0.5
+    )
     env.reset(seed=0)
     total = costs = 0.0
     for _ in range(2):
@@ -57,7 +61,9 @@ def test_reward_scale_leaves_the_control_costs_alone():
 
 
 def test_time_grid_equals_an_environment_made_with_it():
-    wrapped = wrappers.TimeGrid(gymnasium.make(RED, discretization_steps=5), steps=3, spacing="linspace")
+    wrapped = wrappers.TimeGrid(
+        gymnasium.make(RED, discretization_steps=5), steps=3, spacing="linspace"
+    )
     made = gymnasium.make(RED, discretization_steps=3, spacing="linspace")
     assert wrapped.unwrapped.action_scale == made.unwrapped.action_scale
     action = np.full((4, 8, 8), 0.5, np.float32)
@@ -83,7 +89,9 @@ def test_coarse_action_is_upsampled_to_the_nearest(resolution):
     assert fine.shape == (4, 8, 8)
     for y in range(8):
         for x in range(8):
-            np.testing.assert_array_equal(fine[:, y, x], coarse[:, y * resolution // 8, x * resolution // 8])
+            np.testing.assert_array_equal(
+                fine[:, y, x], coarse[:, y * resolution // 8, x * resolution // 8]
+            )
 
 
 @pytest.mark.parametrize("resolution", [0, 9, 2.0, True])
@@ -114,7 +122,9 @@ def test_tensors_hold_what_the_arrays_hold(num_envs):
     def make():
         kwargs = {"discretization_steps": 3, "prompts": PROMPTS}
         return (
-            gymnasium.make(RED, **kwargs) if num_envs is None else gymnasium.make_vec(RED, num_envs=num_envs, **kwargs)
+            gymnasium.make(RED, **kwargs)
+            if num_envs is None
+            else gymnasium.make_vec(RED, num_envs=num_envs, **kwargs)
         )
 
     kind = wrappers if num_envs is None else wrappers.vector
@@ -148,7 +158,9 @@ def test_tensors_can_be_learned_from_and_stay_as_they_were():
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_tensors_of_reset_episodes_can_be_learned_from(mode):
-    envs = wrappers.vector.ToTorch(gymnasium.make_vec(RED, num_envs=2, discretization_steps=1, autoreset_mode=mode))
+    envs = wrappers.vector.ToTorch(
+        gymnasium.make_vec(RED, num_envs=2, discretization_steps=1, autoreset_mode=mode)
+    )
     observations = [envs.reset(seed=0)[0]]
     observations += [envs.step(torch.zeros(2, 4, 8, 8))[0] for _ in range(3)]
     for observation in observations:
@@ -159,9 +171,13 @@ def test_tensors_of_reset_episodes_can_be_learned_from(mode):
 
 def test_tensors_do_not_pass_by_what_changes_observations():
     env = gymnasium.make(RED, discretization_steps=1)
-    changed = gymnasium.wrappers.TransformObservation(env, lambda observation: observation, env.observation_space)
+    changed = gymnasium.wrappers.TransformObservation(
+        env, lambda observation: observation, env.observation_space
+    )
     for wrapped in (changed, gymnasium.wrappers.FlattenObservation(env)):
-        with pytest.raises(OptionError, match="changes observations, and ToTorch would pass them by"):
+        with pytest.raises(
+            OptionError, match="changes observations, and ToTorch would pass them by"
+        ):
             wrappers.ToTorch(wrapped)
 
 

@@ -28,7 +28,16 @@ from flowgym_gym.agents.frontier.report import (
     draw,
     style,
 )
-from flowgym_gym.agents.frontier.spec import BATCH, BEST_OF, EPISODES, POOL, Agent, FrontierSpec, Plan, plan_frontier
+from flowgym_gym.agents.frontier.spec import (
+    BATCH,
+    BEST_OF,
+    EPISODES,
+    POOL,
+    Agent,
+    FrontierSpec,
+    Plan,
+    plan_frontier,
+)
 from flowgym_gym.agents.kinds import AnyVectorEnv, SomeOptions
 from flowgym_gym.agents.runs import contents
 from flowgym_gym.agents.runs.bars import Bar
@@ -86,15 +95,19 @@ def frontier(
     overrides: SomeOptions | None = None,
     batch_size: int = BATCH,
 ) -> Frontier:
-    """Measure the frontier of an environment, or go on with it: what is in ``out`` already is not done again.
+    """Measure the frontier of an environment, or go on with it: what is in ``out`` already is not
+    done again.
 
     Args:
         env_id: The environment, with or without ``flowgym/``.
-        out: Folder for ``frontier.json``, ``frontier.png`` and the agents' ``runs``; points of earlier calls stay.
-        algos: Algorithms of the agents. The preset for the first decides the process, its steps say, for all.
-        reward_scales: ``reward_scale / control_cost_weight`` of the agents; 0.1 to 10 times the environment's own
-            reward scale if None.
-        strengths: Strengths of the guidance; 0.03 to 3 times the environment's own reward scale if None.
+        out: Folder for ``frontier.json``, ``frontier.png`` and the agents' ``runs``; points of
+            earlier calls stay.
+        algos: Algorithms of the agents. The preset for the first decides the process, its steps
+            say, for all.
+        reward_scales: ``reward_scale / control_cost_weight`` of the agents; 0.1 to 10 times the
+            environment's own reward scale if None.
+        strengths: Strengths of the guidance; 0.03 to 3 times the environment's own reward scale if
+            None.
         gradients: How the guidance's gradient goes: ``"endpoint"``, ``"network"``, or both.
         best_of: Numbers of samples that the best is taken of.
         pool: Number of base samples that best of n is estimated from.
@@ -183,7 +196,9 @@ def _begin(plan: Plan) -> Report:
             same = (found["env_id"], settings) == (report["env_id"], report["settings"])
             report["pool"] = as_pool(found["pool"])
             report["points"] = {
-                name: as_point(point) for name, point in found["points"].items() if point["method"] != "best_of_n"
+                name: as_point(point)
+                for name, point in found["points"].items()
+                if point["method"] != "best_of_n"
             }
             if "contents" in found:
                 report["contents"] = dict(found["contents"])
@@ -192,12 +207,16 @@ def _begin(plan: Plan) -> Report:
                 f"{path} is damaged: {type(error).__name__}: {reason(error)}; move it away"
             ) from error
         if not same:
-            raise OptionError(f"{path} is the frontier of another environment or other settings; choose another folder")
+            raise OptionError(
+                f"{path} is the frontier of another environment or other settings; choose another "
+                "folder"
+            )
     return {
         **report,
         "confidence": CONFIDENCE,
         "interval": FORMULA,
-        "interval_of_best_of_n": f"mean +- 1.96 standard deviations, from {BOOTSTRAP_SAMPLES} bootstrap samples",
+        "interval_of_best_of_n": "mean +- 1.96 standard deviations, "
+        f"from {BOOTSTRAP_SAMPLES} bootstrap samples",
         "versions": versions(),
         "notes": list(plan.notes),
     }
@@ -211,12 +230,14 @@ def _begin_runs(plan: Plan) -> tuple[Report, list[tuple[Agent, PreparedRun]]]:
 
 
 def _check_contents(plan: Plan, report: Report, known: contents.Contents) -> None:
-    """Raise an OptionError if a frontier was begun with other prompts or weights under the same names."""
+    """Raise an OptionError if a frontier was begun with other prompts or weights under the same
+    names.
+    """
     was = report.get("contents", known)
     if was != known:
         raise OptionError(
-            f"{plan.out / REPORT} was measured with other contents of {contents.different(was, known)}; put back what "
-            "was there, or choose another folder"
+            f"{plan.out / REPORT} was measured with other contents of "
+            f"{contents.different(was, known)}; put back what was there, or choose another folder"
         )
 
 
@@ -226,7 +247,9 @@ def _is_done(report: Report, name: str, asked: SomeOptions) -> bool:
 
 
 def _measure_base_model(plan: Plan, report: Report, env: AnyVectorEnv) -> None:
-    """The pool of base samples, and what follows from it: the base model's own mean and best of n."""
+    """The pool of base samples, and what follows from it: the base model's own mean and
+    best of n.
+    """
     asked = {"episodes": plan.spec.pool, "seed": plan.spec.seed}
     if {key: report.get("pool", {}).get(key) for key in asked} != asked:
         seeds = held_out_seeds(plan.spec.pool, plan.spec.seed)
@@ -235,7 +258,8 @@ def _measure_base_model(plan: Plan, report: Report, env: AnyVectorEnv) -> None:
         prompts = [prompt for episodes in played for prompt in episodes.prompts]
         several = len(set(prompts)) > 1
         report["pool"] = {
-            **asked, "seeds": [seeds[0], seeds[-1]], "rewards": rewards.tolist(), "prompts": prompts if several else [],
+            **asked, "seeds": [seeds[0], seeds[-1]], "rewards": rewards.tolist(),
+            "prompts": prompts if several else [],
         }  # fmt: skip
     rewards, prompts = np.array(report["pool"]["rewards"]), report["pool"]["prompts"]
     fewest = min(np.unique(prompts, return_counts=True)[1]) if prompts else len(rewards)
@@ -244,8 +268,8 @@ def _measure_base_model(plan: Plan, report: Report, env: AnyVectorEnv) -> None:
         left_out = ", ".join(str(n) for n in plan.best_of if n not in possible)
         of_which = f"{fewest} samples of one of the prompts" if prompts else f"{fewest} samples"
         report["notes"].append(
-            f"best of {left_out} is left out: the pool has {of_which}, and an estimate with an interval takes "
-            f"{SAMPLES_OF_POOL} n; take a larger pool"
+            f"best of {left_out} is left out: the pool has {of_which}, and an estimate with an "
+            f"interval takes {SAMPLES_OF_POOL} n; take a larger pool"
         )
     best = best_of_n(rewards, max(possible, default=1), prompts, plan.spec.seed)
     report["best_of_n"] = {end: values.tolist() for end, values in best.items()}
@@ -265,7 +289,10 @@ def _measure_base_model(plan: Plan, report: Report, env: AnyVectorEnv) -> None:
         }  # fmt: skip
     _save(plan, report)
     base = report["points"]["base"]["reward"]
-    say(f"base model: reward {cell(base)}" + "".join(f", best of {n}: {best['mean'][n - 1]:.4g}" for n in possible))
+    say(
+        f"base model: reward {cell(base)}"
+        + "".join(f", best of {n}: {best['mean'][n - 1]:.4g}" for n in possible)
+    )
 
 
 def _measure_guidance(plan: Plan, report: Report, environment: Environment[Any]) -> None:
@@ -278,7 +305,8 @@ def _measure_guidance(plan: Plan, report: Report, environment: Environment[Any])
         for strength in plan.strengths:
             name = f"{gradient}-{strength:g}"
             asked = {
-                "method": gradient, "setting": strength, "episodes": plan.spec.episodes, "seed": plan.spec.seed,
+                "method": gradient, "setting": strength, "episodes": plan.spec.episodes,
+                "seed": plan.spec.seed,
                 "batch_size": plan.spec.batch_size,
             }  # fmt: skip
             if _is_done(report, name, asked):
@@ -286,7 +314,9 @@ def _measure_guidance(plan: Plan, report: Report, environment: Environment[Any])
             policy = RewardGuidance(environment, strength, gradient)
             rewards, costs = [], []
             for seeds in _batches(
-                f"guidance {strength:g}", held_out_seeds(plan.spec.episodes, plan.spec.seed), plan.spec.batch_size
+                f"guidance {strength:g}",
+                held_out_seeds(plan.spec.episodes, plan.spec.seed),
+                plan.spec.batch_size,
             ):
                 with seeded(seeds[0]):
                     sample = environment.sample(len(seeds), policy)
@@ -306,7 +336,10 @@ def _add(plan: Plan, report: Report, name: str, asked: SomeOptions, measured: So
     _save(plan, report)
     title, kind, *_ = style(point["method"])
     measured_text = f"reward {cell(point['reward'])} for {cell(point['kl'])} nats"
-    say(f"{title}, {kind} = {point['setting']:g}: {measured_text}, against best of n: {point['against_best_of_n']}")
+    say(
+        f"{title}, {kind} = {point['setting']:g}: {measured_text}, against best of n: "
+        f"{point['against_best_of_n']}"
+    )
 
 
 def _save(plan: Plan, report: Report) -> None:
@@ -322,23 +355,29 @@ def _save(plan: Plan, report: Report) -> None:
 
 
 def _make_env(plan: Plan) -> AnyVectorEnv:
-    """The process that all methods share; its actions are controls in standard deviations of the transition.
+    """The process that all methods share; its actions are controls in standard deviations of the
+    transition.
 
     Raises:
         OptionError: If no divergence can be measured on it, or no reward compared.
     """
-    settings = {**plan.process, "env": {**plan.process["env"], "action_type": "control", "action_scale": 1.0}}
-    env = make_vector_env(plan.env_id, settings, min(plan.spec.batch_size, plan.spec.pool), AutoresetMode.DISABLED)
+    settings = {
+        **plan.process,
+        "env": {**plan.process["env"], "action_type": "control", "action_scale": 1.0},
+    }
+    env = make_vector_env(
+        plan.env_id, settings, min(plan.spec.batch_size, plan.spec.pool), AutoresetMode.DISABLED
+    )
     reward = environment_of(env).reward
     if reward.stateful:
         raise OptionError(
-            f"{type(reward).__name__} remembers what it has scored, and a frontier compares samples by one measure; "
-            "take the reward inside it"
+            f"{type(reward).__name__} remembers what it has scored, and a frontier compares "
+            "samples by one measure; take the reward inside it"
         )
     if not bool((environment_of(env).transitions.std > 0).any()):
         raise OptionError(
-            "this process draws no noise, so that a steered one has no finite divergence from it; take a noise_level "
-            "above 0"
+            "this process draws no noise, so that a steered one has no finite divergence from it; "
+            "take a noise_level above 0"
         )
     return env
 

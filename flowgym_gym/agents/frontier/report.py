@@ -14,11 +14,18 @@ from flowgym_gym.optimal_control.best_of_n import best_of_n_curve
 
 REPORT, PICTURE = "frontier.json", "frontier.png"
 
-# Name in the report: name shown, what its labels are, colour, marker, and where labels stand (in points).
+# Name in the report: name shown, what its labels are, colour, marker, and where labels stand (in
+# points).
 METHODS: dict[str, tuple[str, str, str, str, tuple[int, int]]] = {
     "base": ("base model", "", "black", "s", (6, -10)),
     "best_of_n": ("best of n", "n", "tab:gray", "o", (-4, 7)),
-    "endpoint": ("guidance, gradient to the expected sample", "strength", "tab:olive", "v", (5, -9)),
+    "endpoint": (
+        "guidance, gradient to the expected sample",
+        "strength",
+        "tab:olive",
+        "v",
+        (5, -9),
+    ),
     "network": ("guidance, gradient through the network", "strength", "tab:green", "^", (5, -9)),
     "ppo": ("PPO", "scale", "tab:red", "D", (-5, 6)),
     "sac": ("SAC", "scale", "tab:blue", "P", (6, -10)),
@@ -37,14 +44,19 @@ def against_best_of_n(point: Point, best: SomeOptions) -> str:
         best: The report's ``best_of_n``: ``mean``, ``low`` and ``high`` for n = 1, 2, ...
 
     Returns:
-        ``"above"`` or ``"below"`` where the intervals of the rewards do not overlap for any divergence in the interval
-        of the point's, else ``"level"``; where that interval goes beyond the divergence of the largest n, ``"below"``
-        if best of n earns more already, else ``"beyond n = ..."``.
+        ``"above"`` or ``"below"`` where the intervals of the rewards do not overlap for any
+        divergence in the interval of the point's, else ``"level"``; where that interval goes beyond
+        the divergence of the largest n, ``"below"`` if best of n earns more already, else ``"beyond
+        n = ..."``.
     """
     curve = best_of_n_curve(best)
     kl, reward = point["kl"], point["reward"]
-    # Best of n at the end of the divergence's interval that is in the point's favour, and at the one that is not.
-    low, high = (float(np.interp(kl.get(end, kl["mean"]), curve["kl"], curve[end])) for end in ("low", "high"))
+    # Best of n at the end of the divergence's interval that is in the point's favour, and at the
+    # one that is not.
+    low, high = (
+        float(np.interp(kl.get(end, kl["mean"]), curve["kl"], curve[end]))
+        for end in ("low", "high")
+    )
     if reward["high"] < low:
         return "below"
     if kl.get("high", kl["mean"]) > curve["kl"][-1]:
@@ -76,14 +88,33 @@ def draw(report: Report) -> Figure:
     axis = figure.subplots()
     curve = best_of_n_curve(report["best_of_n"])
     axis.plot(curve["kl"], curve["mean"], color=style("best_of_n")[2], linewidth=1)
-    axis.fill_between(curve["kl"], curve["low"], curve["high"], color=style("best_of_n")[2], alpha=0.2, linewidth=0)
+    axis.fill_between(
+        curve["kl"],
+        curve["low"],
+        curve["high"],
+        color=style("best_of_n")[2],
+        alpha=0.2,
+        linewidth=0,
+    )
     points = _sorted(report)
     for method in dict.fromkeys(point["method"] for point in points):
         title, kind, color, marker, offset = style(method)
-        axis.plot([], [], color=color, marker=marker, linestyle="", label=f"{title} ({kind} = ...)" if kind else title)
+        axis.plot(
+            [],
+            [],
+            color=color,
+            marker=marker,
+            linestyle="",
+            label=f"{title} ({kind} = ...)" if kind else title,
+        )
         own = [point for point in points if point["method"] == method]
         if method not in ("base", "best_of_n"):
-            axis.plot([p["kl"]["mean"] for p in own], [p["reward"]["mean"] for p in own], color=color, linewidth=0.7)
+            axis.plot(
+                [p["kl"]["mean"] for p in own],
+                [p["reward"]["mean"] for p in own],
+                color=color,
+                linewidth=0.7,
+            )
         for i, point in enumerate(own):
             kl, reward = point["kl"], point["reward"]
             # Where the last two are close, their labels stand on either side.
@@ -91,16 +122,26 @@ def draw(report: Report) -> Figure:
             right = (offset[0] > 0) != close
             below = point.get("against_best_of_n") == "below"
             axis.errorbar(
-                kl["mean"], reward["mean"], xerr=_bars(kl), yerr=_bars(reward), color=color, marker=marker,
+                kl["mean"], reward["mean"], xerr=_bars(kl), yerr=_bars(reward), color=color,
+                marker=marker,
                 markerfacecolor="white" if below else color, markersize=7, linestyle="", capsize=2,
                 zorder=3,
             )  # fmt: skip
             axis.annotate(
-                f"{point['setting']:g}" if kind else "", (kl["mean"], reward["mean"]), textcoords="offset points",
+                f"{point['setting']:g}" if kind else "", (kl["mean"], reward["mean"]),
+                textcoords="offset points",
                 xytext=(abs(offset[0]) * (1 if right else -1), offset[1]), fontsize=8, color=color,
                 ha="left" if right else "right",
             )  # fmt: skip
-    axis.plot([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label="hollow: below best of n")
+    axis.plot(
+        [],
+        [],
+        color="black",
+        marker="o",
+        markerfacecolor="white",
+        linestyle="",
+        label="hollow: below best of n",
+    )
     furthest = max(point["kl"].get("high", point["kl"]["mean"]) for point in points)
     axis.set_xscale("symlog", linthresh=1, linscale=1)
     axis.set_xlim(-0.05, 2 * max(furthest, 1.0))
@@ -120,8 +161,15 @@ def as_pool(pool: SomeOptions) -> Options:
     """The pool of a report, or an error unless it is one."""
     rewards, prompts = np.array(pool["rewards"], dtype=float), pool["prompts"]
     good = rewards.ndim == 1 and len(rewards) == pool["episodes"] and np.isfinite(rewards).all()
-    if not good or len(prompts) not in (0, len(rewards)) or not all(isinstance(p, str) for p in prompts):
-        raise ValueError("the pool is not one of a reward, and a prompt where there are several, for each episode")
+    if (
+        not good
+        or len(prompts) not in (0, len(rewards))
+        or not all(isinstance(p, str) for p in prompts)
+    ):
+        raise ValueError(
+            "the pool is not one of a reward, and a prompt where there are several, for each "
+            "episode"
+        )
     return dict(pool)
 
 
@@ -146,7 +194,11 @@ def _sorted(report: Report) -> list[Point]:
     order = list(METHODS)
     points: Iterable[Point] = report["points"].values()
     return sorted(
-        points, key=lambda p: (order.index(p["method"]) if p["method"] in order else len(order), p["setting"])
+        points,
+        key=lambda p: (
+            order.index(p["method"]) if p["method"] in order else len(order),
+            p["setting"],
+        ),
     )
 
 

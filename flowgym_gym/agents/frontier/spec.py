@@ -40,7 +40,9 @@ SCALE = Bounds(minimum=0)
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierSpec:
-    """What a frontier is asked for; see :func:`frontier`. The bounds of a list are those of its entries."""
+    """What a frontier is asked for; see :func:`frontier`. The bounds of a list are those of its
+    entries.
+    """
 
     env_id: str
     out: str | Path
@@ -65,17 +67,21 @@ class FrontierSpec:
         for entry in fields(self):
             if Bounds.KEY in entry.metadata:
                 value = getattr(self, entry.name)
-                for number in value or () if value is None or isinstance(value, Sequence) else (value,):
+                for number in (
+                    value or () if value is None or isinstance(value, Sequence) else (value,)
+                ):
                     Bounds.of(entry).check(entry.name, number)
         check_seed(self.seed, max(self.pool, self.episodes))
         for n in self.best_of:
             if n > self.pool:
                 raise OptionError(
-                    f"best_of has {n}, but the pool only {self.pool} samples; take a pool of many times {n}"
+                    f"best_of has {n}, but the pool only {self.pool} samples; take a pool of many "
+                    f"times {n}"
                 )
         if 0 in (self.reward_scales or ()):
             raise OptionError(
-                "reward_scales has 0, expected numbers above 0; an agent without reward is the base model"
+                "reward_scales has 0, expected numbers above 0; an agent without reward is the "
+                "base model"
             )
         for name in (COST_WEIGHT, COST_WEIGHT.partition(".")[2]):
             if name in self.overrides:
@@ -84,7 +90,9 @@ class FrontierSpec:
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent to train: its algorithm, its reward scale, and what decides its point in the report."""
+    """An agent to train: its algorithm, its reward scale, and what decides its point in the
+    report.
+    """
 
     algo: str
     scale: float
@@ -138,7 +146,11 @@ def plan_frontier(spec: FrontierSpec) -> Plan:
             told = ", ".join(f"{name}={value}" for name, value in shared.items())
             notes.append(f"{algo} steers the process of the preset for {first}: {told}")
         for scale in _scales(spec.reward_scales, REWARD_SCALES, unit):
-            changes = {**overrides, **shared, COST_WEIGHT: _reward_scale(env_id, presets[algo]) / scale}
+            changes = {
+                **overrides,
+                **shared,
+                COST_WEIGHT: _reward_scale(env_id, presets[algo]) / scale,
+            }
             asked = {
                 "episodes": spec.episodes, "seed": spec.seed, "asked_timesteps": spec.timesteps,
                 "overrides": as_json(changes),
@@ -170,7 +182,9 @@ def _preset(preset: Settings, env_id: str, algo: str, overrides: SomeOptions) ->
         settings = override(preset, overrides, env_id, algo)
         return replace(settings, env=contents.resolved(settings.env))
     except UnknownOptionError as error:
-        raise UnknownOptionError(f"{error} for {algo.upper()}; a change applies to all agents") from error
+        raise UnknownOptionError(
+            f"{error} for {algo.upper()}; a change applies to all agents"
+        ) from error
 
 
 def _shared(process: Options, own: Options, first: str, algo: str) -> Options:
@@ -188,20 +202,28 @@ def _shared(process: Options, own: Options, first: str, algo: str) -> Options:
     for name, value in changes.items():
         if value is None and name.startswith("env."):
             raise OptionError(
-                f"the preset for {algo} sets {name}, that for {first} does not, and both must steer one process; give "
-                f"{name} yourself"
+                f"the preset for {algo} sets {name}, that for {first} does not, and both must "
+                f"steer one process; give {name} yourself"
             )
     return changes
 
 
 def _scales(given: Sequence[float] | None, multiples: Sequence[float], unit: float) -> list[float]:
-    return [multiple * unit for multiple in multiples] if given is None else [float(s) for s in dict.fromkeys(given)]
+    return (
+        [multiple * unit for multiple in multiples]
+        if given is None
+        else [float(s) for s in dict.fromkeys(given)]
+    )
 
 
 def _process(settings: Settings) -> Options:
-    """The part of an agent's settings that decides what it steers: environment and time grid, as JSON keeps them."""
+    """The part of an agent's settings that decides what it steers: environment and time grid, as
+    JSON keeps them.
+    """
     env = {name: value for name, value in settings.env.items() if name not in OF_THE_AGENT}
-    grid = {name: v for name, v in settings.wrappers.items() if name == "time_grid" and v is not None}
+    grid = {
+        name: v for name, v in settings.wrappers.items() if name == "time_grid" and v is not None
+    }
     return as_json({"env": env, "wrappers": grid})
 
 
@@ -228,4 +250,6 @@ def _reward_scale(env_id: str, settings: Settings) -> float:
 def resolved_changes(overrides: SomeOptions) -> Options:
     """Changes by dotted name, with absolute paths."""
     names = {key: key.rpartition(".")[2] for key in overrides}
-    return {key: contents.resolved({names[key]: value})[names[key]] for key, value in overrides.items()}
+    return {
+        key: contents.resolved({names[key]: value})[names[key]] for key, value in overrides.items()
+    }

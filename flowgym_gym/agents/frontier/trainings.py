@@ -30,7 +30,12 @@ def prepare_agent(plan: Plan, agent: Agent) -> PreparedRun:
     """
     out, asked = plan.out / "runs" / agent.name, agent.asked["overrides"]
     request = TrainRequest(
-        plan.env_id, agent.algo, out=out, timesteps=plan.spec.timesteps, seed=plan.spec.seed, overrides=asked
+        plan.env_id,
+        agent.algo,
+        out=out,
+        timesteps=plan.spec.timesteps,
+        seed=plan.spec.seed,
+        overrides=asked,
     )
     if not (out / CONFIG).is_file():
         return prepare(request)
@@ -46,7 +51,9 @@ def prepare_agent(plan: Plan, agent: Agent) -> PreparedRun:
         if value != has
     ]
     if found:
-        raise OptionError(f"{out} holds another run, move it away to train this agent anew: {'; '.join(found)}")
+        raise OptionError(
+            f"{out} holds another run, move it away to train this agent anew: {'; '.join(found)}"
+        )
     return prepare(TrainRequest(plan.env_id, agent.algo, out=out, resume=True))
 
 

@@ -1,4 +1,6 @@
-"""A progress bar that is never a reason to stop: not a closed terminal, nor what ``TQDM_...`` variables say."""
+"""A progress bar that is never a reason to stop: not a closed terminal, nor what ``TQDM_...``
+variables say.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Bar:
         self._bar: Any = None
         if is_terminal(sys.stderr):
             with self._harmless():
-                self._bar = tqdm(total=total, initial=done, unit=unit, desc=label or None, file=sys.stderr)
+                self._bar = tqdm(
+                    total=total, initial=done, unit=unit, desc=label or None, file=sys.stderr
+                )
 
     @property
     def shown(self) -> bool:

@@ -1,8 +1,10 @@
-"""The state of a training between two intervals, kept in memory: what is saved if the next interval fails.
+"""The state of a training between two intervals, kept in memory: what is saved if the next interval
+fails.
 
-A reward that raises, an interrupt or a lack of memory stops an interval somewhere within it, where the state of a run
-is not one that it can go on from. So what an interval changes is copied before it begins: weights, optimisers,
-counters, random states, running episodes, and of a full replay buffer the transitions that the interval overwrites.
+A reward that raises, an interrupt or a lack of memory stops an interval somewhere within it, where
+the state of a run is not one that it can go on from. So what an interval changes is copied before
+it begins: weights, optimisers, counters, random states, running episodes, and of a full replay
+buffer the transitions that the interval overwrites.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class Boundary:
         size = buffer.buffer_size
         rows = (buffer.pos + np.arange(min(self._rows, size))) % size
         if not buffer.full:
-            # What lies behind has not been written yet, so only rows from the beginning on can be lost.
+            # What lies behind has not been written yet, so only rows from the beginning on can be
+            # lost.
             rows = rows[rows < buffer.pos]
         held = {name: view[rows] for name, view in buffer_views(buffer).items()}
         return {"pos": buffer.pos, "full": buffer.full, "rows": rows, "held": held}

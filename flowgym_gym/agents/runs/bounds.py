@@ -38,7 +38,9 @@ class Bounds:
         return found if isinstance(found, cls) else cls()
 
     def check(self, name: str, value: object) -> None:
-        """Raise an OptionError unless ``value`` is a number within the bounds, or a special value."""
+        """Raise an OptionError unless ``value`` is a number within the bounds, or a special
+        value.
+        """
         if any(type(value) is type(word) and value == word for word in self.special):
             return
         types = (int, np.integer) if self.whole else (int, float, np.integer, np.floating)

@@ -17,8 +17,8 @@ def restore_buffer(candidates: Sequence[Path], model: BaseAlgorithm) -> str | No
     """Fill an agent's replay buffer, if it has one.
 
     Args:
-        candidates: The checkpoint that the agent goes on from, then others, whose transitions do as well if its own
-            are gone: the agent learns from whatever was done.
+        candidates: The checkpoint that the agent goes on from, then others, whose transitions do as
+            well if its own are gone: the agent learns from whatever was done.
         model: The agent; its buffer is empty.
 
     Returns:
@@ -34,10 +34,13 @@ def restore_buffer(candidates: Sequence[Path], model: BaseAlgorithm) -> str | No
             continue
         if checkpoint == candidates[0]:
             return None
-        return f"going on with the replay buffer of {checkpoint}, so the run is no longer what it would have been"
+        return (
+            f"going on with the replay buffer of {checkpoint}, so the run is no longer what it "
+            "would have been"
+        )
     return (
-        f"the replay buffer of {candidates[0]} is missing or damaged; going on with an empty one, so the run is no "
-        "longer what it would have been"
+        f"the replay buffer of {candidates[0]} is missing or damaged; going on with an empty one, "
+        "so the run is no longer what it would have been"
     )
 
 
@@ -49,7 +52,9 @@ def buffer_arrays(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:
 
 
 def _restore_buffer(buffer: DictReplayBuffer, arrays: Mapping[str, np.ndarray]) -> None:
-    """Put saved transitions into a buffer; of one of another size, the newest that fit, the oldest first."""
+    """Put saved transitions into a buffer; of one of another size, the newest that fit, the oldest
+    first.
+    """
     size, pos, full = buffer.buffer_size, int(arrays["pos"]), bool(arrays["full"])
     filled = len(arrays["rewards"])
     if pos not in (range(max(filled, 1)) if full else (filled,)):
@@ -57,7 +62,10 @@ def _restore_buffer(buffer: DictReplayBuffer, arrays: Mapping[str, np.ndarray]) 
     for name, view in buffer_views(buffer).items():
         array, shape = arrays[name], (filled, *view.shape[1:])
         if array.shape != shape or array.dtype != view.dtype:
-            raise ValueError(f"{name} has shape {array.shape} and {array.dtype}, expected {shape} and {view.dtype}")
+            raise ValueError(
+                f"{name} has shape {array.shape} and {array.dtype}, expected {shape} and "
+                f"{view.dtype}"
+            )
     rows = np.arange(filled)
     if not (full and filled == size):
         rows = (rows + pos * full)[-size:] % max(filled, 1)
@@ -78,4 +86,8 @@ def buffer_views(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:
 def buffer_bytes(model: BaseAlgorithm) -> int:
     """Size of an agent's replay buffer; 0 if it has none."""
     buffer = getattr(model, "replay_buffer", None)
-    return sum(array.nbytes for array in buffer_views(buffer).values()) if isinstance(buffer, DictReplayBuffer) else 0
+    return (
+        sum(array.nbytes for array in buffer_views(buffer).values())
+        if isinstance(buffer, DictReplayBuffer)
+        else 0
+    )

@@ -1,4 +1,6 @@
-"""stable-baselines3's callbacks of whoever trains, to whom a run of many intervals is one training."""
+"""stable-baselines3's callbacks of whoever trains, to whom a run of many intervals is one
+training.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from flowgym_gym.agents.kinds import Options
 from flowgym_gym.errors import OptionError, shown
 
-# A function of local and global variables that returns whether to go on, as stable-baselines3 takes it.
+# A function of local and global variables that returns whether to go on, as stable-baselines3 takes
+# it.
 Function: TypeAlias = Callable[[Options, Options], bool]
 CallbacksArgument: TypeAlias = BaseCallback | Function | Sequence[BaseCallback | Function] | None
 
@@ -24,7 +27,9 @@ def as_callbacks(callbacks: CallbacksArgument) -> list[BaseCallback]:
     """
     if callbacks is None:
         return []
-    return [_as_callback(c) for c in (callbacks if isinstance(callbacks, list | tuple) else [callbacks])]
+    return [
+        _as_callback(c) for c in (callbacks if isinstance(callbacks, list | tuple) else [callbacks])
+    ]
 
 
 def _as_callback(callback: object) -> BaseCallback:
@@ -33,8 +38,9 @@ def _as_callback(callback: object) -> BaseCallback:
     if callable(callback) and not isinstance(callback, type):
         return ConvertCallback(callback)
     raise OptionError(
-        f"callbacks is or has {shown(callback)}, expected a stable-baselines3 callback (a BaseCallback "
-        "that has been made, or a function of local and global variables), or a list of them"
+        f"callbacks is or has {shown(callback)}, expected a stable-baselines3 callback (a "
+        "BaseCallback that has been made, or a function of local and global variables), or a list "
+        "of them"
     )
 
 
@@ -59,7 +65,10 @@ class Callbacks(BaseCallback):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._started and error is None:
             for callback in self._callbacks:

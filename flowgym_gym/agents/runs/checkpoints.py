@@ -1,22 +1,23 @@
 """Run folders: configuration, checkpoints that hold every bit of state, and metrics.
 
-A checkpoint is a folder ``checkpoints/<timesteps>/`` that appears in one piece: it is written under another name
-(``writing-...``), brought to the disk, and renamed. The same goes for single files, so that neither a killed process
-nor a power cut leaves half of one under its name.
+A checkpoint is a folder ``checkpoints/<timesteps>/`` that appears in one piece: it is written under
+another name (``writing-...``), brought to the disk, and renamed. The same goes for single files, so
+that neither a killed process nor a power cut leaves half of one under its name.
 
 ``model.zip``
     The agent as stable-baselines3 saves it: networks and optimisers.
 ``state.json``, ``state.npz``
-    Counters, random states (Python, numpy, torch, action space, one generator per sub-environment), the running
-    episodes, what the reward remembers, and the last observation.
+    Counters, random states (Python, numpy, torch, action space, one generator per sub-environment),
+    the running episodes, what the reward remembers, and the last observation.
 ``replay_buffer.npz``
     What is in the replay buffer of SAC and TQC; only the newest checkpoint has it.
 
-The checkpoint of the agent that did best in the evaluations of the run lies in ``best/<timesteps>/``, without a replay
-buffer. ``prompts.json`` holds the prompts of a run that come from a file or dataset
-(:mod:`flowgym_gym.agents.runs.contents`).
+The checkpoint of the agent that did best in the evaluations of the run lies in
+``best/<timesteps>/``, without a replay buffer. ``prompts.json`` holds the prompts of a run that
+come from a file or dataset (:mod:`flowgym_gym.agents.runs.contents`).
 
-Reading one back loads tensors, numbers and text only; a pickle that would make anything else is refused.
+Reading one back loads tensors, numbers and text only; a pickle that would make anything else is
+refused.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ OTHER_BYTES = 20_000_000
 def needed_space(model: BaseAlgorithm, env: SB3VecEnv, best: bool = False) -> int:
     """Bytes that a run takes on the disk at most.
 
-    While a checkpoint is written, the older ones are still there: one more than are kept, and two replay buffers.
+    While a checkpoint is written, the older ones are still there: one more than are kept, and two
+        replay buffers.
 
     Args:
         model: The agent, after its ``learn`` has been called once.
@@ -78,16 +80,24 @@ def needed_space(model: BaseAlgorithm, env: SB3VecEnv, best: bool = False) -> in
 
 
 def check_space(out: Path, model: BaseAlgorithm, env: SB3VecEnv, best: bool = False) -> None:
-    """Raise an OptionError if the disk has no room for what the run will write to ``out``; see :func:`needed_space`."""
-    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    """Raise an OptionError if the disk has no room for what the run will write to ``out``; see
+    :func:`needed_space`.
+    """
+    existing = next(
+        folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists()
+    )
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     needed, free = needed_space(model, env, best) - written, shutil.disk_usage(existing).free
     if needed > free:
         buffer = buffer_bytes(model)
-        cause = f", of which twice {readable(buffer)} for the replay buffer (algo.buffer_size)" if buffer else ""
+        cause = (
+            f", of which twice {readable(buffer)} for the replay buffer (algo.buffer_size)"
+            if buffer
+            else ""
+        )
         raise OptionError(
-            f"the run in {out} needs about {readable(needed)} of disk space{cause}, but {readable(free)} are free; "
-            "make room, or choose another folder"
+            f"the run in {out} needs about {readable(needed)} of disk space{cause}, but "
+            f"{readable(free)} are free; make room, or choose another folder"
         )
 
 
@@ -117,7 +127,8 @@ def save_checkpoint(
         out: The run folder.
         model: The agent, between two rollouts.
         env: Its environment.
-        progress: Further numbers and arrays of the training loop, returned by :func:`restore_checkpoint`.
+        progress: Further numbers and arrays of the training loop, returned by
+            :func:`restore_checkpoint`.
         state: What :func:`capture_state` returned; that of now if None.
     """
     target = out / CHECKPOINTS / f"{model.num_timesteps:09d}"
@@ -139,12 +150,16 @@ def save_checkpoint(
     return target
 
 
-def save_best(out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: SomeOptions, evaluation: Row) -> Path:
+def save_best(
+    out: Path, model: BaseAlgorithm, env: SB3VecEnv, progress: SomeOptions, evaluation: Row
+) -> Path:
     """Keep the agent as the best so far, with its evaluation and in place of the one before."""
     target = out / BEST / f"{model.num_timesteps:09d}"
     # From a run that was killed and lost what it did after its last checkpoint.
     shutil.rmtree(target, ignore_errors=True)
-    _write_checkpoint(target, model, capture_state(model, env), {**progress, "evaluation": evaluation})
+    _write_checkpoint(
+        target, model, capture_state(model, env), {**progress, "evaluation": evaluation}
+    )
     for old in _numbered(target.parent):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -184,7 +199,9 @@ def _write_checkpoint(
     try:
         model.save(temporary / "model.zip")
         plain = {k: v for k, v in progress.items() if not isinstance(v, np.ndarray)}
-        arrays = state[1] | {f"progress.{k}": v for k, v in progress.items() if isinstance(v, np.ndarray)}
+        arrays = state[1] | {
+            f"progress.{k}": v for k, v in progress.items() if isinstance(v, np.ndarray)
+        }
         write_json(temporary / "state.json", {**state[0], "progress": plain})
         np.savez(temporary / "state.npz", **arrays)  # type: ignore[arg-type]
         if buffer is not None:
@@ -201,7 +218,8 @@ def _write_checkpoint(
 def restore_checkpoint(
     checkpoint: Path, model: BaseAlgorithm, env: SB3VecEnv, moved: Mapping[str, str] | None = None
 ) -> Options:
-    """Put agent, environment and random states back to where they were when the checkpoint was written.
+    """Put agent, environment and random states back to where they were when the checkpoint was
+    written.
 
     The replay buffer is not among them; see :func:`restore_buffer`.
 
@@ -235,18 +253,23 @@ def unreadable(checkpoint: Path, error: BaseException) -> CheckpointError:
 
 
 def read_numbers(checkpoint: Path) -> Options:
-    """What ``state.json`` of a checkpoint holds; raises whatever it may where that is not of this checkpoint."""
+    """What ``state.json`` of a checkpoint holds; raises whatever it may where that is not of this
+    checkpoint.
+    """
     numbers = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     if not isinstance(numbers, dict):
         raise ValueError(f"state.json holds {shown(numbers, 40)}, expected an object")
     timesteps = numbers["timesteps"]
     if type(timesteps) is not int or timesteps != int(checkpoint.name):
-        raise ValueError(f"state.json is of {shown(timesteps, 40)} timesteps, not of {checkpoint.name}")
+        raise ValueError(
+            f"state.json is of {shown(timesteps, 40)} timesteps, not of {checkpoint.name}"
+        )
     return numbers
 
 
 def freeze_reward(env: AnyVectorEnv, checkpoint: Path | None) -> None:
-    """Let a reward that remembers what it has scored know what it knew at a checkpoint, and nothing more.
+    """Let a reward that remembers what it has scored know what it knew at a checkpoint, and nothing
+    more.
 
     Args:
         env: Whose reward.
@@ -271,8 +294,11 @@ def load_weights(checkpoint: Path, model: BaseAlgorithm) -> None:
         # Archives lie in the archive, and of one that is cut off one of those is opened.
         if "policy.pth" not in archive.namelist():
             raise ValueError("model.zip is cut off, or holds no agent")
-    # Without its data, which are pickled, an archive holds tensors only, and torch is told to accept nothing else.
-    _, parameters, variables = load_from_zip_file(checkpoint / "model.zip", device=model.device, load_data=False)
+    # Without its data, which are pickled, an archive holds tensors only, and torch is told to
+    # accept nothing else.
+    _, parameters, variables = load_from_zip_file(
+        checkpoint / "model.zip", device=model.device, load_data=False
+    )
     model.set_parameters(parameters, exact_match=True, device=model.device)
     for name in model._get_torch_save_params()[1]:
         getattr(model, name).data = (variables or {})[name].data

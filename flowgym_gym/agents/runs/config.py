@@ -13,7 +13,14 @@ from flowgym_gym.agents.runs.contents import Contents, check_form
 from flowgym_gym.agents.runs.files import CONFIG, UNREADABLE
 from flowgym_gym.agents.runs.presets import COUNT, Settings, as_algorithm, complete, full_id
 from flowgym_gym.agents.runs.settings import check, check_names
-from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError, UnknownIdError, reason, shown
+from flowgym_gym.errors import (
+    CheckpointError,
+    FlowGymError,
+    OptionError,
+    UnknownIdError,
+    reason,
+    shown,
+)
 
 NO_CONFIG = "put a copy of it back, or begin another run"
 
@@ -73,7 +80,8 @@ def read_config(out: Path) -> Config:
     path = out / CONFIG
     if not path.is_file():
         raise OptionError(
-            f"{out} holds no run (there is no {CONFIG} in it); name a run's folder, or train one there, not resumed"
+            f"{out} holds no run (there is no {CONFIG} in it); name a run's folder, or train one "
+            "there, not resumed"
         )
     try:
         config = _as_config(json.loads(path.read_text(encoding="utf-8")))
@@ -113,4 +121,8 @@ def _as_config(found: Options) -> Config:
 
 def why(error: BaseException) -> str:
     """What a reader raised; of this package's errors the message alone."""
-    return reason(error) if isinstance(error, FlowGymError) else f"{type(error).__name__}: {reason(error)}"
+    return (
+        reason(error)
+        if isinstance(error, FlowGymError)
+        else f"{type(error).__name__}: {reason(error)}"
+    )

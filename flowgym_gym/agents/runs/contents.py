@@ -1,8 +1,9 @@
 """What the settings of a run name on this machine: where that is, and what it holds.
 
-A run stores absolute paths, so that it can go on from another folder, and fingerprints of what lies there
-(:mod:`flowgym_gym.models.fingerprint`), so that it does not go on, or is evaluated, with other weights or prompts than
-it was trained on. All prompts that come from a file or dataset are kept in ``prompts.json``.
+A run stores absolute paths, so that it can go on from another folder, and fingerprints of what lies
+there (:mod:`flowgym_gym.models.fingerprint`), so that it does not go on, or is evaluated, with
+other weights or prompts than it was trained on. All prompts that come from a file or dataset are
+kept in ``prompts.json``.
 """
 
 from __future__ import annotations
@@ -28,8 +29,19 @@ from flowgym_gym.registry import base_model_registry, reward_registry
 Contents: TypeAlias = Options
 
 PROMPTS = "prompts.json"
-# Arguments that name weights: a bare word may be a folder. Others do where they are spelled like a path.
-WEIGHTS = ("checkpoint", "denoiser", "vae", "lora", "weights", "head", "processor", "clip", "tokenizer")
+# Arguments that name weights: a bare word may be a folder. Others do where they are spelled like a
+# path.
+WEIGHTS = (
+    "checkpoint",
+    "denoiser",
+    "vae",
+    "lora",
+    "weights",
+    "head",
+    "processor",
+    "clip",
+    "tokenizer",
+)
 TEXTS = ("prompt", "negative_prompt")
 # What rewards take for published weights, before they look for a folder of that name.
 PUBLISHED = ("ImageReward-v1.0", "v2.0", "v2.1")
@@ -37,10 +49,11 @@ SHOWN = 5
 
 
 def resolved(env: SomeOptions) -> Options:
-    """Arguments of an environment with the paths of everything that is on this machine made absolute.
+    """Arguments of an environment with the paths of everything that is on this machine made
+    absolute.
 
-    Links are not followed, so that a link can take the place of what has moved. Names of embedded checkpoints, Hub ids
-    and what does not exist stay as they are.
+    Links are not followed, so that a link can take the place of what has moved. Names of embedded
+    checkpoints, Hub ids and what does not exist stay as they are.
     """
     return {name: _map(name, value, _resolved) for name, value in env.items()}
 
@@ -57,8 +70,12 @@ def contents_of(env_id: str, env: SomeOptions, prompts: Sequence[str] | None) ->
         CheckpointError: If a file cannot be read.
     """
     places = dict(_places("env", {**gymnasium.spec(env_id).kwargs, **env}))
-    files = {label: {"place": place, "holds": fingerprint(place)} for label, place in places.items()}
-    contents: Contents = {"files": {label: found for label, found in files.items() if found["holds"]}}
+    files = {
+        label: {"place": place, "holds": fingerprint(place)} for label, place in places.items()
+    }
+    contents: Contents = {
+        "files": {label: found for label, found in files.items() if found["holds"]}
+    }
     setting = _prompts_setting(env)
     if isinstance(setting, str) and prompts and list(prompts) != [setting]:
         place = sources.resolved(setting)
@@ -69,17 +86,21 @@ def contents_of(env_id: str, env: SomeOptions, prompts: Sequence[str] | None) ->
 def drawn_prompts(env: AnyVectorEnv) -> list[str] | None:
     """The prompts that an environment draws from; None where it takes none."""
     inner = env.unwrapped
-    prompts = inner.environment.base_model.prompts if isinstance(inner, DenoisingVectorEnv) else None
+    prompts = (
+        inner.environment.base_model.prompts if isinstance(inner, DenoisingVectorEnv) else None
+    )
     return None if prompts is None else [str(prompt) for prompt in prompts]
 
 
 def check_contents(out: Path, config: SomeOptions, prompts: Sequence[str] | None = None) -> None:
-    """Raise an OptionError if what a run's settings name holds something else than when the run began.
+    """Raise an OptionError if what a run's settings name holds something else than when the run
+    began.
 
     Args:
         out: The run folder.
         config: Its configuration; one from before runs kept contents passes.
-        prompts: The prompts that are drawn now; where they are not known, a file of prompts is read.
+        prompts: The prompts that are drawn now; where they are not known, a file of prompts is
+            read.
 
     Raises:
         OptionError: It names each file and the first prompt that differs.
@@ -95,13 +116,16 @@ def check_contents(out: Path, config: SomeOptions, prompts: Sequence[str] | None
         found += _changed_prompts(out, known["prompts"], prompts)
     if found:
         raise OptionError(
-            f"the run in {out} was trained with something else: {'; '.join(found)}; put back what was there, or, "
-            "where it is at another place now, resume the run once with --set NAME=PLACE"
+            f"the run in {out} was trained with something else: {'; '.join(found)}; put back what "
+            "was there, or, where it is at another place now, resume the run once with --set "
+            "NAME=PLACE"
         )
 
 
 def check_form(contents: Contents | None) -> None:
-    """Raise a TypeError, KeyError, AttributeError or ValueError unless a configuration's contents can be read."""
+    """Raise a TypeError, KeyError, AttributeError or ValueError unless a configuration's contents
+    can be read.
+    """
     if contents is None:
         return
     texts = [text for pair in contents.get("files", {}).items() for text in _texts(*pair)]
@@ -117,7 +141,9 @@ def _texts(label: str, file: SomeOptions) -> list[object]:
 
 
 def note(config: SomeOptions) -> list[str]:
-    """What to tell of a run from before runs kept contents, if its settings name anything on this machine."""
+    """What to tell of a run from before runs kept contents, if its settings name anything on this
+    machine.
+    """
     if config.get("contents") is not None:
         return []
     env = config["settings"]["env"]
@@ -127,8 +153,8 @@ def note(config: SomeOptions) -> list[str]:
     if not names:
         return []
     return [
-        f"this run kept no fingerprint of {', '.join(names)} when it began, so that changes since then are not "
-        "noticed; from now on they are"
+        f"this run kept no fingerprint of {', '.join(names)} when it began, so that changes since "
+        "then are not noticed; from now on they are"
     ]
 
 
@@ -151,13 +177,17 @@ def moved(config: SomeOptions, env: SomeOptions) -> dict[str, str]:
 
 def replaced(env: SomeOptions, names: Mapping[str, str]) -> Options:
     """Arguments of an environment with some texts replaced by others."""
-    return {key: _map(key, value, lambda _, text: names.get(text, text)) for key, value in env.items()}
+    return {
+        key: _map(key, value, lambda _, text: names.get(text, text)) for key, value in env.items()
+    }
 
 
 def different(was: Contents, now: Contents) -> str:
     """Names of the arguments whose contents differ between two environments."""
     labels = {*was.get("files", {}), *now["files"]}
-    names = [label for label in labels if was.get("files", {}).get(label) != now["files"].get(label)]
+    names = [
+        label for label in labels if was.get("files", {}).get(label) != now["files"].get(label)
+    ]
     if was.get("prompts") != now.get("prompts"):
         names.append("env.prompts")
     return ", ".join(sorted(names))
@@ -228,7 +258,11 @@ def _changed_prompts(out: Path, was: SomeOptions, prompts: Sequence[str] | None)
             min(len(before), len(prompts)),
         )
         now, then = (shown(some[i]) if i < len(some) else "missing" for some in (prompts, before))
-        count = f" ({len(prompts)} prompts, and had {len(before)})" if len(before) != len(prompts) else ""
+        count = (
+            f" ({len(prompts)} prompts, and had {len(before)})"
+            if len(before) != len(prompts)
+            else ""
+        )
         what = f"prompt {i + 1} is {now}, and was {then}{count}"
     return [f"env.prompts: in {place} {what}{_advice(out, was)}"]
 
@@ -253,7 +287,9 @@ def _hash(prompts: Sequence[str]) -> str:
 
 
 def _map(name: str, value: object, change: Callable[[str, str], str]) -> object:
-    """A value with the texts in it changed; ``change`` is given the name of the innermost argument, and the text."""
+    """A value with the texts in it changed; ``change`` is given the name of the innermost argument,
+    and the text.
+    """
     if isinstance(value, Mapping):
         return {key: _map(key, inner, change) for key, inner in value.items()}
     if isinstance(value, list | tuple) and name != "prompts":

@@ -1,7 +1,9 @@
-"""matplotlib as a run needs it: figures that are saved, whatever the user's own matplotlib is set up for.
+"""matplotlib as a run needs it: figures that are saved, whatever the user's own matplotlib is set
+up for.
 
-``MPLBACKEND`` says where figures are shown. Here none is, so that a backend which is not installed, such as that of a
-notebook whose shell starts a training, is no reason to fail; nor do the user's styles decide how a run's pictures look.
+``MPLBACKEND`` says where figures are shown. Here none is, so that a backend which is not installed,
+such as that of a notebook whose shell starts a training, is no reason to fail; nor do the user's
+styles decide how a run's pictures look.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ BACKEND = "MPLBACKEND"
 
 @contextmanager
 def _any_backend() -> Iterator[None]:
-    """Import matplotlib inside without its backend, then set that as matplotlib would have, if it exists."""
+    """Import matplotlib inside without its backend, then set that as matplotlib would have, if it
+    exists.
+    """
     backend = os.environ.pop(BACKEND, None) if "matplotlib" not in sys.modules else None
     try:
         yield
@@ -40,8 +44,12 @@ def _load() -> Any:
             import matplotlib.ticker
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # of a damaged matplotlibrc, or an installation that does not fit numpy
-        raise MissingExtraError(f"matplotlib cannot be imported: {type(error).__name__}: {reason(error)}") from error
+    except (
+        Exception
+    ) as error:  # of a damaged matplotlibrc, or an installation that does not fit numpy
+        raise MissingExtraError(
+            f"matplotlib cannot be imported: {type(error).__name__}: {reason(error)}"
+        ) from error
     return matplotlib
 
 
@@ -56,12 +64,16 @@ else:
 
 @contextmanager
 def plain_style() -> Iterator[None]:
-    """Draw and save inside with matplotlib's own defaults, and without warnings of letters that its font lacks."""
+    """Draw and save inside with matplotlib's own defaults, and without warnings of letters that its
+    font lacks.
+    """
     with matplotlib.style.context("default"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def plain_text(text: str) -> str:
-    r"""Text that matplotlib takes as it is: no formula begins at a dollar sign, and half an emoji is a ``?``."""
+    r"""Text that matplotlib takes as it is: no formula begins at a dollar sign, and half an emoji
+    is a ``?``.
+    """
     return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")

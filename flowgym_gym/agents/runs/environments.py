@@ -24,7 +24,8 @@ def make_vector_env(
     autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     render_mode: str | None = None,
 ) -> AnyVectorEnv:
-    """The vector environment that settings describe, wrapped; actions that are vectors have nothing to coarsen.
+    """The vector environment that settings describe, wrapped; actions that are vectors have nothing
+    to coarsen.
 
     Args:
         env_id: The environment.
@@ -37,11 +38,17 @@ def make_vector_env(
         FlowGymError: If the environment or a wrapper does not take its arguments.
     """
     env = gymnasium.make_vec(
-        full_id(env_id), num_envs=num_envs, autoreset_mode=autoreset_mode, render_mode=render_mode, **settings["env"]
+        full_id(env_id),
+        num_envs=num_envs,
+        autoreset_mode=autoreset_mode,
+        render_mode=render_mode,
+        **settings["env"],
     )
     for name, argument in settings["wrappers"].items():
         if name not in WRAPPERS:
-            raise UnknownOptionError(f"there is no wrapper {shown(name)}{did_you_mean(name, WRAPPERS)}")
+            raise UnknownOptionError(
+                f"there is no wrapper {shown(name)}{did_you_mean(name, WRAPPERS)}"
+            )
         vectors = len(env.single_action_space.shape or ()) == 1
         if argument is not None and not (name == "coarse_action" and vectors):
             env = WRAPPERS[name](env, argument)

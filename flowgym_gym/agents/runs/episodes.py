@@ -45,7 +45,9 @@ class Episodes:
 
     def means(self) -> dict[str, float | int]:
         """Mean of each quantity, and the number of episodes."""
-        means: dict[str, float | int] = {name: float(getattr(self, a).mean()) for name, a in QUANTITIES.items()}
+        means: dict[str, float | int] = {
+            name: float(getattr(self, a).mean()) for name, a in QUANTITIES.items()
+        }
         return {"episodes": len(self.returns), **means}
 
 
@@ -67,18 +69,22 @@ def selection_seeds(episodes: int) -> list[int]:
     return [2 * SEEDS + i for i in range(episodes)]
 
 
-def play(env: AnyVectorEnv, seeds: list[int], predict: Predict | None = None, pictures: int = 0) -> Episodes:
+def play(
+    env: AnyVectorEnv, seeds: list[int], predict: Predict | None = None, pictures: int = 0
+) -> Episodes:
     """Play one episode for each seed.
 
     Args:
-        env: A denoising vector environment with autoreset mode ``"Disabled"``; episodes are played in batches of
-            its size.
+        env: A denoising vector environment with autoreset mode ``"Disabled"``; episodes are played
+            in batches of its size.
         seeds: One for each episode.
         predict: Gives actions for a batch of observations; None for no correction, the base model.
         pictures: How many of the finished samples to return as pictures.
     """
     n = env.num_envs
-    results: dict[str, list[np.ndarray]] = {name: [] for name in ("terminal_reward", "control_cost", "return", "valid")}
+    results: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("terminal_reward", "control_cost", "return", "valid")
+    }
     frames: list[np.ndarray] = []
     prompts: list[str] = []
     still = np.zeros(env.action_space.shape or (), dtype=np.float32)
@@ -101,7 +107,12 @@ def play(env: AnyVectorEnv, seeds: list[int], predict: Predict | None = None, pi
             frames.extend(frames_of(env)[: min(len(batch), pictures - len(frames))])
     joined = {name: np.concatenate(values) for name, values in results.items()}
     return Episodes(
-        joined["terminal_reward"], joined["control_cost"], joined["return"], joined["valid"], frames, prompts
+        joined["terminal_reward"],
+        joined["control_cost"],
+        joined["return"],
+        joined["valid"],
+        frames,
+        prompts,
     )
 
 
@@ -114,8 +125,8 @@ def watch(env: AnyVectorEnv, seed: int, predict: Predict) -> list[list[np.ndarra
         predict: The agent.
 
     Returns:
-        At the start and after each step the two samples that the model expects, base model first; nothing if samples
-        are no pictures.
+        At the start and after each step the two samples that the model expects, base model first;
+        nothing if samples are no pictures.
     """
     observations, _ = _reset(env, [seed, seed])
     frames, done = [frames_of(env)], False
@@ -136,7 +147,9 @@ def _reset(env: AnyVectorEnv, seeds: list[int]) -> tuple[dict[str, np.ndarray], 
 
 
 def check_seed(seed: int, num_envs: int = 1) -> None:
-    """Raise an OptionError unless the seeds of all sub-environments are whole numbers below ``2**30``."""
+    """Raise an OptionError unless the seeds of all sub-environments are whole numbers below
+    ``2**30``.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= SEEDS - num_envs:
         raise OptionError(f"seed is {seed!r}, expected a whole number from 0 to {SEEDS - num_envs}")
 

@@ -1,15 +1,18 @@
-r"""Evaluation: an agent and the base model on the same held-out seeds, and the agent at intervals of its training.
+r"""Evaluation: an agent and the base model on the same held-out seeds, and the agent at intervals
+of its training.
 
 The interval of a mean is Student's
 
 .. math:: \bar x \pm t \, s / \sqrt{n},
 
-with :math:`s` the sample standard deviation (denominator :math:`n - 1`) and :math:`t` the 0.975 quantile of Student's
-distribution with :math:`n - 1` degrees of freedom, 1.97 for 256 episodes. The difference between agent and base model
-is paired: it is the mean of the differences of episodes with the same seed, that is, the same initial noise.
+with :math:`s` the sample standard deviation (denominator :math:`n - 1`) and :math:`t` the 0.975
+quantile of Student's distribution with :math:`n - 1` degrees of freedom, 1.97 for 256 episodes. The
+difference between agent and base model is paired: it is the mean of the differences of episodes
+with the same seed, that is, the same initial noise.
 
-Seeds lie apart: training takes those below ``2**30``, :func:`evaluate` and the pictures those from ``2**30`` on, and
-the evaluations by which a run chooses its best agent those from ``2**31`` on, so that the choice flatters no result.
+Seeds lie apart: training takes those below ``2**30``, :func:`evaluate` and the pictures those from
+``2**30`` on, and the evaluations by which a run chooses its best agent those from ``2**31`` on, so
+that the choice flatters no result.
 """
 
 from __future__ import annotations
@@ -56,16 +59,20 @@ COMPARED = ("agent", "base", "difference")
 class Evaluations:
     """The evaluations of a run: ``evaluations.csv``, and the best agent.
 
-    They have an environment and seeds of their own and draw no random numbers, so training does not notice them. All
-    are on the same seeds, and a reward that remembers what it has scored scores them with an empty memory, so that they
-    can be compared.
+    They have an environment and seeds of their own and draw no random numbers, so training does not
+    notice them. All are on the same seeds, and a reward that remembers what it has scored scores
+    them with an empty memory, so that they can be compared.
 
     Args:
         out: The run folder.
         config: Its configuration.
     """
 
-    COLUMNS = ("timesteps", "episodes", *(f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high")))
+    COLUMNS = (
+        "timesteps",
+        "episodes",
+        *(f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high")),
+    )
 
     def __init__(self, out: Path, config: Config) -> None:
         self.out = out
@@ -89,7 +96,11 @@ class Evaluations:
         row: Row = {"timesteps": model.num_timesteps, "episodes": len(self._seeds)}
         for name, attribute in QUANTITIES.items():
             values = mean_and_interval(getattr(episodes, attribute))
-            row |= {name: values["mean"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
+            row |= {
+                name: values["mean"],
+                f"{name}_low": values["low"],
+                f"{name}_high": values["high"],
+            }
         self.metrics.append(row)
         if not over_budget(self.budget, row) and episodes.returns.mean() > best_return(self.out):
             save_best(self.out, model, env, progress, row)
@@ -105,7 +116,9 @@ class Evaluations:
 
 
 def over_budget(budget: float | None, row: Row | None) -> bool:
-    """Whether the mean control cost in a row of metrics or evaluations passes the budget, if there is one."""
+    """Whether the mean control cost in a row of metrics or evaluations passes the budget, if there
+    is one.
+    """
     cost = None if row is None else row["control_cost"]
     return budget is not None and cost is not None and cost > budget
 
@@ -122,23 +135,26 @@ def evaluate(
     """Compare an agent, acting deterministically, with the base model on the same held-out seeds.
 
     Args:
-        run_or_policy: A run folder, what ``train`` returned, or anything with stable-baselines3's ``predict``.
+        run_or_policy: A run folder, what ``train`` returned, or anything with stable-baselines3's
+            ``predict``.
         episodes: Number of episodes of each, at least 2.
         seed: Episode ``i`` starts from seed ``2**30 + seed + i``, which no training run uses.
         which: ``"best"`` or ``"newest"`` agent of a run folder; see ``load_agent``.
-        vector_env: Where to play; needed for a policy that comes without a run folder. Its autoreset mode must be
-            ``"Disabled"``, which is ``AutoresetMode.DISABLED``. If its reward remembers what it has scored, a copy is
-            played in, whose reward learns nothing more: agent and base model are scored by one measure.
+        vector_env: Where to play; needed for a policy that comes without a run folder. Its
+            autoreset mode must be ``"Disabled"``, which is ``AutoresetMode.DISABLED``. If its
+            reward remembers what it has scored, a copy is played in, whose reward learns nothing
+            more: agent and base model are scored by one measure.
 
     Returns:
-        For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and ``std`` of
-        ``terminal_reward``, ``control_cost`` and ``return``; with several prompts, the same for the episodes of each
-        under ``prompts``; for a run folder, which ``checkpoint`` the agent is. Also written to the run folder's
-        ``evaluation.json``, if no other ``vector_env`` is given.
+        For ``agent``, ``base`` and their paired ``difference`` the ``mean``, ``low``, ``high`` and
+        ``std`` of ``terminal_reward``, ``control_cost`` and ``return``; with several prompts, the
+        same for the episodes of each under ``prompts``; for a run folder, which ``checkpoint`` the
+        agent is. Also written to the run folder's ``evaluation.json``, if no other ``vector_env``
+        is given.
 
     Raises:
-        OptionError: If a number is out of range, there is nothing to evaluate, or prompts or weights that the run's
-            settings name are no longer those that it was trained on.
+        OptionError: If a number is out of range, there is nothing to evaluate, or prompts or
+            weights that the run's settings name are no longer those that it was trained on.
         CheckpointError: If no checkpoint can be read, or the run folder cannot be written.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 2:
@@ -150,14 +166,24 @@ def evaluate(
     if folder is not None:
         config = read_config(folder)
         agent, checkpoint = open_agent(folder, which, only_policy=vector_env is not None)
-        vector_env = evaluation_env(config, min(episodes, BATCH), checkpoint) if vector_env is None else vector_env
+        vector_env = (
+            evaluation_env(config, min(episodes, BATCH), checkpoint)
+            if vector_env is None
+            else vector_env
+        )
     if not hasattr(agent, "predict"):
-        raise OptionError(f"run_or_policy is a {type(agent).__name__}, expected a run folder or a policy with predict")
+        raise OptionError(
+            f"run_or_policy is a {type(agent).__name__}, expected a run folder or a policy with "
+            "predict"
+        )
     if vector_env is None:
-        raise OptionError("a policy without a run folder needs vector_env, the environment to evaluate it in")
+        raise OptionError(
+            "a policy without a run folder needs vector_env, the environment to evaluate it in"
+        )
     if vector_env.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise OptionError(
-            'vector_env resets by itself; make it with gymnasium.make_vec(..., autoreset_mode="Disabled")'
+            "vector_env resets by itself; make it with "
+            'gymnasium.make_vec(..., autoreset_mode="Disabled")'
         )
 
     vector_env = with_frozen_reward(vector_env)
@@ -175,7 +201,8 @@ def evaluate(
         "agent": {name: mean_and_interval(getattr(played, a)) for name, a in QUANTITIES.items()},
         "base": {name: mean_and_interval(getattr(base, a)) for name, a in QUANTITIES.items()},
         "difference": {
-            name: mean_and_interval(getattr(played, a) - getattr(base, a)) for name, a in QUANTITIES.items()
+            name: mean_and_interval(getattr(played, a) - getattr(base, a))
+            for name, a in QUANTITIES.items()
         },
         "valid": {"agent": float(played.valids.mean()), "base": float(base.valids.mean())},
     }
@@ -197,10 +224,15 @@ def by_prompt(agent: Episodes, base: Episodes) -> Options:
         rows = prompts == prompt
         report[prompt] = {
             "episodes": count,
-            "agent": {name: mean_and_interval(getattr(agent, a)[rows]) for name, a in QUANTITIES.items()},
-            "base": {name: mean_and_interval(getattr(base, a)[rows]) for name, a in QUANTITIES.items()},
+            "agent": {
+                name: mean_and_interval(getattr(agent, a)[rows]) for name, a in QUANTITIES.items()
+            },
+            "base": {
+                name: mean_and_interval(getattr(base, a)[rows]) for name, a in QUANTITIES.items()
+            },
             "difference": {
-                name: mean_and_interval((getattr(agent, a) - getattr(base, a))[rows]) for name, a in QUANTITIES.items()
+                name: mean_and_interval((getattr(agent, a) - getattr(base, a))[rows])
+                for name, a in QUANTITIES.items()
             },
         }
     return report
@@ -219,31 +251,47 @@ def deterministic(agent: Any) -> Predict:
 def evaluation_env(config: Config, num_envs: int, checkpoint: Path | None = None) -> AnyVectorEnv:
     """The environment of a run for whole episodes with given seeds.
 
-    A reward that remembers what it has scored knows what it knew at the checkpoint, and stays at that.
+    A reward that remembers what it has scored knows what it knew at the checkpoint, and stays at
+    that.
     """
-    env = make_vector_env(config.env_id, config.settings, num_envs, AutoresetMode.DISABLED, "rgb_array")
+    env = make_vector_env(
+        config.env_id, config.settings, num_envs, AutoresetMode.DISABLED, "rgb_array"
+    )
     freeze_reward(env, checkpoint)
     return env
 
 
 def table(report: Options) -> str:
     """An evaluation as a small table, means with their intervals."""
-    rows = {name.replace("_", " "): {who: report[who][name] for who in COMPARED} for name in QUANTITIES}
+    rows = {
+        name.replace("_", " "): {who: report[who][name] for who in COMPARED} for name in QUANTITIES
+    }
     prompts = report.get("prompts", {})
-    shown = [(_label(prompt, values["episodes"]), values) for prompt, values in list(prompts.items())[:SHOWN_PROMPTS]]
+    shown = [
+        (_label(prompt, values["episodes"]), values)
+        for prompt, values in list(prompts.items())[:SHOWN_PROMPTS]
+    ]
     width = max(len(label) for label in (*rows, *(label for label, _ in shown))) + 2
-    lines = [" " * width + "".join(f"{title:>24}" for title in ("agent", "base model", "difference"))]
+    lines = [
+        " " * width + "".join(f"{title:>24}" for title in ("agent", "base model", "difference"))
+    ]
     lines += [_line(label, values, width) for label, values in rows.items()]
     if shown:
         lines.append(f"terminal reward by prompt ({len(prompts)}):")
         lines += [
-            _line(label, {who: results[who]["terminal_reward"] for who in COMPARED}, width) for label, results in shown
+            _line(label, {who: results[who]["terminal_reward"] for who in COMPARED}, width)
+            for label, results in shown
         ]
     if len(prompts) > len(shown):
         lines.append(f"... and {len(prompts) - len(shown)} more prompts in {EVALUATION}")
     if report["checkpoint"] is not None:
-        lines.append(f"agent: the {report['checkpoint']} of the run, after {report['timesteps']} timesteps")
-    lines.append(f"means of {report['episodes']} episodes each on the same held-out seeds; 95 % confidence: {FORMULA}")
+        lines.append(
+            f"agent: the {report['checkpoint']} of the run, after {report['timesteps']} timesteps"
+        )
+    lines.append(
+        f"means of {report['episodes']} episodes each on the same held-out seeds; 95 % confidence: "
+        f"{FORMULA}"
+    )
     return "\n".join(lines)
 
 

@@ -50,7 +50,9 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
     folder, config = Path(path), read_config(Path(run))
     agent, checkpoint = open_agent(Path(run), which, only_policy=True)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OptionError(f"{folder} is there and not an empty folder; choose another one for the policy")
+        raise OptionError(
+            f"{folder} is there and not an empty folder; choose another one for the policy"
+        )
     tensors, architecture = _actor(agent.policy)
     settings = config.settings
     observation_space: Any = agent.observation_space
@@ -77,7 +79,10 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            folder / WEIGHTS,
+        )
         # safetensors' files are for their owner alone.
         (folder / WEIGHTS).chmod(0o644)
         write_json(folder / DESCRIPTION, description)
@@ -87,13 +92,19 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str], which: str
 
 
 def _actor(policy: Any) -> tuple[dict[str, Tensor], Options]:
-    """The weights of an agent's actor under the names of :class:`GaussianActor`, and how that is to be built."""
+    """The weights of an agent's actor under the names of :class:`GaussianActor`, and how that is to
+    be built.
+    """
     from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 
     from flowgym_gym.agents.sb3.policies import LOG_STD_RANGE, LatentActorCriticPolicy
 
     if isinstance(policy, LatentActorCriticPolicy):
-        distribution, log_std, state_dependent_std = GAUSSIAN, policy.log_std.data, policy.state_dependent_std
+        distribution, log_std, state_dependent_std = (
+            GAUSSIAN,
+            policy.log_std.data,
+            policy.state_dependent_std,
+        )
         log_std_range = LOG_STD_RANGE if state_dependent_std else None
         modules = {"encoder": policy.pi_features_extractor, "mean": policy.action_net}
         if state_dependent_std:
@@ -102,9 +113,15 @@ def _actor(policy: Any) -> tuple[dict[str, Tensor], Options]:
         actor, state_dependent_std = policy.actor, True
         distribution, log_std = SQUASHED, torch.zeros(policy.action_space.shape).flatten()
         log_std_range = (LOG_STD_MIN, LOG_STD_MAX)
-        modules = {"encoder": actor.features_extractor, "mean": actor.mu, "log_std_net": actor.log_std}
+        modules = {
+            "encoder": actor.features_extractor,
+            "mean": actor.mu,
+            "log_std_net": actor.log_std,
+        }
     tensors = {
-        f"{prefix}.{key}": value for prefix, module in modules.items() for key, value in module.state_dict().items()
+        f"{prefix}.{key}": value
+        for prefix, module in modules.items()
+        for key, value in module.state_dict().items()
     }
     architecture = {
         "width": policy.width,

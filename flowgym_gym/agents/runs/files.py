@@ -22,18 +22,31 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 # Names under which files and folders are written before they get their own.
 WRITING = "writing-"
-LIBRARIES = ("flowgym_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "diffusers", "transformers")
-# What reading a half-written or foreign file can raise: json, zipfile, numpy, torch and whatever they call.
+LIBRARIES = (
+    "flowgym_gym",
+    "gymnasium",
+    "stable_baselines3",
+    "torch",
+    "numpy",
+    "diffusers",
+    "transformers",
+)
+# What reading a half-written or foreign file can raise: json, zipfile, numpy, torch and whatever
+# they call.
 UNREADABLE = Exception
 
 
 def check_new(out: Path) -> None:
-    """Raise an OptionError unless a new run can be written to the folder ``out``; creates nothing."""
+    """Raise an OptionError unless a new run can be written to the folder ``out``; creates
+    nothing.
+    """
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file, expected a folder for the run")
     if out.is_dir() and any(not path.name.startswith(WRITING) for path in out.iterdir()):
         advice = (
-            "resume it (--resume), or choose another folder" if (out / CONFIG).is_file() else "choose another folder"
+            "resume it (--resume), or choose another folder"
+            if (out / CONFIG).is_file()
+            else "choose another folder"
         )
         raise OptionError(f"{out} is not empty; {advice}")
     check_writable(out)
@@ -41,7 +54,9 @@ def check_new(out: Path) -> None:
 
 def check_writable(out: Path) -> None:
     """Raise an OptionError if files cannot be made in ``out``, or ``out`` cannot be made."""
-    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    existing = next(
+        folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists()
+    )
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise OptionError(f"{out} cannot be written: no permission to make files in {existing}")
 
@@ -109,7 +124,9 @@ def locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OptionError(f"another process is training in {out}; wait for it, or choose another folder") from error
+            raise OptionError(
+                f"another process is training in {out}; wait for it, or choose another folder"
+            ) from error
         except OSError:  # A file system without locks.
             pass
         yield

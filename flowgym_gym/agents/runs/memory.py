@@ -1,4 +1,6 @@
-"""How large a replay buffer may be: a transition holds two whole observations, so latents fill the memory soon."""
+"""How large a replay buffer may be: a transition holds two whole observations, so latents fill the
+memory soon.
+"""
 
 from __future__ import annotations
 
@@ -62,19 +64,24 @@ def transition_bytes(env: VecEnv) -> int:
 
 
 def replay_size(env: VecEnv, timesteps: int) -> int:
-    """Transitions of an automatic replay buffer: the whole run, or what fits in a quarter of the available memory."""
+    """Transitions of an automatic replay buffer: the whole run, or what fits in a quarter of the
+    available memory.
+    """
     available = available_memory()
     fitting = timesteps if available is None else available // SHARE // transition_bytes(env)
     return max(env.num_envs, min(timesteps, fitting))
 
 
 def check_replay_size(env: VecEnv, size: int) -> None:
-    """Raise an OptionError if a replay buffer of so many transitions is larger than the available memory."""
+    """Raise an OptionError if a replay buffer of so many transitions is larger than the available
+    memory.
+    """
     available, needed = available_memory(), size * transition_bytes(env)
     if available is not None and needed > available:
         raise OptionError(
-            f"algo.buffer_size is {size}, a replay buffer of {readable(needed)}, but {readable(available)} of memory "
-            f"are available; give at most {available // transition_bytes(env)}, or {AUTO} for a quarter of the memory"
+            f"algo.buffer_size is {size}, a replay buffer of {readable(needed)}, but "
+            f"{readable(available)} of memory are available; give at most "
+            f"{available // transition_bytes(env)}, or {AUTO} for a quarter of the memory"
         )
 
 

@@ -23,18 +23,25 @@ class Metrics:
         needed: Those that every row has a number in.
     """
 
-    def __init__(self, path: Path, columns: Iterable[str], needed: Sequence[str] = ("timesteps",)) -> None:
+    def __init__(
+        self, path: Path, columns: Iterable[str], needed: Sequence[str] = ("timesteps",)
+    ) -> None:
         self.path = path
         self.columns, self._needed = list(columns), needed
 
     def start(self, timesteps: int = 0) -> list[Row]:
-        """Begin the file, or go on after the row of ``timesteps``: later rows belong to work that was lost.
+        """Begin the file, or go on after the row of ``timesteps``: later rows belong to work that
+        was lost.
 
         Returns:
             The rows that are there.
         """
         kept = (
-            [row for row in read_metrics(self.path, self._needed) if (row["timesteps"] or 0) <= timesteps]
+            [
+                row
+                for row in read_metrics(self.path, self._needed)
+                if (row["timesteps"] or 0) <= timesteps
+            ]
             if timesteps
             else []
         )
@@ -82,7 +89,8 @@ def read_metrics(path: Path, columns: Sequence[str] = ("timesteps",)) -> list[Ro
         return found
     except UNREADABLE as error:
         raise CheckpointError(
-            f"{path} is damaged: {type(error).__name__}: {error}; repair it, or move it away to go on without its rows"
+            f"{path} is damaged: {type(error).__name__}: {error}; repair it, or move it away to go "
+            "on without its rows"
         ) from error
 
 

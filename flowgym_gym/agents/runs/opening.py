@@ -35,16 +35,18 @@ def load_agent(run: str | os.PathLike[str], which: str = "best") -> BaseAlgorith
 
     Args:
         run: The run folder, or what ``train`` returned.
-        which: ``"best"``, the agent with the highest return in the run's evaluations, or the newest if it had none; or
-            ``"newest"``, that of the newest checkpoint.
+        which: ``"best"``, the agent with the highest return in the run's evaluations, or the newest
+            if it had none; or ``"newest"``, that of the newest checkpoint.
 
     Returns:
         A stable-baselines3 algorithm; ``agent.predict(observation, deterministic=True)`` acts.
 
     Raises:
-        OptionError: If the folder holds no run or no checkpoint, ``which`` is something else, or prompts or weights
-            that the run's settings name are no longer those that it was trained on.
-        CheckpointError: If no checkpoint can be read; a damaged one gives way to an older one, which is said.
+        OptionError: If the folder holds no run or no checkpoint, ``which`` is something else, or
+            prompts or weights that the run's settings name are no longer those that it was trained
+            on.
+        CheckpointError: If no checkpoint can be read; a damaged one gives way to an older one,
+            which is said.
     """
     return open_agent(Path(run), which)[0]
 
@@ -56,8 +58,8 @@ def open_agent(out: Path, which: str, only_policy: bool = False) -> tuple[BaseAl
     Args:
         out: The run folder.
         which: ``"best"`` or ``"newest"``.
-        only_policy: Whether its environment does not matter: then files that have changed since the training are
-            said, and no error.
+        only_policy: Whether its environment does not matter: then files that have changed since the
+            training are said, and no error.
     """
     config = read_config(out)
     candidates = _candidates(out, which)
@@ -80,12 +82,14 @@ def open_agent(out: Path, which: str, only_policy: bool = False) -> tuple[BaseAl
             say(f"{failure}; taking {checkpoint} instead")
         return model, checkpoint
     raise CheckpointError(
-        f"{failures[0]}; {'no other checkpoint of' if failures[1:] else 'there is no other in'} {out} "
-        f"{'can be read either' if failures[1:] else 'to take instead'}"
+        f"{failures[0]}; {'no other checkpoint of' if failures[1:] else 'there is no other in'} "
+        f"{out} {'can be read either' if failures[1:] else 'to take instead'}"
     )
 
 
-def _check_contents(out: Path, config: Config, only_said: bool, prompts: Sequence[str] | None = None) -> None:
+def _check_contents(
+    out: Path, config: Config, only_said: bool, prompts: Sequence[str] | None = None
+) -> None:
     try:
         check_contents(out, config, prompts)
     except OptionError as error:
@@ -96,7 +100,9 @@ def _check_contents(out: Path, config: Config, only_said: bool, prompts: Sequenc
 
 
 def _candidates(out: Path, which: str) -> list[Path]:
-    """Checkpoints of a run in the order in which they are taken: one that is damaged gives way to the next."""
+    """Checkpoints of a run in the order in which they are taken: one that is damaged gives way to
+    the next.
+    """
     if which not in WHICH:
         raise OptionError(f"which is {which!r}, expected one of {WHICH}")
     newest_checkpoint(out)

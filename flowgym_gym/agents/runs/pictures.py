@@ -34,14 +34,17 @@ def picture_grid(path: Path, parts: Sequence[tuple[str, Episodes]], columns: int
 
     Args:
         path: PNG file to write.
-        parts: From top to bottom: a title, to which the mean reward is added, and episodes with their pictures.
+        parts: From top to bottom: a title, to which the mean reward is added, and episodes with
+            their pictures.
         columns: Pictures in a row.
     """
     columns = min(columns, max(len(episodes.pictures) for _, episodes in parts))
     rows = [math.ceil(len(episodes.pictures) / columns) for _, episodes in parts]
     several = len({prompt for _, episodes in parts for prompt in episodes.prompts}) > 1
     height = 1.5 + (PROMPT_LINES * 0.13 if several else 0.0)
-    figure = Figure(figsize=(1.3 * columns, height * sum(rows) + 0.4 * len(parts)), layout="constrained")
+    figure = Figure(
+        figsize=(1.3 * columns, height * sum(rows) + 0.4 * len(parts)), layout="constrained"
+    )
     subfigures = figure.subfigures(len(parts), 1, height_ratios=rows, squeeze=False)
     for subfigure, (title, episodes), count in zip(subfigures[:, 0], parts, rows, strict=True):
         rewards = episodes.terminal_rewards
@@ -101,14 +104,19 @@ def learning_curve(
     """
     figure = Figure(figsize=(7, 7), layout="constrained")
     figure.suptitle(title)
-    for axis, (column, label) in zip(figure.subplots(len(PANELS), 1, sharex=True), PANELS, strict=True):
+    for axis, (column, label) in zip(
+        figure.subplots(len(PANELS), 1, sharex=True), PANELS, strict=True
+    ):
         points = [(row["timesteps"], row[column]) for row in rows if row.get(column) is not None]
         if points:
             timesteps, values = np.array(points, dtype=float).T
             window = max(1, len(values) // 20)
             axis.plot(timesteps, values, color="tab:red", alpha=0.35, linewidth=1)
             axis.plot(
-                timesteps[window - 1 :], moving_average(values, window), color="tab:red", label="agent, exploring"
+                timesteps[window - 1 :],
+                moving_average(values, window),
+                color="tab:red",
+                label="agent, exploring",
             )
         if evaluations:
             timesteps, means, lows, highs = np.array(
@@ -119,11 +127,19 @@ def learning_curve(
                 dtype=float,
             ).T
             axis.errorbar(
-                timesteps, means, (means - lows, highs - means), color="tab:blue", marker="o", markersize=3, capsize=2,
+                timesteps, means, (means - lows, highs - means), color="tab:blue", marker="o",
+                markersize=3, capsize=2,
                 label=f"agent, evaluated, mean of {evaluations[-1]['episodes']} and 95 % interval",
             )  # fmt: skip
             chosen = timesteps == best
-            axis.plot(timesteps[chosen], means[chosen], "*", color="tab:blue", markersize=12, label="best agent")
+            axis.plot(
+                timesteps[chosen],
+                means[chosen],
+                "*",
+                color="tab:blue",
+                markersize=12,
+                label="best agent",
+            )
         if base is not None:
             label_base = f"base model, mean of {base['episodes']}"
             axis.axhline(base[column], color="black", linestyle="--", linewidth=1, label=label_base)
@@ -131,12 +147,16 @@ def learning_curve(
         axis.grid(alpha=0.3)
         axis.margins(x=0.02)
     axis.set_xlabel("environment steps")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
+    )
     figure.savefig(path, dpi=120)
 
 
 def _lines(prompt: str) -> str:
-    """A prompt as the same number of short lines, whatever its length; what does not fit becomes dots."""
+    """A prompt as the same number of short lines, whatever its length; what does not fit becomes
+    dots.
+    """
     lines = textwrap.wrap(prompt, PROMPT_WIDTH, max_lines=PROMPT_LINES, placeholder="...")
     return "\n" * (PROMPT_LINES - len(lines)) + "".join(f"{plain_text(line)}\n" for line in lines)
 

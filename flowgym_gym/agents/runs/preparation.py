@@ -115,7 +115,9 @@ def settings_of_run(request: TrainRequest) -> tuple[Settings, list[str]]:
 
 
 def differences(changed: SomeOptions, settings: SomeOptions) -> list[str]:
-    """What differs from the settings of a run, timesteps aside; paths count as what they mean from here."""
+    """What differs from the settings of a run, timesteps aside; paths count as what they mean from
+    here.
+    """
     ours, theirs = _flat(changed), _flat(settings)
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     return [f"{name} is {ours.get(name)!r}, but the run has {theirs.get(name)!r}" for name in names]
@@ -125,7 +127,9 @@ def _flat(settings: SomeOptions) -> dict[str, object]:
     """Settings by dotted name, timesteps aside, with absolute paths."""
     resolved = {**settings, "env": contents.resolved(settings["env"])}
     flat = {name: resolved[name] for name in resolved if name not in (*SECTIONS, "timesteps")}
-    return flat | {f"{section}.{n}": v for section in SECTIONS for n, v in resolved[section].items()}
+    return flat | {
+        f"{section}.{n}": v for section in SECTIONS for n, v in resolved[section].items()
+    }
 
 
 def _prepare_new(request: TrainRequest) -> PreparedRun:
@@ -148,7 +152,9 @@ def _prepare_resumed(request: TrainRequest) -> PreparedRun:
     _check_same(request, config)
     notes = contents.note(config)
     if done is None:
-        notes.append(f"the run in {out} ended before its first checkpoint; starting from the beginning")
+        notes.append(
+            f"the run in {out} ended before its first checkpoint; starting from the beginning"
+        )
     before, timesteps = config.settings.timesteps, _asked_timesteps(request, config)
     settings = config.settings
     if timesteps is not None:
@@ -157,13 +163,17 @@ def _prepare_resumed(request: TrainRequest) -> PreparedRun:
     settings, told = _fitted(settings, config.algo)
     notes += told
     if done is not None and settings.timesteps < done:
-        raise OptionError(f"timesteps is {timesteps}, but the run in {out} has already done {done}; give more")
+        raise OptionError(
+            f"timesteps is {timesteps}, but the run in {out} has already done {done}; give more"
+        )
     if settings.timesteps != before:
         notes += _changed_rate(settings, done or 0, before)
     if settings.timesteps > before:
         # Of a longer run the replay buffer may hold more.
         config = replace(config, replay_buffer=None)
-    return PreparedRun(out, replace(config, settings=settings), resume=done is not None, notes=notes)
+    return PreparedRun(
+        out, replace(config, settings=settings), resume=done is not None, notes=notes
+    )
 
 
 def _check_same(request: TrainRequest, config: Config) -> None:
@@ -175,7 +185,10 @@ def _check_same(request: TrainRequest, config: Config) -> None:
         ("num_envs", request.num_envs, config.settings.num_envs),
     ):
         if value is not None and value != own:
-            raise OptionError(f"{name} is {value!r}, but the run in {request.out} has {own!r} and resumes with that")
+            raise OptionError(
+                f"{name} is {value!r}, but the run in {request.out} has {own!r} and resumes with "
+                "that"
+            )
 
 
 def _asked_timesteps(request: TrainRequest, config: Config) -> int | None:
@@ -192,15 +205,20 @@ def _asked_timesteps(request: TrainRequest, config: Config) -> int | None:
     found = differences(changed, config.settings)
     if found:
         raise OptionError(
-            f"{'; '.join(found)}: settings cannot change when the run in {request.out} is resumed, only timesteps can"
+            f"{'; '.join(found)}: settings cannot change when the run in {request.out} is resumed, "
+            "only timesteps can"
         )
     return request.timesteps if request.timesteps is not None else changed.timesteps
 
 
 def _follow(config: Config, request: TrainRequest) -> Config:
-    """The configuration of a run whose files are at another place now, if changes name that and it holds the same."""
+    """The configuration of a run whose files are at another place now, if changes name that and it
+    holds the same.
+    """
     settings = config.settings
-    changed = override(settings, request.overrides or {}, request.env_id, request.algo or config.algo)
+    changed = override(
+        settings, request.overrides or {}, request.env_id, request.algo or config.algo
+    )
     moves = contents.moved(config, contents.resolved(changed.env))
     if not moves:
         return config
@@ -214,7 +232,8 @@ def _follow(config: Config, request: TrainRequest) -> Config:
 
 
 def _done(out: Path) -> int | None:
-    """Timesteps of the newest checkpoint; None if the run ended before its first, which comes before any work.
+    """Timesteps of the newest checkpoint; None if the run ended before its first, which comes
+    before any work.
 
     Raises:
         OptionError: If there has been work, but there is no checkpoint.
@@ -225,26 +244,35 @@ def _done(out: Path) -> int | None:
 
 
 def _fitted(settings: Settings, algo: str) -> tuple[Settings, list[str]]:
-    """Settings that a run can have, made of those that are asked for, and what to tell the user of that."""
+    """Settings that a run can have, made of those that are asked for, and what to tell the user of
+    that.
+    """
     notes = []
     unit, asked = _unit(settings, algo), settings.timesteps
     settings = replace(settings, timesteps=math.ceil(asked / unit) * unit)
     if settings.timesteps != asked:
-        notes.append(f"{asked} timesteps are rounded up to {settings.timesteps}, whole rollouts of {unit}")
+        notes.append(
+            f"{asked} timesteps are rounded up to {settings.timesteps}, whole rollouts of {unit}"
+        )
     batch = settings.algo.get("batch_size", BATCH_SIZE)
     if algo == "ppo" and unit % batch:
-        notes.append(f"algo.batch_size is {batch}, and the last batch of each pass over a rollout of {unit} is smaller")
+        notes.append(
+            f"algo.batch_size is {batch}, and the last batch of each pass over a rollout of {unit} "
+            "is smaller"
+        )
     if algo != "ppo":
         random = settings.algo.get("learning_starts", LEARNING_STARTS)
         if settings.timesteps <= random:
             notes.append(
-                f"timesteps is {asked}, but {algo.upper()} learns nothing in its first {random}, whose actions are "
-                "random (algo.learning_starts): the agent stays the base model; give more, or set that lower"
+                f"timesteps is {asked}, but {algo.upper()} learns nothing in its first {random}, "
+                "whose actions are random (algo.learning_starts): the agent stays the base model; "
+                "give more, or set that lower"
             )
     if settings.kl_budget is not None and settings.evaluate_every is None:
         settings = replace(settings, evaluate_every=settings.checkpoint_every)
         notes.append(
-            f"evaluations every {settings.evaluate_every} timesteps (evaluate_every) are held against the kl_budget"
+            f"evaluations every {settings.evaluate_every} timesteps (evaluate_every) are held "
+            "against the kl_budget"
         )
     return settings, notes
 
@@ -263,11 +291,15 @@ def interval_length(settings: Settings, algo: str, episode_steps: int) -> int:
 
 def _changed_rate(settings: Settings, done: int, before: int) -> list[str]:
     """What to tell the user about the learning rate of a run whose timesteps were ``before``."""
-    first, final, target = settings.algo.get("learning_rate"), settings.final_learning_rate, settings.timesteps
+    first, final, target = (
+        settings.algo.get("learning_rate"),
+        settings.final_learning_rate,
+        settings.timesteps,
+    )
     if final is None or first is None:
         return []
     old, new = (first + (final - first) * done / end for end in (before, target))
     return [
-        f"the learning rate goes to {final:g} at {target} timesteps instead of {before}: it is {new:.3g} now, not "
-        f"{old:.3g}"
+        f"the learning rate goes to {final:g} at {target} timesteps instead of {before}: it is "
+        f"{new:.3g} now, not {old:.3g}"
     ]

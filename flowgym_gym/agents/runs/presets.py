@@ -5,27 +5,30 @@ A preset has these parts; each may be left out:
 ``env``
     Keyword arguments of the environment.
 ``wrappers``
-    ``coarse_action`` (resolution), ``reward_scale`` (weight), ``time_grid`` (steps); null switches one off.
+    ``coarse_action`` (resolution), ``reward_scale`` (weight), ``time_grid`` (steps); null switches
+    one off.
 ``num_envs``, ``timesteps``
     Sub-environments, and environment steps of all of them together.
 ``checkpoint_every``
     Timesteps between two checkpoints.
 ``evaluate_every``, ``evaluation_episodes``
-    Timesteps between two evaluations (null: none), each of so many episodes with deterministic actions on the same
-    held-out seeds; the agent with the highest return is kept.
+    Timesteps between two evaluations (null: none), each of so many episodes with deterministic
+    actions on the same held-out seeds; the agent with the highest return is kept.
 ``kl_budget``
-    Nats of mean control cost in an evaluation beyond which training stops, and no agent counts as the best; null for no
-    limit. With a budget ``evaluate_every: null`` means ``checkpoint_every``.
+    Nats of mean control cost in an evaluation beyond which training stops, and no agent counts as
+    the best; null for no limit. With a budget ``evaluate_every: null`` means ``checkpoint_every``.
 ``final_learning_rate``
     The learning rate goes linearly from ``algo.learning_rate`` to this; null keeps it constant.
 ``algo``
-    Hyper-parameters of stable-baselines3's algorithm. ``buffer_size: auto`` is a replay buffer for the whole run, or as
-    much of it as fits in a quarter of the memory that is available; a number is at most the whole run, too.
+    Hyper-parameters of stable-baselines3's algorithm. ``buffer_size: auto`` is a replay buffer for
+    the whole run, or as much of it as fits in a quarter of the memory that is available; a number
+    is at most the whole run, too.
 ``policy``
     Options of the policy: ``width``, ``blocks``, ``log_std_init``, ``value_scale``, and for PPO
     ``state_dependent_std``.
 
-TQC takes the presets of SAC, from which it differs in its critics alone, where it has none of its own.
+TQC takes the presets of SAC, from which it differs in its critics alone, where it has none of its
+own.
 """
 
 from __future__ import annotations
@@ -66,9 +69,15 @@ class Settings(Named):
     evaluate_every: int | None = field(
         default=None, metadata={Bounds.KEY: Bounds(minimum=1, whole=True, special=(None,))}
     )
-    evaluation_episodes: int = field(default=64, metadata={Bounds.KEY: Bounds(minimum=2, whole=True)})
-    kl_budget: float | None = field(default=None, metadata={Bounds.KEY: Bounds(minimum=0, above=True, special=(None,))})
-    final_learning_rate: float | None = field(default=None, metadata={Bounds.KEY: Bounds(minimum=0, special=(None,))})
+    evaluation_episodes: int = field(
+        default=64, metadata={Bounds.KEY: Bounds(minimum=2, whole=True)}
+    )
+    kl_budget: float | None = field(
+        default=None, metadata={Bounds.KEY: Bounds(minimum=0, above=True, special=(None,))}
+    )
+    final_learning_rate: float | None = field(
+        default=None, metadata={Bounds.KEY: Bounds(minimum=0, special=(None,))}
+    )
 
 
 SECTIONS = ("env", "wrappers", "algo", "policy")
@@ -83,7 +92,9 @@ def full_id(env_id: str) -> str:
         UnknownIdError: If no environment is registered under this id.
     """
     known = [
-        id for id, spec in gymnasium.registry.items() if id.startswith("flowgym/") or spec.entry_point == DENOISING
+        id
+        for id, spec in gymnasium.registry.items()
+        if id.startswith("flowgym/") or spec.entry_point == DENOISING
     ]
     if isinstance(env_id, str):
         for id in (env_id, f"flowgym/{env_id}"):
@@ -91,22 +102,26 @@ def full_id(env_id: str) -> str:
                 return id
     hint = did_you_mean(env_id, known)
     raise UnknownIdError(
-        f"no environment is registered as {shown(env_id)}{hint} (registered: {', '.join(sorted(known))})"
+        f"no environment is registered as {shown(env_id)}{hint} (registered: "
+        f"{', '.join(sorted(known))})"
     )
 
 
 def as_algorithm(algo: object) -> str:
     """The name of the algorithm, or an OptionError if there is none of this name."""
     if not isinstance(algo, str) or algo not in ALGORITHMS:
-        raise OptionError(f"algo is {shown(algo)}, expected one of {ALGORITHMS}{did_you_mean(algo, ALGORITHMS)}")
+        raise OptionError(
+            f"algo is {shown(algo)}, expected one of {ALGORITHMS}{did_you_mean(algo, ALGORITHMS)}"
+        )
     return algo
 
 
 def load_preset(env_id: str, algo: str = "ppo") -> Settings:
     """The preset of an environment and an algorithm.
 
-    It is the first of ``StableDiffusion-Red-v0.ppo.yaml``, ``StableDiffusion.ppo.yaml`` (the whole family) and
-    ``default.ppo.yaml`` that exists in ``agents/presets``. For TQC, SAC's stands in for each that does not.
+    It is the first of ``StableDiffusion-Red-v0.ppo.yaml``, ``StableDiffusion.ppo.yaml`` (the whole
+    family) and ``default.ppo.yaml`` that exists in ``agents/presets``. For TQC, SAC's stands in for
+    each that does not.
 
     Args:
         env_id: With or without ``flowgym/``.
@@ -141,7 +156,8 @@ def complete(preset: SomeOptions, name: str = "preset") -> Settings:
     for key in preset:
         if key not in parts:
             raise UnknownOptionError(
-                f"{name} has a part {shown(key)}{did_you_mean(key, parts)} (parts: {', '.join(parts)})"
+                f"{name} has a part {shown(key)}{did_you_mean(key, parts)} (parts: "
+                f"{', '.join(parts)})"
             )
     own = copy.deepcopy(dict(preset))
     return Settings(**{**own, **{section: dict(own.get(section) or {}) for section in SECTIONS}})

@@ -20,7 +20,8 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class Statistics(BaseCallback):
-    """Sums up control costs and returns of running episodes, and keeps those of the episodes that ended.
+    """Sums up control costs and returns of running episodes, and keeps those of the episodes that
+    ended.
 
     Args:
         num_envs: Number of sub-environments.
@@ -40,7 +41,12 @@ class Statistics(BaseCallback):
         self._returns += self.locals["rewards"]
         for i in np.flatnonzero(dones):
             self._ended.append(
-                (infos[i]["terminal_reward"], self._costs[i], self._returns[i], infos[i].get("valid", True))
+                (
+                    infos[i]["terminal_reward"],
+                    self._costs[i],
+                    self._returns[i],
+                    infos[i].get("valid", True),
+                )
             )
         self._costs[dones] = self._returns[dones] = 0.0
         return True
@@ -57,7 +63,12 @@ class Statistics(BaseCallback):
 
     def state(self) -> Options:
         """What a checkpoint keeps."""
-        return {"episodes": self.episodes, "seconds": self.seconds, "costs": self._costs, "returns": self._returns}
+        return {
+            "episodes": self.episodes,
+            "seconds": self.seconds,
+            "costs": self._costs,
+            "returns": self._returns,
+        }
 
     def restore(self, state: SomeOptions) -> None:
         """Go on from a checkpoint."""
@@ -66,14 +77,17 @@ class Statistics(BaseCallback):
 
 
 class Interruption:
-    """Remembers SIGINT, SIGTERM and SIGHUP instead of dying of them; a second SIGINT interrupts at once.
+    """Remembers SIGINT, SIGTERM and SIGHUP instead of dying of them; a second SIGINT interrupts at
+    once.
 
-    Signals can only be caught in the main thread; in another one this does nothing. A SIGHUP, which a terminal sends
-    when it is closed, stays ignored under ``nohup``.
+    Signals can only be caught in the main thread; in another one this does nothing. A SIGHUP, which
+    a terminal sends when it is closed, stays ignored under ``nohup``.
     """
 
     # Windows has no SIGHUP.
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    )
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -84,7 +98,8 @@ class Interruption:
             self._previous = {
                 number: signal.signal(number, self._remember)
                 for number in self.SIGNALS
-                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
+                if number in (signal.SIGINT, signal.SIGTERM)
+                or signal.getsignal(number) != signal.SIG_IGN
             }
         return self
 
@@ -114,14 +129,21 @@ class Progress:
 
     def update(self, steps: int, row: Row) -> None:
         """Show how far the run is."""
-        shown = {"reward": row["terminal_reward"], "cost": row["control_cost"], "return": row["return"]}
+        shown = {
+            "reward": row["terminal_reward"],
+            "cost": row["control_cost"],
+            "return": row["return"],
+        }
         text = {name: f"{value:.4g}" for name, value in shown.items() if value is not None}
         if self._bar is not None and self._bar.shown:
             self._bar.update(steps, text)
         elif time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
             values = " ".join(f"{name} {value}" for name, value in text.items())
-            line = f"{row['timesteps']}/{self.target} timesteps, {row['steps_per_second']:.0f} a second"
+            line = (
+                f"{row['timesteps']}/{self.target} timesteps, {row['steps_per_second']:.0f} a "
+                "second"
+            )
             say(f"{line}: {values}" if values else line)
 
     def close(self) -> None:

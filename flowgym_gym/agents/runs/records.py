@@ -1,4 +1,6 @@
-"""What a run writes while it trains: metrics, evaluations, TensorBoard's events, and checkpoints."""
+"""What a run writes while it trains: metrics, evaluations, TensorBoard's events, and
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ COLUMNS = (
 # What the algorithms report of their updates, under stable-baselines3's names.
 OFF_POLICY_COLUMNS = ("actor_loss", "critic_loss", "ent_coef", "learning_rate")
 ALGORITHM_COLUMNS = {
-    "ppo": ("approx_kl", "clip_fraction", "explained_variance", "value_loss", "std", "learning_rate"),
+    "ppo": (
+        "approx_kl",
+        "clip_fraction",
+        "explained_variance",
+        "value_loss",
+        "std",
+        "learning_rate",
+    ),
     "sac": OFF_POLICY_COLUMNS,
     "tqc": OFF_POLICY_COLUMNS,
 }
@@ -53,7 +62,9 @@ class Records:
         self.out, self._model, self._env, self._progress = out, model, env, progress
         self._settings = config.settings
         self._metrics = Metrics(out / METRICS, COLUMNS + ALGORITHM_COLUMNS[config.algo])
-        self._evaluations = Evaluations(out, config) if self._settings.evaluate_every is not None else None
+        self._evaluations = (
+            Evaluations(out, config) if self._settings.evaluate_every is not None else None
+        )
         self._board = open_board(out, model.num_timesteps)
         # The row that the budget of control costs is held against.
         self._judged: Row | None = None
@@ -70,12 +81,16 @@ class Records:
         self.save()
 
     def add(self, row: Row, since: int) -> None:
-        """Add the row of an interval that began after ``since`` timesteps; evaluate and save where that is due."""
+        """Add the row of an interval that began after ``since`` timesteps; evaluate and save where
+        that is due.
+        """
         self._metrics.append(row)
         if self._board is not None:
             self._board.add(row)
         done, every = self._model.num_timesteps, self._settings.evaluate_every
-        evaluate = every is not None and (done // every > since // every or done >= self._settings.timesteps)
+        evaluate = every is not None and (
+            done // every > since // every or done >= self._settings.timesteps
+        )
         if evaluate:
             self._evaluate()
         if done // self._settings.checkpoint_every > since // self._settings.checkpoint_every:
@@ -97,8 +112,8 @@ class Records:
         if row is None or not over_budget(budget, row):
             return None
         return (
-            f"the mean control cost in the evaluation, {row['control_cost']:.4g} nats, passes the kl_budget of "
-            f"{budget:.4g}"
+            f"the mean control cost in the evaluation, {row['control_cost']:.4g} nats, passes the "
+            f"kl_budget of {budget:.4g}"
         )
 
     def close(self) -> None:
@@ -120,16 +135,21 @@ class Board:
 
     Args:
         out: The run folder.
-        timesteps: Where the run goes on: events of later ones belong to work that was lost, and are hidden.
+        timesteps: Where the run goes on: events of later ones belong to work that was lost, and are
+            hidden.
     """
 
     def __init__(self, out: Path, timesteps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(out / TENSORBOARD), purge_step=timesteps + 1 if timesteps else 0)
+        self._writer = SummaryWriter(
+            str(out / TENSORBOARD), purge_step=timesteps + 1 if timesteps else 0
+        )
 
     def add(self, row: Row, group: str | None = None) -> None:
-        """Write a row at its ``timesteps``, in one group, or in stable-baselines3's: ``rollout`` and ``train``."""
+        """Write a row at its ``timesteps``, in one group, or in stable-baselines3's: ``rollout``
+        and ``train``.
+        """
         for name, value in row.items():
             if value is not None and name != "timesteps":
                 self._writer.add_scalar(f"{group or _group(name)}/{name}", value, row["timesteps"])
@@ -149,12 +169,18 @@ def open_board(out: Path, timesteps: int) -> Board | None:
     Its events are a copy of ``metrics.csv``, and no reason to do without the run.
     """
     if not tensorboard_installed():
-        say(f"metrics go to {METRICS} alone; with TensorBoard (pip install tensorboard) they go there, too")
+        say(
+            f"metrics go to {METRICS} alone; with TensorBoard (pip install tensorboard) they go "
+            "there, too"
+        )
         return None
     try:
         return Board(out, timesteps)
     except Exception as error:  # of an installation whose parts do not fit, or of a folder's name
-        say(f"metrics go to {METRICS} alone: TensorBoard cannot be used ({type(error).__name__}: {reason(error)})")
+        say(
+            f"metrics go to {METRICS} alone: TensorBoard cannot be used ({type(error).__name__}: "
+            f"{reason(error)})"
+        )
         return None
 
 

@@ -11,7 +11,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from flowgym_gym.agents.runs.checkpoints import best_checkpoint
 from flowgym_gym.agents.runs.config import Config, read_config
 from flowgym_gym.agents.runs.episodes import QUANTITIES, Episodes, held_out_seeds, play, watch
-from flowgym_gym.agents.runs.evaluation import EVALUATIONS, Evaluations, deterministic, evaluation_env
+from flowgym_gym.agents.runs.evaluation import (
+    EVALUATIONS,
+    Evaluations,
+    deterministic,
+    evaluation_env,
+)
 from flowgym_gym.agents.runs.files import CONFIG, UNREADABLE
 from flowgym_gym.agents.runs.metrics import METRICS, Row, read_metrics
 from flowgym_gym.agents.runs.opening import load_agent
@@ -51,7 +56,9 @@ def save_curve(out: Path) -> None:
     if base is None and config.base_model is not None:
         base = _means(config.base_model)
         if base is None:
-            say(f"the base model's means in {out / CONFIG} are damaged; the curve does without them")
+            say(
+                f"the base model's means in {out / CONFIG} are damaged; the curve does without them"
+            )
     evaluation = out / "evaluation.json"
     if evaluation.is_file():
         try:

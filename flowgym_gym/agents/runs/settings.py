@@ -45,13 +45,22 @@ Names = dict[str, set[str] | None]
 REPLACED = {"reward_scale": ("reward_scale",), "time_grid": ("discretization_steps", "spacing")}
 MAX_DEPTH = 50
 # Arguments of `gymnasium.make_vec` that whoever makes the environment gives.
-OF_THE_CALLER = ("id", "num_envs", "autoreset_mode", "render_mode", "vectorization_mode", "vector_kwargs", "wrappers")
+OF_THE_CALLER = (
+    "id",
+    "num_envs",
+    "autoreset_mode",
+    "render_mode",
+    "vectorization_mode",
+    "vector_kwargs",
+    "wrappers",
+)
 # What Python and YAML call JSON's true, false and null.
 WORDS = {"True": True, "False": False, "None": None, "~": None}
 
 
 def options(env_id: str, algo: str, base_model: str | None = None) -> Names:
-    """Names that each section knows; None where any name goes. The empty section holds the top-level names.
+    """Names that each section knows; None where any name goes. The empty section holds the
+    top-level names.
 
     Args:
         env_id: The environment's id.
@@ -63,7 +72,9 @@ def options(env_id: str, algo: str, base_model: str | None = None) -> Names:
 
 
 def process_options(env_id: str, base_model: str | None = None) -> Names:
-    """As :func:`options`, without those of the agent, which stable-baselines3 has to be asked for."""
+    """As :func:`options`, without those of the agent, which stable-baselines3 has to be
+    asked for.
+    """
     return {"": set(TOP_LEVEL), "env": _env_options(env_id, base_model), "wrappers": set(WRAPPERS)}
 
 
@@ -72,8 +83,9 @@ def override(settings: Settings, changes: SomeOptions, env_id: str, algo: str) -
 
     Args:
         settings: From :func:`load_preset`; not changed itself.
-        changes: By dotted name, ``{"env.noise_level": 0.5}``, or by bare name: the environment's argument if it has one
-            of this name, else the setting of the only section that has one. Values are plain, as
+        changes: By dotted name, ``{"env.noise_level": 0.5}``, or by bare name: the environment's
+            argument if it has one of this name, else the setting of the only section that has one.
+            Values are plain, as
             :func:`plain_value` says.
         env_id: The environment's id.
         algo: The algorithm.
@@ -85,17 +97,21 @@ def override(settings: Settings, changes: SomeOptions, env_id: str, algo: str) -
     check_mapping("overrides", changes)
     changed: dict[str, Options] = {name: copy.deepcopy(settings[name]) for name in SECTIONS}
     changed[""] = {}
-    base_model = changes.get("env.base_model", changes.get("base_model", settings.env.get("base_model")))
+    base_model = changes.get(
+        "env.base_model", changes.get("base_model", settings.env.get("base_model"))
+    )
     process = process_options(env_id, base_model)
     given: dict[tuple[str, str], str] = {}
     for key, value in changes.items():
-        where = _of_process(key, process) or _locate(key, _all_options(env_id, algo, base_model, key))
+        where = _of_process(key, process) or _locate(
+            key, _all_options(env_id, algo, base_model, key)
+        )
         section, name = where
         first = given.setdefault(where, key)
         if first != key and plain_value(first, changes[first]) != plain_value(key, value):
             raise OptionError(
-                f"{first} is {shown(changes[first])}, but {key} is {shown(value)}, and both mean the same setting; "
-                "give only one of them"
+                f"{first} is {shown(changes[first])}, but {key} is {shown(value)}, and both mean "
+                "the same setting; give only one of them"
             )
         changed[section][name] = plain_value(key, value)
     for wrapper, arguments in REPLACED.items():
@@ -103,8 +119,9 @@ def override(settings: Settings, changes: SomeOptions, env_id: str, algo: str) -
         for name in arguments if own is not None else ():
             if ("env", name) in given:
                 raise OptionError(
-                    f"env.{name} is {shown(changed['env'][name])}, but wrappers.{wrapper} is {shown(own)} and takes "
-                    f"its place; give only one of them, or wrappers.{wrapper}=null"
+                    f"env.{name} is {shown(changed['env'][name])}, but wrappers.{wrapper} is "
+                    f"{shown(own)} and takes its place; give only one of them, or "
+                    f"wrappers.{wrapper}=null"
                 )
     result = Settings(**{**settings, **changed.pop(""), **changed})
     check(result, algo)
@@ -112,7 +129,8 @@ def override(settings: Settings, changes: SomeOptions, env_id: str, algo: str) -
 
 
 def plain_value(name: str, value: object, depth: int = 0) -> object:
-    """A value as ``config.json`` keeps it: paths as text, numpy's numbers as Python's, tuples as lists.
+    """A value as ``config.json`` keeps it: paths as text, numpy's numbers as Python's, tuples as
+    lists.
 
     Args:
         name: The setting's, for the message.
@@ -130,11 +148,16 @@ def plain_value(name: str, value: object, depth: int = 0) -> object:
         return value
     if depth < MAX_DEPTH and isinstance(value, list | tuple):
         return [plain_value(name, entry, depth + 1) for entry in value]
-    if depth < MAX_DEPTH and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+    if (
+        depth < MAX_DEPTH
+        and isinstance(value, Mapping)
+        and all(isinstance(key, str) for key in value)
+    ):
         return {str(key): plain_value(name, entry, depth + 1) for key, entry in value.items()}
     raise OptionError(
-        f"{name} is or holds {shown(value)}, which is no plain value that a run's config.json keeps; expected text, "
-        "numbers, true, false, null or paths, and lists and dictionaries by name of these"
+        f"{name} is or holds {shown(value)}, which is no plain value that a run's config.json "
+        "keeps; expected text, numbers, true, false, null or paths, and lists and dictionaries by "
+        "name of these"
     )
 
 
@@ -143,8 +166,8 @@ def check_arguments(changes: SomeOptions, **arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None and name in changes and changes[name] != value:
             raise OptionError(
-                f"{name} is {shown(value)}, but the changes (overrides, --set) have {shown(changes[name])}; give only "
-                "one of them"
+                f"{name} is {shown(value)}, but the changes (overrides, --set) have "
+                f"{shown(changes[name])}; give only one of them"
             )
 
 
@@ -159,27 +182,37 @@ def env_options(env_id: str, changes: SomeOptions) -> Options:
     found: Options = {}
     for key, name in names.items():
         if name in found and found[name] != changes[key]:
-            raise OptionError(f"{name} is {shown(found[name])} and {shown(changes[key])}; give only one of them")
+            raise OptionError(
+                f"{name} is {shown(found[name])} and {shown(changes[key])}; give only one of them"
+            )
         found[name] = plain_value(name, changes[key])
     known = _env_options(env_id, found.get("base_model"))
     for name in found:
         if name in OF_THE_CALLER or (known is not None and name not in known):
-            raise UnknownOptionError(f"{env_id} has no option {shown(name)}{did_you_mean(name, known or ())}")
+            raise UnknownOptionError(
+                f"{env_id} has no option {shown(name)}{did_you_mean(name, known or ())}"
+            )
     return found
 
 
 def check_names(settings: Settings, env_id: str, algo: str) -> None:
-    """Raise an UnknownOptionError where a section of complete settings has a name that does not exist."""
+    """Raise an UnknownOptionError where a section of complete settings has a name that does not
+    exist.
+    """
     for section, known in options(env_id, algo, settings.env.get("base_model")).items():
         if not section or known is None:
             continue
         for name in settings[section]:
             if name not in known:
-                raise UnknownOptionError(f"there is no setting {section}.{name}{did_you_mean(name, known)}")
+                raise UnknownOptionError(
+                    f"there is no setting {section}.{name}{did_you_mean(name, known)}"
+                )
 
 
 def check(settings: Settings, algo: str) -> None:
-    """Raise an OptionError where a number has the wrong type or is out of range; the environment checks its own."""
+    """Raise an OptionError where a number has the wrong type or is out of range; the environment
+    checks its own.
+    """
     for entry in fields(Settings):
         if entry.name in TOP_LEVEL:
             Bounds.of(entry).check(entry.name, settings[entry.name])
@@ -196,14 +229,16 @@ def check(settings: Settings, algo: str) -> None:
         quantiles = {**defaults["policy"], **settings.policy}["n_quantiles"]
         if dropped >= quantiles:
             raise OptionError(
-                f"algo.top_quantiles_to_drop_per_net is {dropped}, expected less than policy.n_quantiles, {quantiles}"
+                f"algo.top_quantiles_to_drop_per_net is {dropped}, expected less than "
+                f"policy.n_quantiles, {quantiles}"
             )
 
 
 def parse_assignments(assignments: list[str]) -> Options:
     """``["env.noise_level=0.5"]`` to ``{"env.noise_level": 0.5}``.
 
-    Values are JSON; lists and mappings may leave out quotes, and anything else is the text that it is.
+    Values are JSON; lists and mappings may leave out quotes, and anything else is the text that it
+    is.
 
     Raises:
         OptionError: If one is not of the form ``name=value``, or a name has two values.
@@ -218,12 +253,14 @@ def parse_assignments(assignments: list[str]) -> Options:
         key, equals, text = assignment.partition("=")
         name = key.strip()
         if not equals or not name:
-            raise OptionError(f"--set got {shown(assignment)}, expected name=value, such as env.noise_level=0.5")
+            raise OptionError(
+                f"--set got {shown(assignment)}, expected name=value, such as env.noise_level=0.5"
+            )
         value = _parse(text.strip())
         if name in changes and changes[name] != value:
             raise OptionError(
-                f"--set gives {shown(name)} twice, as {shown(changes[name])} and as {shown(value)}; give only one of "
-                "them"
+                f"--set gives {shown(name)} twice, as {shown(changes[name])} and as "
+                f"{shown(value)}; give only one of them"
             )
         changes[name] = value
     return changes
@@ -232,7 +269,11 @@ def parse_assignments(assignments: list[str]) -> Options:
 def describe(settings: SomeOptions, indent: str = "  ") -> str:
     """Settings as lines of text, one part a line."""
     unused = {"evaluation_episodes"} if settings["evaluate_every"] is None else set()
-    lines = [f"{name}: {settings[name]}" for name in TOP_LEVEL if name not in unused and settings[name] is not None]
+    lines = [
+        f"{name}: {settings[name]}"
+        for name in TOP_LEVEL
+        if name not in unused and settings[name] is not None
+    ]
     for section in SECTIONS:
         values = ", ".join(f"{name}={value}" for name, value in settings[section].items()) or "-"
         lines.append(f"{section}: {values}")
@@ -252,7 +293,9 @@ def _defaults(algo: str) -> tuple[Defaults, Defaults]:
 
 
 def _all_options(env_id: str, algo: str, base_model: str | None, key: str) -> Names:
-    """All options; without stable-baselines3 those of the process, if the key cannot mean another."""
+    """All options; without stable-baselines3 those of the process, if the key cannot mean
+    another.
+    """
     try:
         return options(env_id, algo, base_model)
     except MissingExtraError:
@@ -296,7 +339,9 @@ def _locate(key: str, known: Names) -> tuple[str, str]:
 
 
 def _check_option(label: str, value: object, default: object, bounds: Bounds | None) -> None:
-    """Raise an OptionError unless a value is of the kind of an option's default, and within its bounds."""
+    """Raise an OptionError unless a value is of the kind of an option's default, and within its
+    bounds.
+    """
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise OptionError(f"{label} is {shown(value)}, expected true or false")

@@ -1,4 +1,6 @@
-"""The whole state of a training: counters, random generators, running episodes, what a reward remembers."""
+"""The whole state of a training: counters, random generators, running episodes, what a reward
+remembers.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,16 @@ from flowgym_gym.rewards import Reward
 
 # Numbers and text, and arrays.
 State = tuple[Options, dict[str, np.ndarray]]
-# Words that the state of numpy's Mersenne twister has; a position beyond them would be read from foreign memory.
+# Words that the state of numpy's Mersenne twister has; a position beyond them would be read from
+# foreign memory.
 TWISTER_WORDS = 624
 
 
-def as_progress(model: BaseAlgorithm, numbers: SomeOptions, arrays: Mapping[str, np.ndarray]) -> Options:
-    """Raise a ValueError or KeyError where a state is not one of this agent; returns its ``progress``.
+def as_progress(
+    model: BaseAlgorithm, numbers: SomeOptions, arrays: Mapping[str, np.ndarray]
+) -> Options:
+    """Raise a ValueError or KeyError where a state is not one of this agent; returns its
+    ``progress``.
 
     What the environment and the random generators check themselves is not checked here.
     """
@@ -43,7 +49,9 @@ def as_progress(model: BaseAlgorithm, numbers: SomeOptions, arrays: Mapping[str,
     seconds = progress["seconds"]
     if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
         raise ValueError(f"progress.seconds is {shown(seconds, 40)}, expected a time")
-    if len(prompts) != n or not all(prompt is None or isinstance(prompt, str) for prompt in prompts):
+    if len(prompts) != n or not all(
+        prompt is None or isinstance(prompt, str) for prompt in prompts
+    ):
         raise ValueError(f"prompts is {shown(prompts, 40)}, expected {n} texts")
     if gauss is not None and not isinstance(gauss, float):
         raise ValueError(f"python_random ends in {shown(gauss, 40)}, expected a number or null")
@@ -69,12 +77,15 @@ def _last_observations(model: BaseAlgorithm) -> dict[str, np.ndarray]:
 def _check_array(name: str, array: np.ndarray, like: Any) -> None:
     if array.shape != like.shape or array.dtype != like.dtype or not np.isfinite(array).all():
         raise ValueError(
-            f"{name} is {array.dtype} of shape {array.shape}, expected finite {like.dtype} of shape {like.shape}"
+            f"{name} is {array.dtype} of shape {array.shape}, expected finite {like.dtype} of "
+            f"shape {like.shape}"
         )
 
 
 def with_frozen_reward(env: AnyVectorEnv) -> AnyVectorEnv:
-    """The environment, or, if its reward remembers what it has scored, a copy whose reward stays at what it knows."""
+    """The environment, or, if its reward remembers what it has scored, a copy whose reward stays at
+    what it knows.
+    """
     if not hasattr(env.unwrapped, "rollout") or not reward_of(env).stateful:
         return env
     env = copy.deepcopy(env)
@@ -83,7 +94,9 @@ def with_frozen_reward(env: AnyVectorEnv) -> AnyVectorEnv:
 
 
 def capture_state(model: BaseAlgorithm, env: SB3VecEnv) -> State:
-    """State of agent, environment and random generators; arrays that the agent goes on with are not copied."""
+    """State of agent, environment and random generators; arrays that the agent goes on with are not
+    copied.
+    """
     numbers = {
         "timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
@@ -101,21 +114,33 @@ def capture_state(model: BaseAlgorithm, env: SB3VecEnv) -> State:
         **_last_observations(model),
     }
     if torch.cuda.is_available():
-        arrays |= {f"cuda_random.{i}": s.numpy() for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        arrays |= {
+            f"cuda_random.{i}": s.numpy() for i, s in enumerate(torch.cuda.get_rng_state_all())
+        }
     return numbers, arrays
 
 
-def restore_state(model: BaseAlgorithm, env: SB3VecEnv, numbers: SomeOptions, arrays: Mapping[str, np.ndarray]) -> None:
-    """Undo :func:`capture_state`. The random states come last: what is done before them draws numbers."""
-    state = {key.removeprefix("env."): value for key, value in arrays.items() if key.startswith("env.")}
+def restore_state(
+    model: BaseAlgorithm, env: SB3VecEnv, numbers: SomeOptions, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Undo :func:`capture_state`. The random states come last: what is done before them draws
+    numbers.
+    """
+    state = {
+        key.removeprefix("env."): value for key, value in arrays.items() if key.startswith("env.")
+    }
     env.vector_env.unwrapped.set_state(state)  # type: ignore[attr-defined]
     set_reward_state(env.vector_env, arrays)
-    env.reset_infos = [{} if prompt is None else {"prompt": prompt} for prompt in numbers["prompts"]]
+    env.reset_infos = [
+        {} if prompt is None else {"prompt": prompt} for prompt in numbers["prompts"]
+    ]
 
     restore_counters(model, numbers)
     model._last_episode_starts = arrays["episode_starts"]
     model._last_obs = {
-        key.removeprefix("observation."): value for key, value in arrays.items() if key.startswith("observation.")
+        key.removeprefix("observation."): value
+        for key, value in arrays.items()
+        if key.startswith("observation.")
     }
 
     model.action_space.np_random.bit_generator.state = numbers["action_space_random"]
@@ -125,7 +150,9 @@ def restore_state(model: BaseAlgorithm, env: SB3VecEnv, numbers: SomeOptions, ar
     numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
     np.random.set_state(numpy_state)
     torch.set_rng_state(torch.from_numpy(arrays["torch_random"]))
-    cuda = [torch.from_numpy(arrays[key]) for key in sorted(arrays) if key.startswith("cuda_random.")]
+    cuda = [
+        torch.from_numpy(arrays[key]) for key in sorted(arrays) if key.startswith("cuda_random.")
+    ]
     if cuda and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
 
@@ -143,7 +170,9 @@ def relocated(settings: np.ndarray, moved: Mapping[str, str]) -> np.ndarray:
         return settings
     names = {json.dumps(old): json.dumps(new) for old, new in moved.items()}
     # In one pass: two places may have changed with each other.
-    return np.array(re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], str(settings)))
+    return np.array(
+        re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], str(settings))
+    )
 
 
 def reward_of(env: AnyVectorEnv) -> Reward[Any]:
@@ -153,7 +182,11 @@ def reward_of(env: AnyVectorEnv) -> Reward[Any]:
 
 def set_reward_state(env: AnyVectorEnv, arrays: Mapping[str, np.ndarray]) -> None:
     """Let a reward know what it knew when the arrays of a checkpoint were written."""
-    state = {key.removeprefix("reward."): value for key, value in arrays.items() if key.startswith("reward.")}
+    state = {
+        key.removeprefix("reward."): value
+        for key, value in arrays.items()
+        if key.startswith("reward.")
+    }
     if state:
         reward_of(env).set_state(state)
 
@@ -165,4 +198,6 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
             return {key: file[key] for key in file.files}
     except (ValueError, AttributeError) as error:
         # numpy takes what it does not know for a pickle and would advise to open it.
-        raise ValueError(f"{path.name} is damaged, or holds other things than arrays of numbers and text") from error
+        raise ValueError(
+            f"{path.name} is damaged, or holds other things than arrays of numbers and text"
+        ) from error

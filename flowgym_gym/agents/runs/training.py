@@ -1,9 +1,10 @@
 """Training runs: prepared (checked before any long work), run, interrupted and resumed.
 
-Training goes in intervals: one rollout and one update for PPO, one episode of every sub-environment for SAC and TQC.
-Between two intervals the whole state is known, so this is where the agent is evaluated, where checkpoints are written
-and where a run stops; a resumed run does what the uninterrupted one would have done, bit by bit. The state before the
-running interval is kept in memory, and saved if the interval fails.
+Training goes in intervals: one rollout and one update for PPO, one episode of every sub-environment
+for SAC and TQC. Between two intervals the whole state is known, so this is where the agent is
+evaluated, where checkpoints are written and where a run stops; a resumed run does what the
+uninterrupted one would have done, bit by bit. The state before the running interval is kept in
+memory, and saved if the interval fails.
 """
 
 from __future__ import annotations
@@ -69,36 +70,51 @@ def train(
 
     Args:
         env_id: The environment, with or without ``flowgym/``.
-        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``, which needs sb3-contrib; if None ``"ppo"``, with ``resume`` the run's.
+        algo: ``"ppo"``, ``"sac"`` or ``"tqc"``, which needs sb3-contrib; if None ``"ppo"``, with
+            ``resume`` the run's.
         out: The run folder: new or empty, or with ``resume`` that of the run to go on with.
-        timesteps: Environment steps of all sub-environments together; the preset's if None. PPO takes whole rollouts.
+        timesteps: Environment steps of all sub-environments together; the preset's if None. PPO
+            takes whole rollouts.
         num_envs: Number of sub-environments; the preset's if None.
         seed: Of the agent, and of the sub-environments by :func:`flowgym_gym.seeds`: runs with
             different seeds share no noise; 0 if None.
-        resume: Go on from the newest checkpoint of ``out``, with the settings of that run; only ``timesteps`` can
-            change.
-        overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5, "algo.learning_rate": 1e-4}``.
+        resume: Go on from the newest checkpoint of ``out``, with the settings of that run; only
+            ``timesteps`` can change.
+        overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5,
+            "algo.learning_rate": 1e-4}``.
         progress: Show a progress bar where standard error is a terminal; else an occasional line.
-        callbacks: stable-baselines3's: a ``BaseCallback``, a function of local and global variables, or several. They
-            are called on every step beside this package's own. Where one returns False, training stops at the end of
-            its interval (a rollout of PPO, an episode of SAC and TQC), the first moment whose whole state can be saved:
-            the run can be resumed, and the result's ``stopped`` names the callback. They are not part of the run:
+        callbacks: stable-baselines3's: a ``BaseCallback``, a function of local and global
+            variables, or several. They are called on every step beside this package's own. Where
+            one returns False, training stops at the end of its interval (a rollout of PPO, an
+            episode of SAC and TQC), the first moment whose whole state can be saved: the run can be
+            resumed, and the result's ``stopped`` names the callback. They are not part of the run:
             give them again when it is resumed.
 
     Returns:
-        Where the run is and how far it came. On SIGINT or SIGTERM the run saves a checkpoint and returns.
+        Where the run is and how far it came. On SIGINT or SIGTERM the run saves a checkpoint and
+        returns.
 
     Raises:
-        FlowGymError: If an argument cannot be used, or the disk has no room for the run, before any long work.
-        CheckpointError: If the run folder can no longer be written, say because the disk is full; the newest checkpoint
-            stays, and the run can be resumed from it.
-        DivergedError: If the agent's numbers become NaN or infinite; the newest checkpoint is from before.
-        Exception: Whatever a reward, a model or a lack of memory raises within the training; all that was done before
-            the interval in which it came is saved, and the resumed run is bit-equal to one in which it never came.
+        FlowGymError: If an argument cannot be used, or the disk has no room for the run, before any
+            long work.
+        CheckpointError: If the run folder can no longer be written, say because the disk is full;
+            the newest checkpoint stays, and the run can be resumed from it.
+        DivergedError: If the agent's numbers become NaN or infinite; the newest checkpoint is from
+            before.
+        Exception: Whatever a reward, a model or a lack of memory raises within the training; all
+            that was done before the interval in which it came is saved, and the resumed run is
+            bit-equal to one in which it never came.
     """
     asked = as_callbacks(callbacks)
     request = TrainRequest(
-        env_id, algo, out=out, timesteps=timesteps, num_envs=num_envs, seed=seed, resume=resume, overrides=overrides
+        env_id,
+        algo,
+        out=out,
+        timesteps=timesteps,
+        num_envs=num_envs,
+        seed=seed,
+        resume=resume,
+        overrides=overrides,
     )
     return carry_out(prepare(request), progress, callbacks=asked)
 
@@ -115,7 +131,8 @@ def carry_out(
     Args:
         prepared: What is to be done.
         progress: As for :func:`train`.
-        on_failure: Called when an error has stopped the training, and all of it up to that is saved.
+        on_failure: Called when an error has stopped the training, and all of it up to that is
+            saved.
         callbacks: Called beside this package's own.
     """
     for note in prepared.notes:
@@ -126,13 +143,20 @@ def carry_out(
     prompts = contents.drawn_prompts(env.vector_env)
     check_contents(out, config, prompts)
     if config.contents is None:
-        config = replace(config, contents=contents.contents_of(config.env_id, settings.env, prompts))
+        config = replace(
+            config, contents=contents.contents_of(config.env_id, settings.env, prompts)
+        )
     model = make_algorithm(config.algo, env, settings, config.seed, config.replay_buffer)
     if isinstance(model, OffPolicyAlgorithm):
         config = replace(config, replay_buffer=model.buffer_size)
-        less = f" of the run's {settings.timesteps}" if model.buffer_size < settings.timesteps else ""
-        say(f"replay buffer: {model.buffer_size}{less} transitions, {readable(buffer_bytes(model))}")
-    # Learning for no time resets the environment and makes what the algorithm needs for the first interval.
+        less = (
+            f" of the run's {settings.timesteps}" if model.buffer_size < settings.timesteps else ""
+        )
+        say(
+            f"replay buffer: {model.buffer_size}{less} transitions, {readable(buffer_bytes(model))}"
+        )
+    # Learning for no time resets the environment and makes what the algorithm needs for the first
+    # interval.
     model.learn(total_timesteps=0)
     check_space(out, model, env, best=settings.evaluate_every is not None)
     try:
@@ -179,7 +203,9 @@ class _Training:
         return interval_length(self.config.settings, self.config.algo, steps)
 
 
-def _run(training: _Training, resume: bool, progress: bool, on_failure: Callable[[], None]) -> RunResult:
+def _run(
+    training: _Training, resume: bool, progress: bool, on_failure: Callable[[], None]
+) -> RunResult:
     """Train in a folder that exists and is locked."""
     out, model, target = training.out, training.model, training.config.settings.timesteps
     remove_leftovers(out)
@@ -192,7 +218,10 @@ def _run(training: _Training, resume: bool, progress: bool, on_failure: Callable
             boundary.keep(training.statistics.state())
             try:
                 # The bar is closed before anything is said of an error.
-                with closing(Progress(target, model.num_timesteps, progress)) as shown, training.callbacks:
+                with (
+                    closing(Progress(target, model.num_timesteps, progress)) as shown,
+                    training.callbacks,
+                ):
                     stopped = _learn(training, records, interruption, shown, boundary)
             except DivergedError:
                 # Going on from the last interval would only diverge again.
@@ -206,7 +235,10 @@ def _run(training: _Training, resume: bool, progress: bool, on_failure: Callable
     if result.stopped is not None:
         say(f"stopped at {result.timesteps} of {result.target} timesteps: {result.stopped}")
     elif result.signal is not None and result.timesteps < result.target:
-        say(f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; resume to go on")
+        say(
+            f"interrupted at {result.timesteps} of {result.target} timesteps; saved in {out}; "
+            "resume to go on"
+        )
     try:
         show(result, config)
     except Exception as error:
@@ -233,17 +265,26 @@ def _begin(training: _Training, resume: bool) -> None:
 def _saved_all_the_same(result: RunResult, error: Exception) -> FlowGymError:
     """The error of pictures that cannot be made, with the word that the training is not lost."""
     kind = type(error) if isinstance(error, FlowGymError) else CheckpointError
-    cause = reason(error) if isinstance(error, FlowGymError) else f"{type(error).__name__}: {reason(error)}"
+    cause = (
+        reason(error)
+        if isinstance(error, FlowGymError)
+        else f"{type(error).__name__}: {reason(error)}"
+    )
     return kind(
-        f"the run in {result.out} is saved up to {result.timesteps} timesteps, but its pictures cannot be made: "
-        f"{cause}; remove the cause, then --resume draws them"
+        f"the run in {result.out} is saved up to {result.timesteps} timesteps, but its pictures "
+        f"cannot be made: {cause}; remove the cause, then --resume draws them"
     )
 
 
 def _learn(
-    training: _Training, records: Records, interruption: Interruption, shown: Progress, boundary: Boundary
+    training: _Training,
+    records: Records,
+    interruption: Interruption,
+    shown: Progress,
+    boundary: Boundary,
 ) -> str | None:
-    """Train interval by interval until the target is reached, a signal has come, or something stops the training.
+    """Train interval by interval until the target is reached, a signal has come, or something stops
+    the training.
 
     Returns:
         Why training stopped early by itself, if it did.
@@ -306,7 +347,10 @@ def _save_boundary(boundary: Boundary, out: Path, error: BaseException) -> bool:
     try:
         done = int(boundary.save(out).name)
     except Exception as failure:
-        say(f"{what} in training, and what was done since the last checkpoint cannot be saved: {reason(failure)}")
+        say(
+            f"{what} in training, and what was done since the last checkpoint cannot be saved: "
+            f"{reason(failure)}"
+        )
         return False
     say(f"{what} in training; saved in {out} up to {done} timesteps: {advice}")
     return True
@@ -357,27 +401,36 @@ def _is_finite(model: BaseAlgorithm) -> bool:
 def _diverged(out: Path, done: int, rate: float) -> DivergedError:
     saved = int(checkpoints(out)[0].name)
     return DivergedError(
-        f"the training diverged after {done} timesteps: the agent's numbers are no longer finite; its learning rate "
-        f"was {rate:.3g}, take a lower one in a new run, or less extreme values where other settings are far from the "
-        f"preset's ({out} keeps the agent of {saved} timesteps)"
+        f"the training diverged after {done} timesteps: the agent's numbers are no longer finite; "
+        f"its learning rate was {rate:.3g}, take a lower one in a new run, or less extreme values "
+        f"where other settings are far from the preset's ({out} keeps the agent of {saved} "
+        "timesteps)"
     )
 
 
 def _algorithm_values(model: BaseAlgorithm, algo: str) -> Row:
     values = model.logger.name_to_value
-    return {name: float(values[f"train/{name}"]) for name in ALGORITHM_COLUMNS[algo] if f"train/{name}" in values}
+    return {
+        name: float(values[f"train/{name}"])
+        for name in ALGORITHM_COLUMNS[algo]
+        if f"train/{name}" in values
+    }
 
 
 def _is_disk_error(error: BaseException | None, out: Path) -> bool:
-    """Whether an error is, or comes from, one of writing to a folder; torch hides a full disk behind its own.
+    """Whether an error is, or comes from, one of writing to a folder; torch hides a full disk
+    behind its own.
 
-    Models and rewards can raise errors of the operating system, too: of a server that is gone, or of a file elsewhere.
+    Models and rewards can raise errors of the operating system, too: of a server that is gone, or
+        of a file elsewhere.
     """
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     if error is None or error.errno is None or isinstance(error, ConnectionError | TimeoutError):
         return False
-    return error.filename is None or Path(os.fsdecode(error.filename)).absolute().is_relative_to(out.absolute())
+    return error.filename is None or Path(os.fsdecode(error.filename)).absolute().is_relative_to(
+        out.absolute()
+    )
 
 
 def _advice(out: Path, error: BaseException) -> str:
@@ -385,4 +438,7 @@ def _advice(out: Path, error: BaseException) -> str:
     cause = getattr(error, "strerror", None) or reason(error)
     found = checkpoints(out)
     left = f"is saved up to {int(found[0].name)} timesteps" if found else "has no checkpoint yet"
-    return f"writing to {out} failed: {cause}; the run {left}: remove the cause, then go on with --resume"
+    return (
+        f"writing to {out} failed: {cause}; the run {left}: remove the cause, then go on with "
+        "--resume"
+    )

@@ -9,7 +9,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from flowgym_gym.agents.runs.memory import AUTO, check_replay_size, replay_size
 from flowgym_gym.agents.runs.presets import Settings
-from flowgym_gym.agents.sb3.policies import LatentActorCriticPolicy, LatentSACPolicy, LatentTQCPolicy
+from flowgym_gym.agents.sb3.policies import (
+    LatentActorCriticPolicy,
+    LatentSACPolicy,
+    LatentTQCPolicy,
+)
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.errors import FlowGymError, MissingExtraError, OptionError, reason
 
@@ -36,7 +40,8 @@ def classes(algo: str) -> tuple[type[BaseAlgorithm], type]:
 def make_algorithm(
     algo: str, env: SB3VecEnv, settings: Settings, seed: int | None, buffer_size: int | None = None
 ) -> BaseAlgorithm:
-    """The untrained agent that settings describe; with a seed, every global random generator is seeded too.
+    """The untrained agent that settings describe; with a seed, every global random generator is
+    seeded too.
 
     Args:
         algo: ``"ppo"``, ``"sac"`` or ``"tqc"``.
@@ -46,22 +51,26 @@ def make_algorithm(
         buffer_size: Transitions of the replay buffer; as the settings have it if None.
 
     Raises:
-        OptionError: If stable-baselines3 does not accept the hyper-parameters, or the replay buffer does not fit in the
-            memory.
+        OptionError: If stable-baselines3 does not accept the hyper-parameters, or the replay buffer
+            does not fit in the memory.
     """
     algorithm, policy = classes(algo)
     hyper = dict(settings.algo)
     if algo != "ppo":
         size = hyper.get("buffer_size", AUTO) if buffer_size is None else buffer_size
         timesteps = settings.timesteps
-        size = replay_size(env, timesteps) if size == AUTO else max(env.num_envs, min(size, timesteps))
+        size = (
+            replay_size(env, timesteps) if size == AUTO else max(env.num_envs, min(size, timesteps))
+        )
         check_replay_size(env, size)
         hyper["buffer_size"] = size
     try:
         with warnings.catch_warnings():
             # Of short rollouts; `train` says it in a line.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-            return algorithm(policy, env, policy_kwargs=dict(settings.policy), seed=seed, verbose=0, **hyper)
+            return algorithm(
+                policy, env, policy_kwargs=dict(settings.policy), seed=seed, verbose=0, **hyper
+            )
     except FlowGymError:
         raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:

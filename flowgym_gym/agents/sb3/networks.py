@@ -1,14 +1,16 @@
 r"""The networks of the latent policies, in plain torch: an exported policy needs nothing else.
 
-One network, :class:`LatentEncoder`, reads the observation: a 3x3 convolution of the latent (1x1 where it is a vector:
-there are no neighbours), then residual blocks
+One network, :class:`LatentEncoder`, reads the observation: a 3x3 convolution of the latent (1x1
+where it is a vector: there are no neighbours), then residual blocks
 
-.. math:: h \leftarrow h + W_2 * \mathrm{silu}\bigl((1 + a(e)) \odot (W_1 * \mathrm{silu}(h)) + b(e)\bigr),
+.. math:: h \leftarrow h + W_2 * \mathrm{silu}\bigl((1 + a(e)) \odot (W_1 * \mathrm{silu}(h)) +
+b(e)\bigr),
 
-modulated feature by feature (FiLM, Perez et al., AAAI 2018) by an embedding :math:`e` of the time (sinusoidal) and,
-where there is one, of the prompt. Its map is averaged down to the resolution of the action, and a 1x1 convolution gives
-the action's mean. That last layer starts at zero, so that the deterministic action of an untrained agent is exactly
-zero: the untrained agent is the base model.
+modulated feature by feature (FiLM, Perez et al., AAAI 2018) by an embedding :math:`e` of the time
+(sinusoidal) and, where there is one, of the prompt. Its map is averaged down to the resolution of
+the action, and a 1x1 convolution gives the action's mean. That last layer starts at zero, so that
+the deterministic action of an untrained agent is exactly zero: the untrained agent is the base
+model.
 """
 
 from __future__ import annotations
@@ -28,29 +30,37 @@ TIME_FEATURES = 32
 class LatentEncoder(nn.Module):
     """Feature map of an observation, at the resolution of the action.
 
-    Parameters: ``9 C w + w`` for the stem, ``w^2 + 34 w`` for the time, ``p w + w`` for a prompt of ``p`` numbers, and
-    ``20 w^2 + 4 w`` per block: 3,296 and 20,608 per block for ``C = 4``, ``w = 32`` and no prompt. For a vector, a
-    multi-layer perceptron: ``C w + w`` for the stem and ``4 w^2 + 4 w`` per block, 2,176 and 4,224 for ``C = 1``.
+    Parameters: ``9 C w + w`` for the stem, ``w^2 + 34 w`` for the time, ``p w + w`` for a prompt of
+    ``p`` numbers, and ``20 w^2 + 4 w`` per block: 3,296 and 20,608 per block for ``C = 4``, ``w =
+    32`` and no prompt. For a vector, a multi-layer perceptron: ``C w + w`` for the stem and ``4 w^2
+    + 4 w`` per block, 2,176 and 4,224 for ``C = 1``.
 
     Args:
-        observation_space: ``Dict(latent=Box(C, H, W), time=Box((1,)))``, optionally with ``prompt=Box((p,))``. A latent
-            that is a vector ``(C,)`` is taken as ``(C, 1, 1)``.
+        observation_space: ``Dict(latent=Box(C, H, W), time=Box((1,)))``, optionally with
+            ``prompt=Box((p,))``. A latent that is a vector ``(C,)`` is taken as ``(C, 1, 1)``.
         resolution: Height and width of the map it returns.
         width: Number of features ``w`` of each cell.
         blocks: Number of residual blocks.
     """
 
     def __init__(
-        self, observation_space: AnySpace, resolution: tuple[int, int], width: int = 32, blocks: int = 1
+        self,
+        observation_space: AnySpace,
+        resolution: tuple[int, int],
+        width: int = 32,
+        blocks: int = 1,
     ) -> None:
         super().__init__()
-        # stable-baselines3 sizes its own (linear) layers by features_dim; here they act on each cell of the map.
+        # stable-baselines3 sizes its own (linear) layers by features_dim; here they act on each
+        # cell of the map.
         self.features_dim = width
         assert isinstance(observation_space, gymnasium.spaces.Dict)
         self.shape = image_shape(observation_space["latent"].shape)
         kernel = 1 if self.shape[1:] == (1, 1) else 3
         self.stem = Convolution(self.shape[0], width, kernel, padding=kernel // 2)
-        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(
+            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
+        )
         prompt = observation_space.spaces.get("prompt")
         self.prompt = None if prompt is None else nn.Linear((prompt.shape or ())[0], width)
         self.blocks = nn.ModuleList(FiLMBlock(width, kernel) for _ in range(blocks))
@@ -69,7 +79,9 @@ class LatentEncoder(nn.Module):
 
 
 class FiLMBlock(nn.Module):
-    """A residual block: two convolutions, feature-wise modulation between them; ``20 w^2 + 4 w`` parameters if 3x3."""
+    """A residual block: two convolutions, feature-wise modulation between them; ``20 w^2 + 4 w``
+    parameters if 3x3.
+    """
 
     def __init__(self, width: int, kernel: int = 3) -> None:
         super().__init__()
@@ -86,24 +98,31 @@ class FiLMBlock(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution that takes a 1x1 one of a single cell, a matrix product, as such: that is twice as fast."""
+    """A convolution that takes a 1x1 one of a single cell, a matrix product, as such: that is twice
+    as fast.
+    """
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(n, w_in, H, W)`` to ``(n, w_out, H, W)``."""
         if features.shape[2:] == self.kernel_size == (1, 1):
-            return functional.linear(features.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+            return functional.linear(features.flatten(1), self.weight.flatten(1), self.bias)[
+                :, :, None, None
+            ]
         return super().forward(features)
 
 
 def sinusoidal(time: Tensor, features: int = TIME_FEATURES) -> Tensor:
-    """Sines and cosines of a time in [0, 1], shape ``(n, 1)`` to ``(n, features)``; half a period to 32 periods."""
+    """Sines and cosines of a time in [0, 1], shape ``(n, 1)`` to ``(n, features)``; half a period
+    to 32 periods.
+    """
     frequencies = torch.logspace(0, 6, features // 2, base=2.0, device=time.device) * math.pi
     angles = time * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class ActionHead(nn.Sequential):
-    """A 1x1 convolution to the action, flattened as stable-baselines3 wants it; its weights start at zero.
+    """A 1x1 convolution to the action, flattened as stable-baselines3 wants it; its weights start
+    at zero.
 
     Args:
         width: Number of features of each cell.
@@ -119,7 +138,8 @@ class ActionHead(nn.Sequential):
 
 
 class ValueHead(nn.Module):
-    """One number from a feature map: 1x1 convolution, mean over the cells, linear; ``w_in w + 2 w + 1`` parameters.
+    """One number from a feature map: 1x1 convolution, mean over the cells, linear; ``w_in w + 2 w +
+    1`` parameters.
 
     Args:
         features: Number of features of each cell, ``w_in``.
@@ -136,7 +156,9 @@ class ValueHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(n, w_in, h, w)`` to values ``(n, outputs)``."""
-        value: Tensor = self.scale * self.output(functional.silu(self.hidden(features)).mean(dim=(2, 3)))
+        value: Tensor = self.scale * self.output(
+            functional.silu(self.hidden(features)).mean(dim=(2, 3))
+        )
         return value
 
 

@@ -1,4 +1,6 @@
-"""What options stable-baselines3's algorithms and the latent policies take, and within what bounds."""
+"""What options stable-baselines3's algorithms and the latent policies take, and within what
+bounds.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,12 @@ from flowgym_gym.agents.sb3.algorithms import classes
 
 Defaults = dict[str, object]
 
-# Arguments of the algorithms that training itself decides, or that the latent policies do not support.
+# Arguments of the algorithms that training itself decides, or that the latent policies do not
+# support.
 NOT_SETTABLE = {
-    "self", "policy", "env", "policy_kwargs", "seed", "verbose", "tensorboard_log", "_init_setup_model", "use_sde",
-    "sde_sample_freq", "use_sde_at_warmup", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class",
+    "self", "policy", "env", "policy_kwargs", "seed", "verbose", "tensorboard_log",
+    "_init_setup_model", "use_sde", "sde_sample_freq", "use_sde_at_warmup", "rollout_buffer_class",
+    "rollout_buffer_kwargs", "replay_buffer_class",
     "replay_buffer_kwargs", "optimize_memory_usage", "action_noise", "stats_window_size",
 }  # fmt: skip
 NOT_OF_POLICIES = {"use_sde", "optimizer_class", "optimizer_kwargs"}
@@ -62,7 +66,11 @@ def algorithm_options(algo: str) -> Defaults:
 def policy_options(algo: str) -> Defaults:
     """Names of the options that an algorithm's policy takes, with their defaults."""
     found = _parameters(classes(algo)[1])
-    return {name: p.default for name, p in found.items() if p.kind is p.KEYWORD_ONLY and name not in NOT_OF_POLICIES}
+    return {
+        name: p.default
+        for name, p in found.items()
+        if p.kind is p.KEYWORD_ONLY and name not in NOT_OF_POLICIES
+    }
 
 
 def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:

@@ -1,4 +1,5 @@
-"""Policies for stable-baselines3 that keep a latent's spatial layout from the observation to the action.
+"""Policies for stable-baselines3 that keep a latent's spatial layout from the observation to the
+action.
 
 Their networks are those of :mod:`flowgym_gym.agents.sb3.networks`.
 """
@@ -20,29 +21,34 @@ from flowgym_gym.agents.kinds import AnySpace, Options
 from flowgym_gym.agents.sb3.networks import ActionHead, LatentEncoder, ValueHead, image_shape
 from flowgym_gym.errors import OptionError
 
-# Where a step wants no exploration at all a standard deviation would shrink until PPO's ratios overflow.
+# Where a step wants no exploration at all a standard deviation would shrink until PPO's ratios
+# overflow.
 LOG_STD_RANGE = (-4.0, 2.0)
 
 
 class LatentActorCriticPolicy(ActorCriticPolicy):
     """Convolutional actor and critic for PPO (and A2C).
 
-    Actor and critic have an encoder each: the critic's loss is in squared units of the return and would drown the
-    actor's in a shared one. Parameters at the defaults, with 4 channels of latent and action and no prompt: actor
-    24,036, critic 24,993, and one standard deviation per action dimension.
+    Actor and critic have an encoder each: the critic's loss is in squared units of the return and
+    would drown the actor's in a shared one. Parameters at the defaults, with 4 channels of latent
+    and action and no prompt: actor 24,036, critic 24,993, and one standard deviation per action
+    dimension.
 
     Args:
         observation_space: As :class:`LatentEncoder` wants it.
-        action_space: ``Box(-1, 1, (C, h, w))``, at the latent's resolution or a coarser one, or a vector ``(C,)``.
+        action_space: ``Box(-1, 1, (C, h, w))``, at the latent's resolution or a coarser one, or a
+            vector ``(C,)``.
         lr_schedule: Learning rate schedule.
         width: Number of features.
         blocks: Number of residual blocks of each encoder.
         log_std_init: Logarithm of the initial standard deviation of the actions.
-        value_scale: Typical size of a return; the critic predicts in this unit. The value loss still is in squared
-            units of the return, so choose ``vf_coef`` near ``0.5 / value_scale**2``.
-        state_dependent_std: Let the standard deviation depend on the observation, by a head beside the one of the mean
-            (``w + 1`` parameters for each channel of the action) that starts at zero: where an action costs much in one
-            step and little in another, exploration has a size for each.
+        value_scale: Typical size of a return; the critic predicts in this unit. The value loss
+            still is in squared units of the return, so choose ``vf_coef`` near ``0.5 /
+            value_scale**2``.
+        state_dependent_std: Let the standard deviation depend on the observation, by a head beside
+            the one of the mean (``w + 1`` parameters for each channel of the action) that starts at
+            zero: where an action costs much in one step and little in another, exploration has a
+            size for each.
         use_sde: Must be False; stable-baselines3 passes it.
         optimizer_class: Of the joint optimiser.
         optimizer_kwargs: Its arguments, without the learning rate.
@@ -97,7 +103,9 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         self.value_net = ValueHead(self.width, self.width, self.value_scale)  # type: ignore[assignment]
         if self.state_dependent_std:
             self.log_std_net = ActionHead(self.width, image_shape(self.action_space.shape)[0])
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )  # type: ignore[call-arg]
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if not self.state_dependent_std:
@@ -121,7 +129,9 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
 
 
 class LatentActor(Actor):
-    """SAC's actor with a :class:`LatentEncoder`: mean and logarithm of the standard deviation from 1x1 convolutions."""
+    """SAC's actor with a :class:`LatentEncoder`: mean and logarithm of the standard deviation from
+    1x1 convolutions.
+    """
 
     def __init__(self, *, log_std_init: float = -1.0, **kwargs: Any) -> None:
         super().__init__(log_std_init=log_std_init, **kwargs)
@@ -144,8 +154,11 @@ class LatentCritic(ContinuousCritic):
         outputs: int = 1,
         **kwargs: Any,
     ) -> None:
-        # ContinuousCritic would build linear layers over the flattened action, huge for the latent of a large model.
-        BaseModel.__init__(self, observation_space, action_space, features_extractor=features_extractor)
+        # ContinuousCritic would build linear layers over the flattened action, huge for the latent
+        # of a large model.
+        BaseModel.__init__(
+            self, observation_space, action_space, features_extractor=features_extractor
+        )
         self.share_features_extractor = False
         self.n_critics = n_critics
         features = features_dim + image_shape(action_space.shape)[0]
@@ -156,7 +169,9 @@ class LatentCritic(ContinuousCritic):
             self.add_module(f"qf{i}", q_network)
 
     def forward(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, ...]:
-        """Values of actions ``(n, dims)``, flat as stable-baselines3 has them: ``(n, 1)`` from each critic."""
+        """Values of actions ``(n, dims)``, flat as stable-baselines3 has them: ``(n, 1)`` from each
+        critic.
+        """
         stacked = self._stack(obs, actions)
         return tuple(q_network(stacked) for q_network in self.q_networks)
 
@@ -166,10 +181,13 @@ class LatentCritic(ContinuousCritic):
         return value
 
     def _stack(self, obs: PyTorchObs, actions: Tensor) -> Tensor:
-        # In the actor's loss, where actions have a gradient, that of the critics' encoder is not used.
+        # In the actor's loss, where actions have a gradient, that of the critics' encoder is not
+        # used.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not actions.requires_grad):
             features = self.extract_features(obs, self.features_extractor)
-        return torch.cat([features, actions.reshape(-1, *image_shape(self.action_space.shape))], dim=1)
+        return torch.cat(
+            [features, actions.reshape(-1, *image_shape(self.action_space.shape))], dim=1
+        )
 
 
 class LatentQuantileCritic(LatentCritic):
@@ -188,16 +206,18 @@ class LatentQuantileCritic(LatentCritic):
 class LatentSACPolicy(SACPolicy):
     """Convolutional actor and critics for SAC; the critics share an encoder, the actor has its own.
 
-    Parameters at the defaults, with 4 channels of latent and action and no prompt: actor 24,168, critics 26,338 (and as
-    many in their target).
+    Parameters at the defaults, with 4 channels of latent and action and no prompt: actor 24,168,
+    critics 26,338 (and as many in their target).
 
     Args:
         observation_space: As :class:`LatentEncoder` wants it.
-        action_space: ``Box(-1, 1, (C, h, w))``, at the latent's resolution or a coarser one, or a vector ``(C,)``.
+        action_space: ``Box(-1, 1, (C, h, w))``, at the latent's resolution or a coarser one, or a
+            vector ``(C,)``.
         lr_schedule: Learning rate schedule.
         width: Number of features.
         blocks: Number of residual blocks of each encoder.
-        log_std_init: Logarithm of the initial standard deviation of the actions, before they are squashed by tanh.
+        log_std_init: Logarithm of the initial standard deviation of the actions, before they are
+            squashed by tanh.
         value_scale: Typical size of a return; the critics predict in this unit.
         n_critics: Number of critics.
         use_sde: Must be False; stable-baselines3 passes it.
@@ -249,7 +269,9 @@ class LatentSACPolicy(SACPolicy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> LatentActor:
         """An actor, called by stable-baselines3."""
-        return LatentActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+        return LatentActor(
+            **self._update_features_extractor(self.actor_kwargs, features_extractor)
+        ).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> LatentCritic:
         """The critics, called by stable-baselines3."""
@@ -272,10 +294,11 @@ class LatentSACPolicy(SACPolicy):
 
 
 class LatentTQCPolicy(LatentSACPolicy):
-    """Convolutional actor and critics for sb3-contrib's TQC: :class:`LatentSACPolicy` with quantiles as values.
+    """Convolutional actor and critics for sb3-contrib's TQC: :class:`LatentSACPolicy` with
+    quantiles as values.
 
-    Parameters at the defaults, with 4 channels of latent and action and no prompt: actor 24,168, critics 27,922 (and as
-    many in their target).
+    Parameters at the defaults, with 4 channels of latent and action and no prompt: actor 24,168,
+    critics 27,922 (and as many in their target).
 
     Args:
         observation_space: As for :class:`LatentSACPolicy`, like all that is not named here.
@@ -320,27 +343,50 @@ class LatentTQCPolicy(LatentSACPolicy):
             **kwargs,
         )
 
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> LatentQuantileCritic:
+    def make_critic(
+        self, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> LatentQuantileCritic:
         """The critics, called by stable-baselines3."""
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        critic = LatentQuantileCritic(n_quantiles=self.n_quantiles, value_scale=self.value_scale, **kwargs)
+        critic = LatentQuantileCritic(
+            n_quantiles=self.n_quantiles, value_scale=self.value_scale, **kwargs
+        )
         return critic.to(self.device)
 
     def _get_constructor_parameters(self) -> Options:
         return {**super()._get_constructor_parameters(), "n_quantiles": self.n_quantiles}
 
 
-def as_resolution(observation_space: AnySpace, action_space: AnySpace, use_sde: bool) -> tuple[int, int]:
-    """Height and width of the action, or an OptionError if these policies cannot act in such spaces."""
+def as_resolution(
+    observation_space: AnySpace, action_space: AnySpace, use_sde: bool
+) -> tuple[int, int]:
+    """Height and width of the action, or an OptionError if these policies cannot act in such
+    spaces.
+    """
     if use_sde:
-        raise OptionError("use_sde is True, but the latent policies explore with independent noise; leave it False")
-    spaces = observation_space.spaces if isinstance(observation_space, gymnasium.spaces.Dict) else {}
-    latent, time = spaces.get("latent"), spaces.get("time")
-    if latent is None or time is None or len(latent.shape or ()) not in (1, 2, 3) or time.shape != (1,):
         raise OptionError(
-            f"observation space is {observation_space}, expected Dict(latent=Box(C, H, W), time=Box((1,)))"
+            "use_sde is True, but the latent policies explore with independent noise; leave it "
+            "False"
         )
-    if not isinstance(action_space, gymnasium.spaces.Box) or len(action_space.shape) not in (1, 2, 3):
+    spaces = (
+        observation_space.spaces if isinstance(observation_space, gymnasium.spaces.Dict) else {}
+    )
+    latent, time = spaces.get("latent"), spaces.get("time")
+    if (
+        latent is None
+        or time is None
+        or len(latent.shape or ()) not in (1, 2, 3)
+        or time.shape != (1,)
+    ):
+        raise OptionError(
+            f"observation space is {observation_space}, expected Dict(latent=Box(C, H, W), "
+            "time=Box((1,)))"
+        )
+    if not isinstance(action_space, gymnasium.spaces.Box) or len(action_space.shape) not in (
+        1,
+        2,
+        3,
+    ):
         raise OptionError(f"action space is {action_space}, expected a Box of shape (C, h, w)")
     _, height, width = image_shape(action_space.shape)
     return height, width

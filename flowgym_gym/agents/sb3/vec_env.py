@@ -23,14 +23,16 @@ SINGLE = {"observation_space": "single_observation_space", "action_space": "sing
 
 
 class SB3VecEnv(VecEnv):
-    """The batched environment for stable-baselines3, which does not take Gymnasium's vector environments.
+    """The batched environment for stable-baselines3, which does not take Gymnasium's vector
+    environments.
 
-    It equals SB3's ``DummyVecEnv`` over the single environments, with one network call per step instead of
-    ``num_envs``, and with seeds that other runs do not share. Arrays of the vector environment are
-    passed on, not copied.
+    It equals SB3's ``DummyVecEnv`` over the single environments, with one network call per step
+    instead of ``num_envs``, and with seeds that other runs do not share. Arrays of the vector
+    environment are passed on, not copied.
 
     Args:
-        vector_env: A Gymnasium vector environment, wrapped or not, that resets ended episodes in the same step.
+        vector_env: A Gymnasium vector environment, wrapped or not, that resets ended episodes in
+            the same step.
 
     Raises:
         OptionError: If it is not a vector environment, or has another autoreset mode.
@@ -38,7 +40,10 @@ class SB3VecEnv(VecEnv):
     >>> import gymnasium, flowgym_gym
     >>> from flowgym_gym.agents import SB3VecEnv
     >>> envs = gymnasium.make_vec(
-    ...     "flowgym/StableDiffusion-Red-v0", num_envs=3, autoreset_mode="SameStep", discretization_steps=4
+    ...     "flowgym/StableDiffusion-Red-v0",
+    ...     num_envs=3,
+    ...     autoreset_mode="SameStep",
+    ...     discretization_steps=4,
     ... )
     >>> SB3VecEnv(envs).reset()["latent"].shape
     (3, 4, 8, 8)
@@ -47,26 +52,31 @@ class SB3VecEnv(VecEnv):
     def __init__(self, vector_env: AnyVectorEnv) -> None:
         if not isinstance(vector_env, VectorEnv):
             raise OptionError(
-                f"vector_env is a {type(vector_env).__name__}, expected a gymnasium VectorEnv; make one with "
+                f"vector_env is a {type(vector_env).__name__}, expected a gymnasium VectorEnv; "
+                "make one with "
                 'gymnasium.make_vec(id, num_envs=..., autoreset_mode="SameStep")'
             )
         mode = vector_env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise OptionError(
-                f"vector_env has autoreset mode {getattr(mode, 'value', mode)!r}, but stable-baselines3 needs "
-                "'SameStep'; "
+                f"vector_env has autoreset mode {getattr(mode, 'value', mode)!r}, but "
+                "stable-baselines3 needs 'SameStep'; "
                 'make it with gymnasium.make_vec(id, num_envs=..., autoreset_mode="SameStep")'
             )
         self.vector_env = vector_env
         self._actions: np.ndarray | None = None
-        super().__init__(vector_env.num_envs, vector_env.single_observation_space, vector_env.single_action_space)
+        super().__init__(
+            vector_env.num_envs, vector_env.single_observation_space, vector_env.single_action_space
+        )
         self.metadata = vector_env.metadata
 
     def reset(self) -> VecEnvObs:
         """Reset all sub-environments with the seeds and options that were set for this reset."""
         options = self._options[0]
         if any(other != options for other in self._options):
-            raise OptionError("sub-environments have different reset options, expected the same for all")
+            raise OptionError(
+                "sub-environments have different reset options, expected the same for all"
+            )
         observations, infos = self.vector_env.reset(seed=self._seeds, options=options or None)  # type: ignore[arg-type]
         self.reset_infos = [_info(infos, i) for i in range(self.num_envs)]
         self._reset_seeds()
@@ -96,10 +106,13 @@ class SB3VecEnv(VecEnv):
         """Step all sub-environments.
 
         Returns:
-            Observations, rewards ``(n,)`` float32, dones ``(n,)`` bool, and one info dict per sub-environment; where an
-            episode ended, its last observation is there as ``terminal_observation``.
+            Observations, rewards ``(n,)`` float32, dones ``(n,)`` bool, and one info dict per
+            sub-environment; where an episode ended, its last observation is there as
+            ``terminal_observation``.
         """
-        observations, rewards, terminations, truncations, infos = self.vector_env.step(self._actions)
+        observations, rewards, terminations, truncations, infos = self.vector_env.step(
+            self._actions
+        )
         dones = terminations | truncations
         final_infos = infos.pop("final_info", {})
         final_observations = infos.pop("final_obs", None)
@@ -119,14 +132,20 @@ class SB3VecEnv(VecEnv):
         self.vector_env.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """One picture per sub-environment, uint8, shape ``(H, W, 3)``; None each without a render mode."""
+        """One picture per sub-environment, uint8, shape ``(H, W, 3)``; None each without a render
+        mode.
+        """
         if self.render_mode != "rgb_array":
-            warnings.warn(f"render_mode is {self.render_mode!r}; make the environment with 'rgb_array'", stacklevel=2)
+            warnings.warn(
+                f"render_mode is {self.render_mode!r}; make the environment with 'rgb_array'",
+                stacklevel=2,
+            )
             return [None] * self.num_envs
         return self.vector_env.render()  # type: ignore[return-value]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the outermost wrapper that has it, once per sub-environment, which share it.
+        """An attribute of the outermost wrapper that has it, once per sub-environment, which share
+        it.
 
         Raises:
             AttributeError: If neither a wrapper nor the environment has it.
@@ -141,10 +160,18 @@ class SB3VecEnv(VecEnv):
             OptionError: If ``indices`` leaves some out: they share their attributes.
         """
         self._check_all(f"attribute {attr_name!r}", indices)
-        setattr(self._owner(attr_name) if self.has_attr(attr_name) else self.vector_env, attr_name, value)
+        setattr(
+            self._owner(attr_name) if self.has_attr(attr_name) else self.vector_env,
+            attr_name,
+            value,
+        )
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
     ) -> list[Any]:
         """Call a method of the vector environment once; its result, once per sub-environment.
 
@@ -157,7 +184,9 @@ class SB3VecEnv(VecEnv):
         return [result] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        """Whether the environment is wrapped with this class, or with the vector version of this package's class."""
+        """Whether the environment is wrapped with this class, or with the vector version of this
+        package's class.
+        """
         classes = [wrapper_class]
         if getattr(wrappers, wrapper_class.__name__, None) is wrapper_class:
             classes.append(getattr(vector_wrappers, wrapper_class.__name__))
@@ -178,7 +207,9 @@ class SB3VecEnv(VecEnv):
 
     def _check_all(self, what: str, indices: VecEnvIndices) -> None:
         if indices is not None and sorted(self._get_indices(indices)) != list(range(self.num_envs)):
-            raise OptionError(f"{what} is shared by all sub-environments and cannot be used for {indices} alone")
+            raise OptionError(
+                f"{what} is shared by all sub-environments and cannot be used for {indices} alone"
+            )
 
 
 def _info(infos: Options, i: int) -> Options:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorActionWrapper, VectorWrapper
 
-# Gymnasium's vector wrappers take type arguments from 1.4 on; where types are checked they have them.
+# Gymnasium's vector wrappers take type arguments from 1.4 on; where types are checked they have
+# them.
 if TYPE_CHECKING:
     Wrapper = VectorWrapper[Any, Any, Any, Any, Any]
     ActionWrapper = VectorActionWrapper[Any, np.ndarray, np.ndarray, np.ndarray]
@@ -16,7 +17,9 @@ else:
 
 
 class KnowsAutoresetMode:
-    """Shows the autoreset mode as an attribute, which Gymnasium's vector wrappers keep in their metadata only."""
+    """Shows the autoreset mode as an attribute, which Gymnasium's vector wrappers keep in their
+    metadata only.
+    """
 
     metadata: Any
 

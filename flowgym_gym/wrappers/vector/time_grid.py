@@ -20,6 +20,8 @@ class TimeGrid(KnowsAutoresetMode, Wrapper):
         spacing: ``"leading"``, ``"trailing"`` or ``"linspace"``; None for the checkpoint's own.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], steps: Steps, spacing: str | None = None) -> None:
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], steps: Steps, spacing: str | None = None
+    ) -> None:
         super().__init__(env)
         rollout_of(env).set_time_grid(steps, spacing)

@@ -25,7 +25,9 @@ class ToTorch(KnowsAutoresetMode, Wrapper):
         self._rollout = rollout_of(env)
         check_own_observations(env)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], Any]:
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Tensor], Any]:
         """Start episodes; tensors of shape ``(n, *)``."""
         observations, infos = self.env.reset(seed=seed, options=options)
         return tensors(self._rollout, observations), infos

@@ -1,4 +1,5 @@
-"""A small classifier of the embedded checkpoint's concepts, to ask whether a picture still shows its subject.
+"""A small classifier of the embedded checkpoint's concepts, to ask whether a picture still shows
+its subject.
 
 It is trained on renderings of the emoji only, never on samples of a diffusion model.
 
