@@ -17,11 +17,11 @@ MAX_SEED = 2**63 - 1
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
+def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
     """Raise an OptionError unless ``value`` is a finite number of at least ``minimum``."""
     try:
         good = not isinstance(value, bool) and isinstance(value, int | float | np.number)
-        good = good and math.isfinite(value) and value >= minimum  # type: ignore[arg-type, operator]
+        good = good and math.isfinite(value) and value >= minimum
     except (OverflowError, TypeError):  # an integer beyond floating point, or a complex number
         good = False
     if not good:
@@ -29,22 +29,22 @@ def check_number(name: str, value: object, minimum: float = -math.inf) -> None:
         raise OptionError(f"{name} is {shown(value)}, expected a finite number{at_least}")
 
 
-def check_weight(name: str, value: object, minimum: float = -math.inf, times: float = 1.0) -> None:
+def check_weight(name: str, value: Any, minimum: float = -math.inf, times: float = 1.0) -> None:
     """As :func:`check_number`, for what is multiplied with numbers up to ``times``: float32 must
     hold the product.
     """
     check_number(name, value, minimum)
-    if abs(float(value)) * times > LARGEST:  # type: ignore[arg-type]
+    if abs(float(value)) * times > LARGEST:
         raise OptionError(
             f"{name} is {shown(value)}, which gives rewards beyond float32; expected at most "
             f"{LARGEST / times:.3g}"
         )
 
 
-def check_whole(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> None:
+def check_whole(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> None:
     """Raise an OptionError unless ``value`` is a whole number from ``minimum`` to ``maximum``."""
     good = not isinstance(value, bool) and isinstance(value, int | np.integer) and value >= minimum
-    if not good or (maximum is not None and value > maximum):  # type: ignore[operator]
+    if not good or (maximum is not None and value > maximum):
         limits = f", at least {minimum}" if maximum is None else f" from {minimum} to {maximum}"
         raise OptionError(f"{name} is {shown(value)}, expected a whole number{limits}")
 

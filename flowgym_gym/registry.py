@@ -289,7 +289,8 @@ def _import_class(entry_point: str, what: str) -> type:
         found = getattr(found, part)
     if not isinstance(found, type):
         _check_entry_point(None if isinstance(found, str) else found, f"{where}, which")
-    return found  # type: ignore[no-any-return]
+    cls: type = found
+    return cls
 
 
 base_model_registry = Registry("base_model")

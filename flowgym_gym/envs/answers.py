@@ -40,11 +40,11 @@ def is_real(tensor: Tensor) -> bool:
     return not tensor.is_complex() and tensor.dtype is not torch.bool
 
 
-def check_states(name: str, value: object, shape: tuple[int, ...]) -> None:
+def check_states(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Raise a ModelError unless ``value`` is a FlowTensor of real states of this shape."""
     good = isinstance(value, FlowTensor) and isinstance(value.data, Tensor)
-    good = good and tuple(value.data.shape) == shape and is_real(value.data)  # type: ignore[attr-defined]
-    odd = oddity(value.data) if good else None  # type: ignore[attr-defined]
+    good = good and tuple(value.data.shape) == shape and is_real(value.data)
+    odd = oddity(value.data) if good else None
     if not good or odd:
         raise ModelError(
             f"{name} returned {odd or described(value)}, expected a FlowTensor of shape {shape} of "

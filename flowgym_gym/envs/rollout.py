@@ -230,10 +230,10 @@ class Rollout:
         self.started = np.zeros_like(self.started)
         self._output = None
 
-    def check_options(self, options: object) -> None:
+    def check_options(self, options: Any) -> None:
         """Raise an OptionError unless these are options of :meth:`reset`."""
         check_mapping("options", options)
-        given: Mapping[str, Any] = options or {}  # type: ignore[assignment]
+        given: Mapping[str, Any] = options or {}
         unknown = sorted(set(given) - {"prompt"})
         if unknown:
             raise OptionError(
