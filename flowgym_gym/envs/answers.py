@@ -52,7 +52,7 @@ def check_states(name: str, value: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_output(model: object, prediction: object, x: Tensor) -> Tensor:
+def as_output(model: object, prediction: object, x: Tensor) -> Tensor:
     """What ``forward`` returned for states ``x``, or a ModelError unless it is a FlowTensor like
     them.
     """
@@ -125,7 +125,7 @@ def check_finished(model: object, sample: object, n: int) -> None:
         )
 
 
-def check_prompts(model: Any) -> list[str] | None:
+def as_prompts(model: Any) -> list[str] | None:
     """The prompts that episodes draw from, or a ModelError unless they are None or a list
     of text.
     """
@@ -144,9 +144,7 @@ def check_prompts(model: Any) -> list[str] | None:
     return list(prompts)
 
 
-def check_embeddings(
-    model: object, vectors: Any, n: int, features: int | None = None
-) -> np.ndarray:
+def as_embeddings(model: object, vectors: Any, n: int, features: int | None = None) -> np.ndarray:
     """What ``embed_prompts`` returned as a float32 array, shape ``(n, features)``; any number of
     features if None.
     """
@@ -167,7 +165,7 @@ def check_embeddings(
     return array
 
 
-def check_pictures(model: object, pictures: Any, n: int) -> Tensor:
+def as_pictures(model: object, pictures: Any, n: int) -> Tensor:
     """What ``picture`` returned, or a ModelError unless it is ``n`` pictures ``(3, H, W)`` in [0,
     1].
     """

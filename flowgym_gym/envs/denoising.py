@@ -86,7 +86,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
-        self.render_mode = check_render_mode(render_mode)
+        self.render_mode = as_render_mode(render_mode)
         self.rollout = Rollout.make(1, **options)
         self.observation_space: gymnasium.Space[Any] = self.rollout.observation_space
         self.action_space = self.rollout.action_space
@@ -163,7 +163,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         self._check_started()
         if self.rollout.finished[0]:
             raise ResetNeededError("the episode is over; call reset before the next step")
-        actions = self.rollout.check_actions(action, batched=False)
+        actions = self.rollout.as_actions(action, batched=False)
         with self.rollout.all_or_nothing():
             outcome = self.rollout.step(actions, [0])
         return (
@@ -204,7 +204,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
             raise ResetNeededError("no episode has been started; call reset first")
 
 
-def check_render_mode(render_mode: str | None) -> str | None:
+def as_render_mode(render_mode: str | None) -> str | None:
     """The render mode, or an OptionError if it is neither None nor ``"rgb_array"``."""
     check_choice("render_mode", render_mode, (None, "rgb_array"))
     return render_mode

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowgym_gym.checks import check_choice, check_number, check_weight, check_whole
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.dynamics import OUTPUTS, Transitions, check_costs, default_action_scale
-from flowgym_gym.envs.answers import check_finished, check_output, check_started, described
+from flowgym_gym.envs.answers import as_output, check_finished, check_started, described
 from flowgym_gym.envs.identity import describe, describe_arguments
 from flowgym_gym.envs.randomness import EpisodeSeed, randomness, undone_on_failure
 from flowgym_gym.envs.randomness import seeded as seeded
@@ -310,9 +310,7 @@ class Environment(Generic[D]):
             ModelError: If the output is no FlowTensor of real numbers, or has another shape than
                 ``x``.
         """
-        return check_output(
-            self.base_model, self.base_model(x, self.times[index], **kwargs), x.data
-        )
+        return as_output(self.base_model, self.base_model(x, self.times[index], **kwargs), x.data)
 
     def advance(
         self, x: Tensor, output: Tensor, action: Tensor, noise: Tensor, index: Tensor

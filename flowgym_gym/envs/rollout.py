@@ -21,12 +21,20 @@ import numpy as np
 import torch
 
 from flowgym_gym.checks import LARGEST, check_mapping, check_whole
-from flowgym_gym.envs.answers import check_embeddings, check_pictures, check_prompts
+from flowgym_gym.envs.answers import as_embeddings, as_pictures, as_prompts
 from flowgym_gym.envs.environment import Environment, merge_kwargs
 from flowgym_gym.envs.identity import check_settings
 from flowgym_gym.envs.making import make
 from flowgym_gym.envs.randomness import EpisodeSeed, Streams
-from flowgym_gym.envs.state import State, check_arguments, check_array, form, pack, row, unpack
+from flowgym_gym.envs.state import (
+    State,
+    as_array_of_state,
+    check_arguments,
+    form,
+    pack,
+    row,
+    unpack,
+)
 from flowgym_gym.errors import (
     ActionError,
     ModelError,
@@ -144,7 +152,7 @@ class Rollout:
         self._output: torch.Tensor | None = None
         # What a stateful reward remembered before the call that is being made.
         self._remembered: dict[str, np.ndarray] | None = None
-        prompts = check_prompts(environment.base_model)
+        prompts = as_prompts(environment.base_model)
         self._embeddings: np.ndarray | None = None
         if prompts is not None and len(prompts) > 1:
             features = self._embed(prompts[:1]).shape[1]
@@ -322,7 +330,7 @@ class Rollout:
         """Take a step in some sub-environments, with one call of the network for all of them.
 
         Args:
-            actions: From :meth:`check_actions`, shape ``(n, *)``; only the rows in ``indices`` are
+            actions: From :meth:`as_actions`, shape ``(n, *)``; only the rows in ``indices`` are
                 read.
             indices: Which sub-environments take the step.
 
@@ -402,7 +410,7 @@ class Rollout:
             states[running] = self.environment.expected_endpoint(states[running], output, index)
         model = self.environment.base_model
         pictures = model.picture(self.environment.finish(FlowTensor(states)))
-        pictures = (check_pictures(model, pictures, self.num_envs) * 255).round().to(torch.uint8)
+        pictures = (as_pictures(model, pictures, self.num_envs) * 255).round().to(torch.uint8)
         return list(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).cpu().numpy()))
 
     def get_state(self) -> State:
@@ -469,7 +477,7 @@ class Rollout:
         """Arrays, generators and arguments of a state that fits, all checked."""
         current = self.get_state()
         own = [name for name, array in current.items() if array.ndim and "/" not in name]
-        arrays = {name: check_array(state, name, current[name]) for name in own}
+        arrays = {name: as_array_of_state(state, name, current[name]) for name in own}
         # Machines round the times of one grid differently by some units in the last place.
         if not np.allclose(arrays["times"], current["times"], rtol=0, atol=ROUNDING):
             raise StateError(
@@ -527,7 +535,7 @@ class Rollout:
         for kwargs in episodes[1:]:
             check_arguments(kwargs, episodes[0])
 
-    def check_actions(
+    def as_actions(
         self, actions: Any, batched: bool = True, unused: np.ndarray | None = None
     ) -> np.ndarray | torch.Tensor:
         """Actions, clipped to [-1, 1], as a float32 array of shape ``(n, *)``; tensors stay
@@ -555,7 +563,7 @@ class Rollout:
                 or numbers.shape != shape
                 or not bool(torch.isfinite(numbers).all())
             ):
-                return self.check_actions(numbers.cpu().numpy(), batched, unused)
+                return self.as_actions(numbers.cpu().numpy(), batched, unused)
             tensor = numbers.clamp(-1, 1).to(torch.float32)
             return tensor if batched else tensor[None]
         array = as_array(actions, shape)
@@ -611,7 +619,7 @@ class Rollout:
     def _embed(self, prompts: list[str]) -> np.ndarray:
         model = self.environment.base_model
         features = None if self._embeddings is None else self._embeddings.shape[1]
-        return check_embeddings(model, model.embed_prompts(prompts), len(prompts), features)
+        return as_embeddings(model, model.embed_prompts(prompts), len(prompts), features)
 
     def _named(self, indices: Sequence[int]) -> str:
         """Which sub-environments, for an error message; nothing where there is only one."""

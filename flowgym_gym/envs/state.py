@@ -127,7 +127,7 @@ def check_arguments(found: Mapping[str, Any], like: Mapping[str, Any], path: str
             raise StateError(f"{path}/{key} of the state holds NaN")
 
 
-def check_array(state: Mapping[str, np.ndarray], name: str, like: np.ndarray) -> np.ndarray:
+def as_array_of_state(state: Mapping[str, np.ndarray], name: str, like: np.ndarray) -> np.ndarray:
     """The array ``name`` of a state, or a StateError unless it has the shape and dtype of
     ``like``.
     """

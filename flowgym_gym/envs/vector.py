@@ -14,9 +14,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from flowgym_gym.checks import check_mapping, check_seed
-from flowgym_gym.envs.denoising import DenoisingEnv, check_render_mode
+from flowgym_gym.envs.denoising import DenoisingEnv, as_render_mode
 from flowgym_gym.envs.rollout import Observation, Outcome, Rollout, RolloutSettings
-from flowgym_gym.envs.state import State, check_array, pack_random, restore
+from flowgym_gym.envs.state import State, as_array_of_state, pack_random, restore
 from flowgym_gym.errors import (
     ClosedEnvironmentError,
     OptionError,
@@ -70,7 +70,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
                 f"autoreset_mode is {shown(autoreset_mode)}, expected one of {modes}{hint}"
             ) from error
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.render_mode = check_render_mode(render_mode)
+        self.render_mode = as_render_mode(render_mode)
         self.rollout = Rollout.make(num_envs, **options)
         self.num_envs = self.rollout.num_envs
         self.single_observation_space = self.rollout.observation_space
@@ -116,7 +116,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         """
         self._check_open()
         seeds = self._seeds(seed)
-        needs_reset = check_array(state, "needs_reset", self._needs_reset)
+        needs_reset = as_array_of_state(state, "needs_reset", self._needs_reset)
         with self._all_or_nothing():
             restore(self, state)
             self.rollout.seed(range(self.num_envs), seeds)
@@ -186,7 +186,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
                 f"the episode of {self._first(resetting)} is over; call "
                 f"reset(options={{'reset_mask': mask}})"
             )
-        checked = self.rollout.check_actions(actions, unused=resetting)
+        checked = self.rollout.as_actions(actions, unused=resetting)
         try:
             with self.rollout.all_or_nothing():
                 outcome, infos = self._advance(checked, resetting)

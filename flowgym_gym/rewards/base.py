@@ -118,7 +118,7 @@ def all_valid(rewards: Tensor) -> tuple[Tensor, Tensor]:
     return rewards, torch.ones_like(rewards, dtype=torch.bool)
 
 
-def check_images(name: str, x: FlowTensor, tolerance: float = 1e-3) -> Tensor:
+def as_images(name: str, x: FlowTensor, tolerance: float = 1e-3) -> Tensor:
     """The pixels of a batch of images, shape ``(n, 3, H, W)``, float32 or better, clipped to [0,
     1].
 
@@ -153,7 +153,7 @@ def check_images(name: str, x: FlowTensor, tolerance: float = 1e-3) -> Tensor:
     return images.clamp(0, 1)
 
 
-def check_prompts(name: str, n: int, kwargs: Mapping[str, Any]) -> list[str]:
+def as_prompts(name: str, n: int, kwargs: Mapping[str, Any]) -> list[str]:
     """The prompts of ``n`` samples.
 
     Raises:

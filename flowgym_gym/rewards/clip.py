@@ -20,7 +20,7 @@ from torch.nn import functional
 from flowgym_gym.checks import check_choice, check_whole
 from flowgym_gym.defaults import plain_defaults
 from flowgym_gym.errors import CheckpointError, RewardError, reason
-from flowgym_gym.rewards.base import Reward, all_valid, check_images, check_prompts
+from flowgym_gym.rewards.base import Reward, all_valid, as_images, as_prompts
 from flowgym_gym.rewards.loading import find_file, find_folder, loading, read_tensors
 from flowgym_gym.types import FlowTensor
 from flowgym_gym.weights import check_filled
@@ -322,7 +322,7 @@ class AestheticReward(Reward[FlowTensor]):
 
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Score images of shape ``(n, 3, H, W)`` in [0, 1]; see :class:`Reward`."""
-        images = check_images(type(self).__name__, x)
+        images = as_images(type(self).__name__, x)
         move(self.head, images.device)
         scores = [
             self.head(self.clip.embed_images(part)).squeeze(1)
@@ -358,8 +358,8 @@ def move(module: nn.Module, device: torch.device) -> None:
 
 def prompted_images(name: str, x: FlowTensor, kwargs: dict[str, Any]) -> tuple[Tensor, list[str]]:
     """Images and one prompt for each, none of them empty."""
-    images = check_images(name, x)
-    prompts = check_prompts(name, len(images), kwargs)
+    images = as_images(name, x)
+    prompts = as_prompts(name, len(images), kwargs)
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             raise RewardError(

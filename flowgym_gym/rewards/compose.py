@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowgym_gym.checks import check_choice, check_mapping, check_once, check_weight, check_whole
 from flowgym_gym.errors import OptionError, StateError, shown
-from flowgym_gym.rewards.base import Reward, check_prompts
+from flowgym_gym.rewards.base import Reward, as_prompts
 from flowgym_gym.rewards.loading import load_reward
 from flowgym_gym.types import D
 
@@ -238,7 +238,7 @@ class Standardize(ComposedReward[D]):
         """See :class:`Reward`; with ``per_prompt`` the samples need their ``prompt``."""
         rewards, valids = self.parts["reward"](x, **kwargs)
         name = type(self).__name__
-        prompts = check_prompts(name, len(x), kwargs) if self.per_prompt else [""] * len(x)
+        prompts = as_prompts(name, len(x), kwargs) if self.per_prompt else [""] * len(x)
         if not self.frozen:
             for prompt, value, valid in zip(
                 prompts, rewards.tolist(), valids.tolist(), strict=True

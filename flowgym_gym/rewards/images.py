@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flowgym_gym.checks import check_choice, check_whole
-from flowgym_gym.rewards.base import Reward, all_valid, check_images
+from flowgym_gym.rewards.base import Reward, all_valid, as_images
 from flowgym_gym.types import FlowTensor
 
 LUMA = (0.299, 0.587, 0.114)
@@ -42,7 +42,7 @@ class PixelReward(Reward[FlowTensor]):
 
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Score images of shape ``(n, 3, H, W)`` in [0, 1]; see :class:`Reward`."""
-        return all_valid(self.score(check_images(type(self).__name__, x)))
+        return all_valid(self.score(as_images(type(self).__name__, x)))
 
 
 class RedReward(PixelReward):
@@ -207,7 +207,7 @@ class IncompressionReward(Reward[FlowTensor]):
 
     def forward(self, x: FlowTensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Score images of shape ``(n, 3, H, W)`` in [0, 1]; see :class:`Reward`."""
-        images = check_images(type(self).__name__, x).detach()
+        images = as_images(type(self).__name__, x).detach()
         levels = 255 * images.permute(0, 2, 3, 1).cpu()
         pictures = (levels.round() if self.how.rounds else levels).to(torch.uint8).numpy()
         pixels = images.shape[2] * images.shape[3] if self.how.per_pixel else 1

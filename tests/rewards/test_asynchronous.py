@@ -16,7 +16,7 @@ import flowgym_gym
 from flowgym_gym import FlowTensor, Reward
 from flowgym_gym.errors import OptionError, RewardError
 from flowgym_gym.rewards.asynchronous import Asynchronous
-from flowgym_gym.rewards.base import check_images
+from flowgym_gym.rewards.base import as_images
 from flowgym_gym.rewards.loading import load_reward
 from tests.rewards.toys import GreyModel
 
@@ -34,7 +34,7 @@ class Scorer(Reward):
         self.calls.append((threading.current_thread().name, time.monotonic()))
         if number < len(self.script) and self.script[number] is not None:
             self.script[number]()
-        check_images("Scorer", x)
+        as_images("Scorer", x)
         means = x.data.mean(dim=(1, 2, 3))
         return means, torch.ones_like(means, dtype=torch.bool)
 
