@@ -40,6 +40,7 @@ class Config(Named):
         base_model: Means of the base model in the episodes of ``before.png``.
         moved: Places that the settings named, and where the same lies now.
         others: What else the file holds.
+        order: The names in the file as it was read; what is new comes behind them.
     """
 
     env_id: str
@@ -52,14 +53,15 @@ class Config(Named):
     base_model: Options | None = None
     moved: dict[str, str] | None = None
     others: Options = field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.others[name] if name in self.others else super().__getitem__(name)
 
     def __iter__(self) -> Iterator[str]:
-        own = (name for name in super().__iter__() if name != "others")
-        yield from (name for name in own if getattr(self, name) is not None)
-        yield from self.others
+        own = (name for name in super().__iter__() if name not in ("others", "order"))
+        there = [*(name for name in own if getattr(self, name) is not None), *self.others]
+        yield from dict.fromkeys([*(name for name in self.order if name in there), *there])
 
     def as_json(self) -> Options:
         """What ``config.json`` holds."""
@@ -99,12 +101,15 @@ def read_config(out: Path) -> Config:
 
 def _as_config(found: Options) -> Config:
     """The configuration in a file, or whatever error comes unless it is one."""
-    known = {name: found[name] for name in KNOWN if name in found and name != "others"}
+    known = {
+        name: found[name] for name in KNOWN if name in found and name not in ("others", "order")
+    }
     config = Config(
         **{
             **known,
             "algo": as_algorithm(found["algo"]),
             "settings": complete(found["settings"], "settings"),
+            "order": tuple(found),
             "others": {name: value for name, value in found.items() if name not in known},
         }
     )

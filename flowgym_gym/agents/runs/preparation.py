@@ -170,7 +170,8 @@ def _prepare_resumed(request: TrainRequest) -> PreparedRun:
         notes += _changed_rate(settings, done or 0, before)
     if settings.timesteps > before:
         # Of a longer run the replay buffer may hold more.
-        config = replace(config, replay_buffer=None)
+        order = tuple(name for name in config.order if name != "replay_buffer")
+        config = replace(config, replay_buffer=None, order=order)
     return PreparedRun(
         out, replace(config, settings=settings), resume=done is not None, notes=notes
     )
