@@ -26,7 +26,7 @@ class Markdown(griffe.Extension):
 
 
 def as_markdown(text: str, scope: griffe.Object) -> str:
-    """A docstring as Markdown; ``scope`` is the object that has it, where its names are looked up."""
+    """A docstring as Markdown; names in it are looked up in ``scope``, the object that has it."""
     text = re.sub(r"^( *)\.\. math::(.*?)(?=\n\s*\n|\Z)", _formula, text, flags=re.M | re.S)
     text = re.sub(r":math:`([^`]*)`", lambda found: f"${' '.join(found[1].split())}$", text)
     text = re.sub(r":\w+:`~?([^`]*)`", lambda found: _reference(found[1], scope), text)
