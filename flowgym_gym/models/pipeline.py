@@ -610,15 +610,13 @@ class LatentBaseModel(PipelineBaseModel):
 
     def _tokens(self, prompt: str, part: str) -> list[int]:
         """A prompt's tokens; a word that stands for several (textual inversion) is each of them."""
-        tokenizer = getattr(self.pipe, part)
-        if hasattr(self.pipe, "maybe_convert_prompt"):
-            prompt = self.pipe.maybe_convert_prompt(prompt, tokenizer)
+        tokenizer, converted = getattr(self.pipe, part), prompt
         try:
-            return list(tokenizer(prompt).input_ids)
-        except (
-            TypeError,
-            ValueError,
-        ) as error:  # half a surrogate pair, which no tokenizer can encode
+            if hasattr(self.pipe, "maybe_convert_prompt"):
+                converted = self.pipe.maybe_convert_prompt(prompt, tokenizer)
+            return list(tokenizer(converted).input_ids)
+        # Of half a surrogate pair, which no tokenizer can encode.
+        except (TypeError, ValueError) as error:
             raise OptionError(
                 f"prompt {shown(prompt)} cannot be encoded: {reason(error)}"
             ) from error
