@@ -1,5 +1,7 @@
-"""Makes the table of docs/environments.md from the catalogue: ``python
-docs/make_environments_page.py``.
+"""Makes the table of docs/environments.md: ``python docs/make_environments_page.py``.
+
+Ids and their settings come from Gymnasium's registry, what they pay in words from the docstrings of
+the registered classes.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from pathlib import Path
 import gymnasium
 
 from flowgym_gym import base_model_registry, reward_registry
+from flowgym_gym.parameters import parameters_of
 from flowgym_gym.registry import RegistryEntry
 
 PAGE = Path(__file__).with_name("environments.md")
@@ -38,22 +41,34 @@ def wanted(id: str) -> str:
 
 
 def said(entry: RegistryEntry) -> str:
-    """The first line of a class's docstring, as Markdown."""
-    line = (entry.cls.__doc__ or "").partition("\n")[0]
-    line = re.sub(r":math:`([^`]*)`", r"$\1$", line)
-    return re.sub(r":\w+:`([^`]*)`", r"`\1`", line).replace("``", "`")
+    """The first paragraph of a class's docstring, as Markdown in a table."""
+    text = " ".join((entry.cls.__doc__ or "").partition("\n\n")[0].split())
+    text = re.sub(r":math:`([^`]*)`", r"$\1$", text)
+    return re.sub(r":\w+:`([^`]*)`", r"`\1`", text).replace("``", "`").replace("|", "\\|")
+
+
+def arguments(entry: RegistryEntry) -> str:
+    """The arguments of a class in brackets, with the defaults that its id gives them."""
+    own = entry.default_kwargs
+    listed = [p.replace(default=own.get(p.name, p.default)) for p in parameters_of(entry.cls)]
+    texts = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in listed]
+    return f"({', '.join(texts)})" if texts else ""
+
+
+def settings(id: str) -> str:
+    """What an id sets, besides its base model and its reward."""
+    own = {k: v for k, v in gymnasium.spec(id).kwargs.items() if k not in ("base_model", "reward")}
+    return ", ".join(f"`{name}={value!r}`" for name, value in own.items())
 
 
 def row(id: str) -> str:
     """An id's line of the table."""
     parts = named(id)
     if parts is None:
-        return f"| `{id}` | any, `base_model=` | any, `reward=` | | |"
+        return f"| `{id}` | any, `base_model=` | any, `reward=` | {settings(id)} | {wanted(id)} |"
     model, reward = parts
-    own = gymnasium.spec(id).kwargs
-    settings = {name: value for name, value in own.items() if name not in ("base_model", "reward")}
-    text = ", ".join(f"`{name}={value:g}`" for name, value in settings.items())
-    return f"| `{id}` | `{model.id}` | {said(reward)} | {text} | {wanted(id)} |"
+    pays = f"`{reward.id}{arguments(reward)}`: {said(reward)}"
+    return f"| `{id}` | `{model.id}` | {pays} | {settings(id)} | {wanted(id)} |"
 
 
 def table() -> str:

