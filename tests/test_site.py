@@ -1,4 +1,4 @@
-"""The documentation as a whole: its navigation, its index, its API reference, its defaults."""
+"""The documentation as a whole: navigation, index, API reference, defaults, and the map."""
 
 import ast
 import importlib
@@ -9,7 +9,9 @@ import gymnasium
 import pytest
 import yaml
 
+from flowgym_gym.dynamics import Transitions
 from flowgym_gym.envs import environment_of
+from flowgym_gym.models.checkpoints import load_pipeline, resolve
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -46,6 +48,22 @@ def test_the_index_leads_to_every_page():
     assert [
         page for page in sorted(PAGES - elsewhere - {"index.md"}) if f"]({page})" not in text
     ] == []
+
+
+def test_contributing_shows_every_room_and_names_places_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.partition("## Where what is")[2].split("```")[1]
+    package = [path for path in (ROOT / "flowgym_gym").iterdir() if path.name[0] not in "_."]
+    rooms = {path.name + "/" for path in package if path.is_dir()}
+    assert rooms == {room for room in re.findall(r"(\w+/)(?=\s)", tree) if room in rooms}
+    modules = set(re.findall(r"\w+\.py", tree)) - {"checkpoints.py"}
+    assert modules <= {path.name for path in package}
+    places = re.findall(r"`((?:flowgym_gym|tests|docs)/[\w/]+(?:\.\w+)?)`", text)
+    assert len(places) >= 10
+    assert [place for place in places if not (ROOT / place).exists()] == []
+    for sought in (Transitions.step, resolve, load_pipeline):
+        assert f"`{sought.__qualname__}`" in text
+        assert f"{sought.__module__.replace('.', '/')}.py" in text
 
 
 def reference():

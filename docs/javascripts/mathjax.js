@@ -1,4 +1,4 @@
-// Formulas as pymdownx.arithmatex marks them; again after each page that is loaded without a reload.
+// Formulas as pymdownx.arithmatex marks them.
 window.MathJax = {
   tex: { inlineMath: [["\\(", "\\)"]], displayMath: [["\\[", "\\]"]] },
   options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
