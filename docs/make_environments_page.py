@@ -72,9 +72,12 @@ def row(id: str) -> str:
 
 
 def table() -> str:
-    """One line for each id, those that open offline first."""
+    """How many ids open offline, and a line for each, those first."""
     ids = [id for id in gymnasium.registry if id.startswith("flowgym/")]
+    ready = sum(wanted(id) == "" for id in ids)
     lines = [
+        f"{ready} of the {len(ids)} ids open offline as they are, {len(ids) - ready} want weights.",
+        "",
         "| id | base model | reward | own settings | to be named |",
         "| --- | --- | --- | --- | --- |",
     ]

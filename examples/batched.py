@@ -15,33 +15,19 @@ from flowgym_gym.wrappers.vector import CoarseAction
 ID = "flowgym/StableDiffusion-Redness-v0"
 PROCESS = {"discretization_steps": 5, "action_type": "noise", "action_scale": 0.3}
 PAY = {"reward_scale": 100.0, "control_cost_weight": 0.05}
-HYPERPARAMETERS = {
-    "n_steps": 5,
-    "batch_size": 40,
-    "n_epochs": 5,
-    "learning_rate": 1e-3,
-    "gamma": 1.0,
-    "device": "cpu",
-}
+ROLLOUT = {"n_steps": 5, "batch_size": 40, "n_epochs": 5, "gamma": 1.0}
+LEARNING = {"learning_rate": 1e-3, "vf_coef": 5e-5, "seed": 0, "device": "cpu"}
 
 
 def make(num_envs, autoreset_mode):
-    return CoarseAction(
-        gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1
-    )
+    envs = gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY)
+    return CoarseAction(envs, 1)
 
 
 def main(timesteps=4_800, episodes=64):
     envs = SB3VecEnv(make(32, "SameStep"))
     network = {"width": 16, "value_scale": 100.0}  # and vf_coef is 0.5 / value_scale**2
-    agent = PPO(
-        LatentActorCriticPolicy,
-        envs,
-        vf_coef=5e-5,
-        policy_kwargs=network,
-        seed=0,
-        **HYPERPARAMETERS,
-    )
+    agent = PPO(LatentActorCriticPolicy, envs, policy_kwargs=network, **ROLLOUT, **LEARNING)
     agent.learn(timesteps)
 
     # The same held-out seeds for both; the agent acts without exploring.

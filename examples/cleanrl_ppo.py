@@ -1,6 +1,4 @@
-"""PPO in one file of plain torch, in the manner of CleanRL: a rollout is one whole episode of each
-sub-environment.
-"""
+"""PPO in plain torch, in the manner of CleanRL; a rollout is an episode of each sub-environment."""
 
 import gymnasium
 import torch
@@ -8,25 +6,17 @@ from torch import nn
 from torch.distributions import Normal
 
 from flowgym_gym import seeds
-from flowgym_gym.optimal_control.optimum import optimal_value, uncontrolled_value
+from flowgym_gym.optimal_control import optimal_value, uncontrolled_value
 from flowgym_gym.wrappers.vector import ToTorch
 
-ID, NUM_ENVS, STEPS, EPOCHS, BATCH, CLIP = (
-    "flowgym/GaussianMixture-Gaussian-v0",
-    128,
-    10,
-    10,
-    256,
-    0.2,
-)
+ID, NUM_ENVS, STEPS = "flowgym/GaussianMixture-Gaussian-v0", 128, 10
+EPOCHS, BATCH, CLIP = 10, 256, 0.2
+PROCESS = {"discretization_steps": STEPS, "action_type": "control", "action_scale": 3.0}  # in stds
 
 
 def network():
     layers = [nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)]
-    (
-        nn.init.zeros_(layers[-1].weight),
-        nn.init.zeros_(layers[-1].bias),
-    )  # The untrained agent is the base model.
+    nn.init.zeros_(layers[-1].weight), nn.init.zeros_(layers[-1].bias)  # first, the base model
     return nn.Sequential(*layers)
 
 
@@ -43,33 +33,22 @@ def play(envs, act, seed):
 
 def main(iterations=50):
     torch.manual_seed(0)
-    kwargs = {
-        "discretization_steps": STEPS,
-        "action_type": "control",
-        "action_scale": 3.0,
-    }  # in standard deviations
-    envs = ToTorch(gymnasium.make_vec(ID, NUM_ENVS, autoreset_mode="Disabled", **kwargs))
+    envs = ToTorch(gymnasium.make_vec(ID, NUM_ENVS, autoreset_mode="Disabled", **PROCESS))
     actor, critic, log_std = network(), network(), nn.Parameter(torch.tensor([-1.5]))
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters(), log_std], lr=3e-3)
     for iteration in range(iterations):
         seen, done, paid = play(envs, lambda x: Normal(actor(x), log_std.exp()).sample(), iteration)
         to_go = paid.flip(0).cumsum(0).flip(0)
-        with torch.no_grad():
-            advantages, log_probs = (
-                to_go - critic(seen).squeeze(-1),
-                Normal(actor(seen), log_std.exp()).log_prob(done),
-            )
+        advantages = to_go - critic(seen).squeeze(-1).detach()
+        log_probs = Normal(actor(seen), log_std.exp()).log_prob(done).detach()
         advantages = (advantages - advantages.mean()) / advantages.std()
         batch = [part.flatten(0, 1) for part in (seen, done, log_probs.sum(-1), advantages, to_go)]
-        for rows in [
-            rows for _ in range(EPOCHS) for rows in torch.randperm(paid.numel()).split(BATCH)
-        ]:
+        for rows in torch.cat([torch.randperm(paid.numel()) for _ in range(EPOCHS)]).split(BATCH):
             x, actions, before, advantage, target = (part[rows] for part in batch)
             ratio = (Normal(actor(x), log_std.exp()).log_prob(actions).sum(-1) - before).exp()
             gain = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
             loss = ((critic(x).squeeze(-1) - target).square() - gain).mean()
-            optimizer.zero_grad(), loss.backward()
-            optimizer.step()
+            optimizer.zero_grad(), loss.backward(), optimizer.step()
     mean = torch.cat([play(envs, actor, 10_000 + i)[2].sum(0) for i in range(32)]).mean().item()
     base, best = uncontrolled_value(envs.unwrapped), optimal_value(envs.unwrapped).value
     print(f"return of the base model {base:.2f}, of PPO {mean:.2f}, of an optimal agent {best:.2f}")

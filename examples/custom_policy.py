@@ -18,55 +18,35 @@ from flowgym_gym.wrappers.vector import CoarseAction
 ID = "flowgym/StableDiffusion-Brightness-v0"
 PROCESS = {"discretization_steps": 5, "action_type": "noise", "action_scale": 0.3}
 PAY = {"reward_scale": 10.0, "control_cost_weight": 0.005}
+HYPERPARAMETERS = {"n_steps": 5, "batch_size": 40, "learning_rate": 1e-3, "gamma": 1.0}
 
 
 class ChannelStatistics(BaseFeaturesExtractor):
     def __init__(self, observation_space):
-        super().__init__(
-            observation_space, features_dim=2 * observation_space["latent"].shape[0] + 1
-        )
+        super().__init__(observation_space, 2 * observation_space["latent"].shape[0] + 1)
 
     def forward(self, observations):
-        latent = observations["latent"]
-        return torch.cat(
-            [latent.mean(dim=(2, 3)), latent.std(dim=(2, 3)), observations["time"]], dim=1
-        )
+        x = observations["latent"]
+        return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3)), observations["time"]], dim=1)
 
 
 class BaseModelFirst(MultiInputActorCriticPolicy):
     def __init__(self, *args, **kwargs):
-        super().__init__(
-            *args,
-            features_extractor_class=ChannelStatistics,
-            net_arch=[64],
-            log_std_init=-1.0,
-            **kwargs,
-        )
+        network = {"features_extractor_class": ChannelStatistics, "net_arch": [64]}
+        super().__init__(*args, **network, log_std_init=-1.0, **kwargs)
 
     def _build(self, lr_schedule):
         super()._build(lr_schedule)
-        torch.nn.init.zeros_(self.action_net.weight)
-        torch.nn.init.zeros_(self.action_net.bias)
+        torch.nn.init.zeros_(self.action_net.weight), torch.nn.init.zeros_(self.action_net.bias)
 
 
-def make(num_envs, autoreset_mode):
-    return CoarseAction(
-        gymnasium.make_vec(ID, num_envs, autoreset_mode=autoreset_mode, **PROCESS, **PAY), 1
-    )
+def make(num_envs, mode):
+    return CoarseAction(gymnasium.make_vec(ID, num_envs, autoreset_mode=mode, **PROCESS, **PAY), 1)
 
 
 def main(timesteps=4_800, episodes=64):
     envs = SB3VecEnv(make(32, "SameStep"))
-    agent = PPO(
-        BaseModelFirst,
-        envs,
-        n_steps=5,
-        batch_size=40,
-        learning_rate=1e-3,
-        gamma=1.0,
-        seed=0,
-        device="cpu",
-    )
+    agent = PPO(BaseModelFirst, envs, seed=0, device="cpu", **HYPERPARAMETERS)
     agent.learn(timesteps)
     report = evaluate(agent, episodes, vector_env=make(min(32, episodes), "Disabled"))
     for who in ("base", "agent"):

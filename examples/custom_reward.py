@@ -32,22 +32,15 @@ KWARGS = {
     "action_scale": 5.0,
     "discretization_steps": 10,
 }
-HYPERPARAMETERS = {
-    "n_steps": 10,
-    "batch_size": 160,
-    "learning_rate": 1e-3,
-    "gamma": 1.0,
-    "device": "cpu",
-}
+HYPERPARAMETERS = {"n_steps": 10, "batch_size": 160, "learning_rate": 1e-3, "gamma": 1.0}
 
 
 def main(timesteps=60_000):
     envs = SB3VecEnv(
         gymnasium.make_vec("flowgym/Denoising-v0", 64, autoreset_mode="SameStep", **KWARGS)
     )
-    agent = PPO(
-        "MultiInputPolicy", envs, policy_kwargs={"log_std_init": -1.5}, seed=0, **HYPERPARAMETERS
-    )
+    exploration, rest = {"log_std_init": -1.5}, {**HYPERPARAMETERS, "seed": 0, "device": "cpu"}
+    agent = PPO("MultiInputPolicy", envs, policy_kwargs=exploration, **rest)
     agent.learn(timesteps)
 
     held_out = gymnasium.make_vec("flowgym/Denoising-v0", 256, autoreset_mode="Disabled", **KWARGS)

@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import flowgym_gym  # noqa: F401 (registers the ids)
-from flowgym_gym.optimal_control.optimum import optimal_value, uncontrolled_value
+from flowgym_gym.optimal_control import optimal_value, uncontrolled_value
 
 
 def main(timesteps=30_000, episodes=500):

@@ -1,5 +1,4 @@
-"""The batched environment in TorchRL: its own check of an environment, and whole episodes as a
-TensorDict.
+"""The batched environment in TorchRL: its own check, and whole episodes as a TensorDict.
 
 TorchRL takes vector environments that reset in the same step or, better, not by themselves:
 ``autoreset_mode`` says so here, since Gymnasium's default, the next step, is refused. With
@@ -19,9 +18,7 @@ MODES = ("Disabled", "SameStep")
 
 
 class WithoutPrompts(VectorWrapper):
-    """Leaves the prompts out of the infos: where episodes reset in the same step, TorchRL takes
-    numbers alone.
-    """
+    """Leaves prompts out of the infos: with "SameStep" TorchRL takes numbers alone."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -40,9 +37,8 @@ class WithoutPrompts(VectorWrapper):
 
 
 def make(mode, num_envs=3, **kwargs):
-    envs = gymnasium.make_vec(
-        ID, num_envs=num_envs, autoreset_mode=mode, discretization_steps=STEPS, **kwargs
-    )
+    kwargs["discretization_steps"] = STEPS
+    envs = gymnasium.make_vec(ID, num_envs=num_envs, autoreset_mode=mode, **kwargs)
     return GymWrapper(WithoutPrompts(envs) if mode == "SameStep" else envs)
 
 
@@ -54,10 +50,7 @@ def main():
         env.set_seed(0)
         rollouts[mode] = env.rollout(2 * STEPS, break_when_any_done=False)
         returns = rollouts[mode]["next", "reward"].squeeze(-1).unflatten(-1, (2, STEPS)).sum(-1)
-        print(
-            f"{mode}: specs are right; returns of two episodes each "
-            f"{returns.numpy().round(2).tolist()}"
-        )
+        print(f"{mode}: specs are right; returns {returns.numpy().round(2).tolist()}")
     return rollouts
 
 

@@ -31,9 +31,9 @@ from flowgym_gym.agents.runs.evaluation import deterministic
 from flowgym_gym.agents.runs.files import CONFIG, write_json
 from flowgym_gym.agents.runs.presets import ALGORITHMS, complete, full_id, load_preset
 from flowgym_gym.agents.runs.settings import override, parse_assignments
-from flowgym_gym.optimal_control.bound import free_energy
-from flowgym_gym.optimal_control.optimum import (
+from flowgym_gym.optimal_control import (
     Policy,
+    free_energy,
     optimal_value,
     policy_value,
     uncontrolled_value,

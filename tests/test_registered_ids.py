@@ -35,5 +35,7 @@ def test_an_id_of_a_model_without_prompts_passes_the_tests_over_all_ids():
 
 def test_whether_an_id_gets_prompts_follows_from_its_model():
     found = {model_of(id)[0]: "prompts" in prompted(id) for id in FLOWGYM_IDS}
-    expected = {"stable_diffusion": True, "flux": True, "dit": True, "ddpm": False}
-    assert found == {**found, **expected, "gaussian_mixture": False}
+    prompted_ones = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux")
+    expected = dict.fromkeys((*prompted_ones, "pixart", "dit"), True)
+    expected |= dict.fromkeys(("ddpm", "gaussian_mixture"), False)
+    assert {name: found[name] for name in expected} == expected

@@ -533,7 +533,7 @@ class ControlEnvironment(Environment[D]):
     :class:`Environment`.
 
     This is the control of stochastic optimal control: half its squared norm is the control cost, at
-        every step.
+    every step.
     """
 
     action_type = "control"

@@ -86,7 +86,7 @@ def check_settings(found: str, environment: Environment[Any]) -> None:
     different = [
         f"{name} = {_value(theirs, name)}, but this one has {_value(ours, name)}"
         for name in dict.fromkeys((*ours, *theirs))
-        if not _same(theirs.get(name), ours.get(name))
+        if not _same(name, theirs.get(name), ours.get(name))
     ]
     if different:
         raise StateError(f"the state is of an environment with {'; '.join(different)}")
@@ -233,13 +233,12 @@ def _value(settings: Mapping[str, Any], name: str) -> str:
     return shown(settings[name]) if name in settings else "its default"
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(name: str, one: Any, other: Any) -> bool:
     """Whether two settings agree: equal but for rounding, or two names of one file or folder."""
     if one == other:
         return True
-    if isinstance(one, float) and isinstance(other, float):
-        # A scale that follows from the grid differs between machines by some units in the last
-        # place.
+    if name == "action_scale" and isinstance(one, float) and isinstance(other, float):
+        # It may follow from the grid, which machines round differently.
         return math.isclose(one, other, rel_tol=1e-6)
     try:
         return isinstance(one, str) and isinstance(other, str) and os.path.samefile(one, other)

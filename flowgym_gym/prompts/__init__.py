@@ -152,7 +152,7 @@ def _kind(prompts: object) -> tuple[str, str]:
     else.
 
     Capital letters and spaces do not make a prompt of it, unless several words follow: "Set: a
-        garden with a gnome".
+    garden with a gnome".
     """
     if isinstance(prompts, str):
         found = re.match(r"\s*(set|dataset)s?\s*:\s*(.*)", prompts, re.IGNORECASE | re.DOTALL)

@@ -19,7 +19,7 @@ MIXTURE = "flowgym/GaussianMixture-Gaussian-v0"
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_every_id_passes_in_every_mode(id, mode):
     envs = gymnasium.make_vec(
-        id, num_envs=3, discretization_steps=2, autoreset_mode=mode, **prompted(id)
+        id, num_envs=3, discretization_steps=3, autoreset_mode=mode, **prompted(id)
     )
     assert check_vector_env(envs) >= 12
     assert envs.closed

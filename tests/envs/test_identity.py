@@ -340,3 +340,18 @@ def test_the_parts_of_an_environment_are_what_it_was_made_with():
     assert env.base_model is load_base_model("1d/gaussian_mixture")
     assert env.settings()["reward/std"] == 0.5
     assert "base_model/means" not in env.settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"), [("action_scale", 1 + 1e-4), ("reward_scale", 1 + 1e-9)]
+)
+def test_only_a_scale_that_follows_from_the_grid_may_be_rounded_differently(name, factor):
+    env = gymnasium.make(RED, discretization_steps=2).unwrapped
+    env.reset(seed=0)
+    state = env.get_state()
+    settings = json.loads(str(state["settings"]))
+    rounded = {**settings, "action_scale": np.nextafter(settings["action_scale"], 1.0)}
+    env.set_state({**state, "settings": np.array(json.dumps(rounded))})
+    other = {**settings, name: settings[name] * factor}
+    with pytest.raises(StateError, match=rf"{name} = "):
+        env.set_state({**state, "settings": np.array(json.dumps(other))})

@@ -65,7 +65,7 @@ def needed_space(model: BaseAlgorithm, env: SB3VecEnv, best: bool = False) -> in
     """Bytes that a run takes on the disk at most.
 
     While a checkpoint is written, the older ones are still there: one more than are kept, and two
-        replay buffers.
+    replay buffers.
 
     Args:
         model: The agent, after its ``learn`` has been called once.

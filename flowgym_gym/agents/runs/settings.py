@@ -85,8 +85,7 @@ def override(settings: Settings, changes: SomeOptions, env_id: str, algo: str) -
         settings: From :func:`load_preset`; not changed itself.
         changes: By dotted name, ``{"env.noise_level": 0.5}``, or by bare name: the environment's
             argument if it has one of this name, else the setting of the only section that has one.
-            Values are plain, as
-            :func:`plain_value` says.
+            Values are plain, as :func:`plain_value` says.
         env_id: The environment's id.
         algo: The algorithm.
 

@@ -422,7 +422,7 @@ def _is_disk_error(error: BaseException | None, out: Path) -> bool:
     behind its own.
 
     Models and rewards can raise errors of the operating system, too: of a server that is gone, or
-        of a file elsewhere.
+    of a file elsewhere.
     """
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
