@@ -42,7 +42,7 @@ _folders = []
 def build(name):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        pipe = BUILDERS[name]()
+        pipe = {**BUILDERS, **OTHERS}[name]()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -101,22 +101,22 @@ def t5():
     return transformers.T5EncoderModel(config)
 
 
-def vae(channels=4, **options):
+def vae(channels=4, levels=2, **options):
     return diffusers.AutoencoderKL(
-        block_out_channels=(4, 4),
+        block_out_channels=(4,) * levels,
         norm_num_groups=2,
         latent_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         sample_size=32,
         **options,
     )
 
 
-def unet(**options):
+def unet(sample_size=(4, 8), **options):
     return diffusers.UNet2DConditionModel(
-        sample_size=(4, 8),
+        sample_size=sample_size,
         block_out_channels=(8, 16),
         norm_num_groups=4,
         layers_per_block=1,
@@ -138,6 +138,15 @@ def stable_diffusion(scheduler=None, **unet_options):
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def like_the_embedded_one():
+    """Stable Diffusion with the states and pictures of the checkpoint in the package, (4, 8, 8) and
+    64 x 64, and next to no weights.
+    """
+    pipe = stable_diffusion(sample_size=8)
+    pipe.register_modules(vae=vae(levels=4))
+    return pipe
 
 
 def stable_diffusion_2():
@@ -309,3 +318,5 @@ BUILDERS = {
     "dit": dit,
     "ddpm": ddpm,
 }
+# Not of a family of its own.
+OTHERS = {"like_the_embedded_one": like_the_embedded_one}
