@@ -106,6 +106,7 @@ def test_make_vec_env_gives_every_environment_its_own_seed():
         np.testing.assert_array_equal(first[i], alone)
 
 
+@pytest.mark.second
 def test_processes_of_their_own_give_the_same_episodes():
     # The processes know the ids only if they import the package: hence its name before the id.
     kwargs = {"seed": 5, "env_kwargs": {"discretization_steps": STEPS}}
