@@ -137,7 +137,7 @@ def _few_pictures(monkeypatch, request):
     draw_little(monkeypatch, "drawing" in request.fixturenames)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _small_network():
     """What the ids of Stable Diffusion open here is a checkpoint of a few thousand weights: what is
     done with a run does not depend on what its network draws.
