@@ -16,6 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from flowgym_gym.agents import load_agent, train
 from flowgym_gym.agents.runs import results
 from flowgym_gym.agents.runs.metrics import read_metrics
+from flowgym_gym.models import clear_model_cache
 from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
 from tests.conftest import RED
 from tests.models.tiny import folder
@@ -137,7 +138,7 @@ def _few_pictures(monkeypatch, request):
     draw_little(monkeypatch, "drawing" in request.fixturenames)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _small_network():
     """What the ids of Stable Diffusion open here is a checkpoint of a few thousand weights: what is
     done with a run does not depend on what its network draws.
@@ -146,4 +147,6 @@ def _small_network():
         patch.setattr(
             StableDiffusionBaseModel, "default_checkpoint", folder("like_the_embedded_one")
         )
+        clear_model_cache()
         yield
+    clear_model_cache()
