@@ -27,17 +27,26 @@ hypothesis.settings.load_profile("default")
 
 # The longest files by what they take, so that none of them is the last to begin.
 LONGEST = (
-    "test_optimal_control.py", "agents/test_damaged.py", "agents/test_frontier.py", "test_readme.py",
-    "envs/test_checker.py", "models/test_families.py", "agents/test_training.py",
-    "agents/test_failures.py", "envs/test_denoising.py", "agents/test_nothing_is_lost.py",
-    "models/test_fitting.py", "agents/test_selection.py", "envs/test_state.py",
-    "interop/test_examples.py", "models/test_lora.py", "envs/test_bad_input.py", "test_cli.py",
+    "test_optimal_control.py", "test_readme.py", "agents/test_frontier.py", "models/test_families.py",
+    "agents/test_training.py", "agents/test_damaged.py", "envs/test_denoising.py",
+    "envs/test_checker.py", "envs/test_state.py", "models/test_lora.py", "agents/test_contents.py",
+    "agents/test_nothing_is_lost.py", "agents/test_selection.py", "models/test_fitting.py",
+    "interop/test_gymnasium_wrappers.py", "test_cli.py", "envs/test_bad_input.py",
+    "agents/test_failures.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def further(*cases):
+    """Cases that show the promise of those before them once more, for the second lane."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.second)
+        for case in cases
+    ]
 
 
 RED = "flowgym/StableDiffusion-Red-v0"

@@ -251,7 +251,21 @@ def test_a_setting_is_changed_by_its_bare_name(tmp_path):
         "--no-evaluate",
     ]
     other = [assignment for assignment in assignments() if "evaluate_every" not in assignment]
-    assert main([*command, *other, "--set", "learning_rate=1e-4", "--set", "evaluate_every=8"]) == 0
+    assert (
+        main(
+            [
+                *command,
+                *other,
+                "--set",
+                "learning_rate=1e-4",
+                "--set",
+                "evaluate_every=8",
+                "--set",
+                "evaluation_episodes=2",
+            ]
+        )
+        == 0
+    )
     found = read_config(tmp_path / "run")["settings"]
     assert found["algo"]["learning_rate"] == 1e-4
     assert found["evaluate_every"] == 8

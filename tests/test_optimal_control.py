@@ -1,5 +1,6 @@
 """The optimum in low dimensions: between the zero policy and the bound, and earned when rolled out."""
 
+import functools
 import math
 
 import gymnasium
@@ -15,6 +16,7 @@ from flowgym_gym.optimal_control.bound import free_energy
 from flowgym_gym.optimal_control.optimum import optimal_value, policy_value, uncontrolled_value
 from flowgym_gym.rewards.vectors import GaussianReward
 from flowgym_gym.wrappers import RewardScale, TimeGrid
+from tests.conftest import further
 
 IDS = ["flowgym/GaussianMixture-Binary-v0", "flowgym/GaussianMixture-Gaussian-v0"]
 PLANE = "flowgym/GaussianMixture-Gaussian2D-v0"
@@ -114,7 +116,7 @@ def linear_quadratic(environment):
 
 
 @pytest.mark.parametrize(("dimensions", "cells", "tolerance"), [(1, 801, 5e-5), (2, 151, 1e-3)])
-@pytest.mark.parametrize("noise_level", [1.0, 0.5])
+@pytest.mark.parametrize("noise_level", [1.0, *further(0.5)])
 def test_gaussian_samples_and_a_quadratic_reward_have_the_values_of_a_linear_quadratic_problem(
     dimensions, cells, tolerance, noise_level
 ):
@@ -141,7 +143,7 @@ def test_gaussian_samples_and_a_quadratic_reward_have_the_values_of_a_linear_qua
     )
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"action_type": "control", "action_scale": 2.0}])
+@pytest.mark.parametrize("kwargs", [{}, *further({"action_type": "control", "action_scale": 2.0})])
 def test_the_optimum_in_the_plane_is_what_its_policy_is_worth_and_earns(kwargs):
     env = gymnasium.make(PLANE, discretization_steps=8, **kwargs)
     solution = optimal_value(env, 251, 9)
@@ -272,6 +274,12 @@ def test_actions_out_of_range_are_worth_as_much_as_those_at_the_limit():
     assert values[1] == values[2] != values[0]
 
 
+@functools.cache
+def rewards_of_the_process():
+    env = flowgym_gym.make("2d/gaussian_mixture", "2d/gaussian", 20, 10.0)
+    return 10 * env.sample(200_000).rewards.double()
+
+
 @pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
 def test_the_bound_is_the_free_energy_of_sampled_rewards(weight):
     """Memoryless: the sample does not depend on the noise, so the bound is a plain log mean exp of
@@ -280,8 +288,7 @@ def test_the_bound_is_the_free_energy_of_sampled_rewards(weight):
     env = flowgym_gym.make(
         "2d/gaussian_mixture", "2d/gaussian", 20, 10.0, control_cost_weight=weight
     )
-    rewards = 10 * env.sample(200_000).rewards.double()
-    weights = (rewards / weight).exp()
+    weights = (rewards_of_the_process() / weight).exp()
     error = 4 * weight * (weights.std() / weights.mean() / math.sqrt(len(weights))).item()
     assert free_energy(env) == pytest.approx(weight * weights.mean().log().item(), abs=error)
 

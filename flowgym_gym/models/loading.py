@@ -173,7 +173,8 @@ def load_found(
     resolved = (
         {"checkpoint": found.checkpoint} if found.checkpoint and _is_built_in(entry) else None
     )
-    model = entry.shared(kwargs, resolved)
+    with torch.inference_mode(False):  # Others who share it may want gradients.
+        model = entry.shared(kwargs, resolved)
     if not isinstance(model, BaseModel):
         raise OptionError(
             f"{entry.id!r} is a {type(model).__name__}, expected a subclass of "

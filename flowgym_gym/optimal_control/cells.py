@@ -121,12 +121,14 @@ class Cells:
         reach = max(1, math.ceil(8 * std / self.width))
         edges = (torch.arange(-reach, reach + 2, dtype=torch.float64) - 0.5) * self.width / std
         kernel = torch.special.ndtr(edges).diff()
-        kernel = (kernel / kernel.sum()).reshape(1, 1, -1)
+        length = self.cells + 2 * reach
+        spectrum = torch.fft.rfft(kernel / kernel.sum(), length)
         for _ in range(self.dimensions):
             # Along the last dimension, then turned, so that each dimension has its turn.
-            rows = values.reshape(-1, 1, self.cells)
+            rows = values.reshape(1, -1, self.cells)
             rows = torch.nn.functional.pad(rows, (reach, reach), mode="replicate")
-            values = self.shaped(torch.nn.functional.conv1d(rows, kernel)).movedim(-1, 0)
+            rows = torch.fft.irfft(torch.fft.rfft(rows) * spectrum, length)[..., 2 * reach :]
+            values = self.shaped(rows).movedim(-1, 0)
         return values
 
     def smooth_exp(self, values: Tensor, std: float) -> Tensor:
@@ -180,15 +182,29 @@ class Cells:
 
 def interpolate(values: Tensor, centres: Tensor, at: Tensor) -> Tensor:
     """Linear interpolation of values at the cells' centres, shape ``(cells,) * d``, at points ``(n,
-    d)``.
+    d)``; beyond the outermost centres values go on as at these.
     """
-    first, last = float(centres[0]), float(centres[-1])
-    place = (2 * (at - first) / (last - first) - 1).clamp(-1, 1)
-    if at.shape[1] == 1:
-        place = torch.cat([place, torch.zeros_like(place)], dim=1)
-        image = values.reshape(1, 1, 1, -1)
-    else:
-        place, image = place.flip(-1), values[None, None]
+    return interpolate_at(values, places(centres, at))
+
+
+def interpolate_at(values: Tensor, place: Tensor) -> Tensor:
+    """As :func:`interpolate`, at points in the coordinates of an image, shape ``(n, 2)``."""
+    image = values.reshape(1, 1, -1, values.shape[-1])
     return grid_sample(
         image, place.reshape(1, 1, -1, 2), align_corners=True, padding_mode="border"
     ).flatten()
+
+
+def places(centres: Tensor, at: Tensor) -> Tensor:
+    """Points ``(n, d)`` in the coordinates of an image, shape ``(n, 2)``: -1 and 1 at the outermost
+    centres.
+    """
+    middle, half = (centres[0] + centres[-1]) / 2, (centres[-1] - centres[0]) / 2
+    return as_image_axes((at - middle) / half)
+
+
+def as_image_axes(points: Tensor) -> Tensor:
+    """Points ``(..., d)`` with the axes of an image: two, the last one first."""
+    if points.shape[-1] == 1:
+        return torch.cat([points, torch.zeros_like(points)], dim=-1)
+    return points.flip(-1)

@@ -27,7 +27,13 @@ from torch import Tensor
 
 from flowgym_gym.dynamics import control_cost
 from flowgym_gym.errors import ActionError
-from flowgym_gym.optimal_control.cells import Cells, interpolate
+from flowgym_gym.optimal_control.cells import (
+    Cells,
+    as_image_axes,
+    interpolate,
+    interpolate_at,
+    places,
+)
 from flowgym_gym.optimal_control.problem import decision_problem
 
 Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -112,23 +118,25 @@ def optimal_value(env: Any, cells: int | None = None, actions: int | None = None
         cost_std = float(transitions.cost_std[i])
         price = 0.5 * weight * (shift / cost_std) ** 2 if cost_std > 0 else 0.0
         smoothed = grid.smooth(value, kernels[i])
-        mean = grid.means(environment, i)
+        mean = places(grid.centres, grid.means(environment, i))
 
         def pay(
             a: Tensor,
             mean: Tensor = mean,
             smoothed: Tensor = smoothed,
-            b: float = shift,
+            b: float = 2 * shift / float(grid.centres[-1] - grid.centres[0]),
             p: float = price,
         ) -> Tensor:
-            return grid.interpolate(smoothed, mean + b * a).flatten() - p * (a**2).sum(dim=-1)
+            reached = interpolate_at(smoothed, mean + as_image_axes(b * a))
+            return reached - p * a.square().sum(dim=-1)
 
-        action = torch.zeros_like(grid.points)
-        most = pay(action)
-        for choice in choices if shift != 0 else ():
+        most = pay(torch.zeros_like(choices[0]))
+        tried = torch.full(most.shape, -1)
+        for k, choice in enumerate(choices if shift != 0 else ()):
             paid = pay(choice)
-            action[paid > most] = choice
+            tried.masked_fill_(paid > most, k)
             most = torch.maximum(most, paid)
+        action = torch.where((tried < 0)[:, None], 0.0, choices[tried])
         for halving in range(REFINEMENTS[dimensions] if shift != 0 else 0):
             for along in range(dimensions):
                 action = _refine(pay, action, along, float(axis[1] - axis[0]) / 2**halving)

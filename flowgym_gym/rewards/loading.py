@@ -31,7 +31,8 @@ def load_reward(id: str, **kwargs: Any) -> Reward[Any]:
         UnknownOptionError: If the reward has no such argument.
         OptionError: If an argument cannot be used, or what is registered is no reward.
     """
-    reward = reward_registry.get(id).shared(kwargs)
+    with torch.inference_mode(False):  # Others who share it may want gradients.
+        reward = reward_registry.get(id).shared(kwargs)
     if not isinstance(reward, Reward):
         raise OptionError(
             f"{id!r} is a {type(reward).__name__}, expected a subclass of flowgym_gym.Reward"

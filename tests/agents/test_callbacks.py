@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import (
 
 from flowgym_gym.errors import OptionError
 from tests.agents.conftest import resume, same_weights, tiny, untimed
+from tests.conftest import further
 
 
 class Counting(BaseCallback):
@@ -36,7 +37,7 @@ class Counting(BaseCallback):
         return self.stop_at is None or self.num_timesteps < self.stop_at
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac"])
+@pytest.mark.parametrize("algo", ["ppo", *further("sac")])
 def test_callbacks_are_called_on_every_step_and_change_nothing(tmp_path, algo):
     own, rarely = Counting(), Counting()
     result = tiny(tmp_path / "a", algo, callbacks=[own, EveryNTimesteps(8, rarely)])
@@ -52,7 +53,7 @@ def test_callbacks_are_called_on_every_step_and_change_nothing(tmp_path, algo):
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac"])
+@pytest.mark.parametrize("algo", ["sac", *further("ppo")])
 def test_a_run_stops_where_a_callback_returns_false_and_can_be_resumed(tmp_path, algo):
     # Two sub-environments end an episode each in 4 timesteps.
     asked = {"callbacks": StopTrainingOnMaxEpisodes(max_episodes=1)}

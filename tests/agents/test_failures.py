@@ -16,7 +16,7 @@ from flowgym_gym.errors import RewardError
 from flowgym_gym.models.stable_diffusion import StableDiffusionBaseModel
 from flowgym_gym.rewards.images import RedReward
 from tests.agents.conftest import assignments, resume, same_weights, tiny, untimed
-from tests.conftest import PROMPTS, RED
+from tests.conftest import PROMPTS, RED, further
 
 # Checkpoints so rare that everything would be lost without one upon the failure.
 RARE = {"checkpoint_every": 1000, "env.prompts": PROMPTS}
@@ -58,15 +58,13 @@ def same_checkpoint(first, second):
     [
         # Calls 1 and 2 are pictures of the base model; two episodes end together every four
         # timesteps.
-        ("ppo", {}, 8),
         ("ppo", {"evaluate_every": 8, "evaluation_episodes": 2}, 9),
-        ("sac", {}, 7),
-        pytest.param("tqc", {}, 7, marks=pytest.mark.second),
+        *further(("ppo", {}, 8), ("sac", {}, 7), ("tqc", {}, 7)),
         # The interval that fails has already scored samples, which its reward remembers.
-        ("ppo", STANDARDIZED, 9),
+        *further(("ppo", STANDARDIZED, 9)),
         # The buffer is full, and the interval that fails has begun to write over what it held.
         ("sac", {"algo.buffer_size": 10, "env.discretization_steps": 4}, 7),
-        ("sac", {"algo.buffer_size": 2}, 7),
+        *further(("sac", {"algo.buffer_size": 2}, 7)),
     ],
 )
 def test_a_run_whose_reward_raised_once_goes_on_as_one_whose_reward_never_did(
@@ -91,7 +89,7 @@ def test_a_run_whose_reward_raised_once_goes_on_as_one_whose_reward_never_did(
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError("too much"), RuntimeError("CUDA error"), KeyboardInterrupt()]
+    "error", [KeyboardInterrupt(), *further(MemoryError("too much"), RuntimeError("CUDA error"))]
 )
 def test_whatever_stops_an_interval_the_run_is_saved_and_the_error_is_the_same(
     error, tmp_path, monkeypatch

@@ -38,7 +38,7 @@ from flowgym_gym.optimal_control.best_of_n import (
     pool_notes,
 )
 from flowgym_gym.optimal_control.guidance import RewardGuidance
-from tests.conftest import PROMPTS, RED
+from tests.conftest import PROMPTS, RED, further
 
 GAUSSIAN = "flowgym/GaussianMixture-Gaussian-v0"
 SMALL = {
@@ -430,6 +430,7 @@ def terminate_at(monkeypatch):
     return install
 
 
+@pytest.mark.second
 def test_an_interrupted_command_goes_on_without_repeating_and_ends_as_an_uninterrupted_one(
     tmp_path, terminate_at, monkeypatch, capsys
 ):
@@ -628,7 +629,7 @@ def test_a_setting_that_one_of_the_algorithms_lacks_is_refused_by_its_name(tmp_p
         )
 
 
-@pytest.mark.parametrize("pool", [64, 128])
+@pytest.mark.parametrize("pool", [64, *further(128)])
 def test_the_interval_of_the_largest_n_that_a_pool_allows_covers_the_truth(pool):
     rng = np.random.default_rng(0)
     n = pool // SAMPLES_OF_POOL

@@ -14,6 +14,7 @@ from flowgym_gym.agents.runs.checkpoints import checkpoints
 from flowgym_gym.agents.runs.config import read_config
 from flowgym_gym.errors import OptionError
 from tests.agents.conftest import resume, same_weights, tiny, untimed
+from tests.conftest import further
 
 # A transition: two observations of 4 x 8 x 8 numbers and the time, 4 of action, and reward, end and
 # time-out.
@@ -93,7 +94,7 @@ def test_an_automatic_replay_buffer_takes_a_quarter_of_the_memory_and_stays_at_t
         assert buffer["rewards"].size == 14
 
 
-@pytest.mark.parametrize("size", ["auto", 1_000_000, 12])
+@pytest.mark.parametrize("size", ["auto", *further(1_000_000, 12)])
 def test_a_run_that_is_made_longer_has_the_replay_buffer_of_one_that_was_long_from_the_start(
     size, tmp_path
 ):

@@ -22,7 +22,7 @@ from flowgym_gym.agents.runs.checkpoints import checkpoints
 from flowgym_gym.cli import main
 from flowgym_gym.errors import CheckpointError
 from tests.agents.conftest import draw_little, resume, tiny
-from tests.conftest import RED
+from tests.conftest import RED, further
 
 PACKAGE = Path(flowgym_gym.__file__).parent
 TINY_CHECKPOINT = PACKAGE / "models" / "embedded" / "tiny"
@@ -106,7 +106,7 @@ def every_way_in(run):
     return errors
 
 
-@pytest.mark.parametrize("make", [pickled, saved_by_torch])
+@pytest.mark.parametrize("make", [saved_by_torch, *further(pickled)])
 @pytest.mark.parametrize(
     "part", ["policy.pth", "policy.optimizer.pth", "pytorch_variables.pth", "extra.pth"]
 )

@@ -25,7 +25,7 @@ from flowgym_gym.statistics import mean_and_interval
 from flowgym_gym.wrappers import CoarseAction
 from tests.agents.conftest import TINY, finished, resume, same_weights, tiny, untimed
 from tests.agents.test_rewards_in_runs import STANDARDIZED
-from tests.conftest import PROMPTS, RED
+from tests.conftest import PROMPTS, RED, further
 
 EVERY = {"evaluate_every": 8, "evaluation_episodes": 3}
 
@@ -57,7 +57,7 @@ def costs(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac"])
+@pytest.mark.parametrize("algo", ["ppo", *further("sac")])
 def test_a_run_with_evaluations_trains_as_one_without(algo, tmp_path):
     changes = {"env.prompts": PROMPTS, "checkpoint_every": 4}
     tiny(tmp_path / "without", algo, 16, changes)
@@ -240,7 +240,7 @@ def test_training_stops_at_the_first_evaluation_that_passes_the_budget(tmp_path,
     assert (again.timesteps, again.stopped) == (16, message)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac"])
+@pytest.mark.parametrize("algo", ["sac", *further("ppo")])
 def test_a_run_with_a_budget_is_evaluated_and_exploration_does_not_count(
     algo, tmp_path, costs, capsys
 ):

@@ -83,6 +83,7 @@ def test_time_inside_the_network_is_that_of_its_calls():
     assert "forward" not in vars(pipe.unet)
 
 
+@pytest.mark.second
 def test_results_are_kept_by_case_and_drawn(tmp_path):
     path = tmp_path / "results" / "here.json"
     rows = [row for row in ROWS if row.key in (BARE, "vector")]

@@ -37,6 +37,7 @@ def test_the_peak_is_at_least_what_a_product_reaches():
     assert throughput.matrix_peak("cpu", "float32", repeats=2) > 0
 
 
+@pytest.mark.second
 def test_variants_give_the_pictures_of_the_plain_environment(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(throughput, "RESULTS", tmp_path)
     monkeypatch.setattr(throughput, "MATRIX_SIZES", {"cpu": (64,)})

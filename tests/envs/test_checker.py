@@ -10,13 +10,22 @@ from gymnasium.vector import AutoresetMode, VectorWrapper
 from flowgym_gym import wrappers
 from flowgym_gym.envs import DenoisingVectorEnv, check_vector_env
 from flowgym_gym.errors import OptionError, VectorEnvError
-from tests.conftest import FLOWGYM_IDS, PROMPTS, RED, prompted
+from tests.conftest import FLOWGYM_IDS, PROMPTS, RED, further, prompted
 
 MIXTURE = "flowgym/GaussianMixture-Gaussian-v0"
 
 
-@pytest.mark.parametrize("id", FLOWGYM_IDS)
-@pytest.mark.parametrize("mode", list(AutoresetMode))
+MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
+
+
+@pytest.mark.parametrize(
+    ("id", "mode"),
+    [
+        *[(id, MODES[0]) for id in FLOWGYM_IDS],
+        *[(RED, mode) for mode in MODES[1:]],
+        *further(*[(id, mode) for id in FLOWGYM_IDS if id != RED for mode in MODES[1:]]),
+    ],
+)
 def test_every_id_passes_in_every_mode(id, mode):
     envs = gymnasium.make_vec(
         id, num_envs=3, discretization_steps=3, autoreset_mode=mode, **prompted(id)

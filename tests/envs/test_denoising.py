@@ -23,7 +23,7 @@ from flowgym_gym.errors import (
     UnknownOptionError,
 )
 from flowgym_gym.models.stable_diffusion import EMBEDDED
-from tests.conftest import FLOWGYM_IDS, RED, prompted
+from tests.conftest import FLOWGYM_IDS, RED, further, prompted
 
 
 def rollout(env, seed, actions):
@@ -172,7 +172,7 @@ def ending_at(tmp_path_factory):
     return {False: EMBEDDED / "tiny", True: folder}
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [3.0, *further(1.0)])
 @pytest.mark.parametrize("noise_level", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
 @pytest.mark.parametrize(("spacing", "steps"), [("leading", 7), ("trailing", 10)])

@@ -29,6 +29,7 @@ def test_every_example_is_short_and_run_here():
         assert len(script.read_text(encoding="utf-8").splitlines()) < 60
 
 
+@pytest.mark.second
 def test_the_films_show_an_episode_each(tmp_path, capsys):
     base, pushed = load("film").main(["--out", str(tmp_path / "films"), "--steps", "4"])
     assert 0 < base < pushed < 1
@@ -59,6 +60,7 @@ def test_reinforce_climbs_towards_the_bound():
     assert base + 0.4 * (bound - base) < mean < bound + 0.3
 
 
+@pytest.mark.second
 def test_plain_torch_ppo_learns():
     base, mean, best = load("cleanrl_ppo").main(iterations=8)
     assert base + 0.15 * (best - base) < mean < best + 0.3
@@ -86,6 +88,7 @@ def test_the_custom_reward_is_what_its_docstring_says_and_is_learnt(ring):
     )
 
 
+@pytest.mark.second
 def test_the_batched_agent_is_evaluated_on_held_out_seeds(capsys):
     report = load("batched").main(timesteps=320, episodes=2)
     assert report["timesteps"] == 320

@@ -19,7 +19,7 @@ from flowgym_gym.errors import CheckpointError, OptionError
 from flowgym_gym.models import from_pipeline, from_pretrained
 from flowgym_gym.rewards.images import RedReward
 from flowgym_gym.schedulers import DiffusionScheduler
-from tests.conftest import RED
+from tests.conftest import RED, further
 from tests.models import tiny
 from tests.models.test_families import roll_out
 
@@ -227,7 +227,9 @@ SCHEDULERS = [
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
-@pytest.mark.parametrize("options", [{}, {"steps_offset": 1}, {"timestep_spacing": "trailing"}])
+@pytest.mark.parametrize(
+    "options", [{"steps_offset": 1}, *further({}, {"timestep_spacing": "trailing"})]
+)
 def test_an_open_scheduler_visits_the_times_that_it_visits_when_saved(kind, options, tmp_path):
     if kind == "DPMSolverSinglestepScheduler":
         options = {}  # it takes none of these

@@ -135,3 +135,25 @@ def test_instances_belong_to_their_registry():
     made = entry.shared({})
     registry.forget_instances()
     assert entry.shared({}) is not made
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        loaded,
+        lambda: load_base_model("1d/gaussian_mixture"),
+        lambda: load_reward("1d/gaussian"),
+    ],
+    ids=["stable_diffusion", "gaussian_mixture", "gaussian_reward"],
+)
+def test_who_loads_in_inference_mode_spoils_no_gradients_of_others(load):
+    clear_model_cache()
+    with torch.inference_mode():
+        load()
+    shared = load()
+    tensors = [value for value in vars(shared).values() if isinstance(value, torch.Tensor)]
+    if isinstance(shared, torch.nn.Module):
+        tensors += [*shared.parameters(), *shared.buffers()]
+    assert tensors
+    assert not any(tensor.is_inference() for tensor in tensors)
+    clear_model_cache()

@@ -101,14 +101,14 @@ def t5():
     return transformers.T5EncoderModel(config)
 
 
-def vae(channels=4, levels=2, **options):
+def vae(channels=4, levels=2, layers=1, **options):
     return diffusers.AutoencoderKL(
         block_out_channels=(4,) * levels,
         norm_num_groups=2,
         latent_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
+        layers_per_block=layers,
         sample_size=32,
         **options,
     )
@@ -142,10 +142,21 @@ def stable_diffusion(scheduler=None, **unet_options):
 
 def like_the_embedded_one():
     """Stable Diffusion with the states and pictures of the checkpoint in the package, (4, 8, 8) and
-    64 x 64, and next to no weights.
+    64 x 64, and next to no weights or layers.
     """
-    pipe = stable_diffusion(sample_size=8)
-    pipe.register_modules(vae=vae(levels=4))
+    network = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        cross_attention_dim=16,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+        attention_head_dim=4,
+    )
+    pipe = stable_diffusion()
+    pipe.register_modules(unet=network, vae=vae(levels=4, layers=0, mid_block_add_attention=False))
     return pipe
 
 

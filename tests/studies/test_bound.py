@@ -16,6 +16,7 @@ from studies import bound
 ID, GAUSSIAN = "flowgym/GaussianMixture-Binary-v0", "flowgym/GaussianMixture-Gaussian-v0"
 
 
+@pytest.mark.second
 def test_it_is_that_of_dynamic_programming(capsys):
     bound.main([ID, "--noises", "100", "--continuations", "200", "--set", "control_cost_weight=5"])
     settings = load_preset(ID)

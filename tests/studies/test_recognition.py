@@ -44,6 +44,7 @@ def test_pictures_are_taken_for_their_subject_and_for_no_other():
     assert recognition.recognised(noise, "frog")[0] < 0.5
 
 
+@pytest.mark.second
 def test_agent_and_base_model_of_a_run_are_compared(tmp_path, monkeypatch, capsys):
     draw_little(monkeypatch)
     tiny(
