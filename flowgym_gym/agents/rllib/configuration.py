@@ -147,7 +147,8 @@ def _set_runners(
         sample_timeout_s=PATIENCE,
     )
     made.evaluation(evaluation_sample_timeout_s=PATIENCE)
-    made.fault_tolerance(restart_failed_env_runners=True)
+    # By RLlib's default the others wait a minute for one in which an error came.
+    made.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=5.0)
 
 
 def _as_ids(env_id: str) -> tuple[str, str]:

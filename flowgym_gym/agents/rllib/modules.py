@@ -112,10 +112,9 @@ class LatentSACModule(DefaultSACTorchRLModule):
         self.action_dist_cls = LatentSquashedGaussian
         self.pi_encoder = _Observations()
         self.pi = _Logits(_actor(self, options, SQUASHED, True, SQUASHED_LOG_STD_RANGE))
-        assert self.pi.actor.log_std_net is not None
-        nn.init.constant_(
-            self.pi.actor.log_std_net.get_parameter("0.bias"), options["log_std_init"]
-        )
+        head = self.pi.actor.log_std_net
+        assert head is not None
+        nn.init.constant_(head.get_parameter("0.bias"), options["log_std_init"])
         if self.inference_only:
             return
         self.qf_encoder, self.qf = self._critic(options)

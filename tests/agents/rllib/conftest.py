@@ -2,8 +2,6 @@
 
 import pytest
 
-# Two sub-environments of a model with two numbers, two steps each.
-SMALL = {"num_envs_per_env_runner": 2}
 QUICK = {
     "ppo": {"train_batch_size_per_learner": 32, "minibatch_size": 16, "num_epochs": 2},
     "sac": {"train_batch_size_per_learner": 8, "num_steps_sampled_before_learning_starts": 8},
