@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("ray.rllib", reason="RLlib is in the extra rllib; run .ci/run rllib")
+pytestmark = [pytest.mark.second, pytest.mark.usefixtures("_ray")]
+
 from flowgym_gym.agents import Runners, evaluate, export, load_agent, load_policy, train
 from flowgym_gym.agents.rllib.engine import RLlib
 from flowgym_gym.agents.rllib.policies import as_policy
@@ -25,7 +28,6 @@ from flowgym_gym.agents.sb3.algorithms import make_algorithm
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.errors import OptionError
 
-pytestmark = [pytest.mark.second, pytest.mark.usefixtures("_ray")]
 MIXTURE = "flowgym/GaussianMixture-Gaussian-v0"
 ENV = {"env.discretization_steps": 4, "policy.width": 8}
 OFTEN = {"checkpoint_every": 64, "evaluate_every": 64, "evaluation_episodes": 4}
@@ -170,7 +172,7 @@ def test_a_driver_that_is_killed_goes_on_and_nothing_is_doubled(tmp_path):
     saved = int(checkpoints(out)[0].name)
     shutil.rmtree(out / "before.png", ignore_errors=True)
     resumed = [
-        *command[:6],
+        *command[:5],
         "--out",
         str(out),
         "--resume",
