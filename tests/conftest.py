@@ -27,12 +27,13 @@ hypothesis.settings.load_profile("default")
 
 # The longest files by what they take, so that none of them is the last to begin.
 LONGEST = (
-    "test_optimal_control.py", "test_readme.py", "agents/test_frontier.py", "models/test_families.py",
-    "agents/test_training.py", "agents/test_damaged.py", "envs/test_denoising.py",
-    "envs/test_checker.py", "envs/test_state.py", "models/test_lora.py", "agents/test_contents.py",
-    "agents/test_nothing_is_lost.py", "agents/test_selection.py", "models/test_fitting.py",
+    "optimal_control/test_optimal_control.py", "test_readme.py", "agents/frontier/test_frontier.py",
+    "models/test_families.py", "agents/runs/test_training.py", "agents/runs/test_damaged.py",
+    "envs/test_denoising.py",
+    "envs/test_checker.py", "envs/test_state.py", "models/test_lora.py", "agents/runs/test_contents.py",
+    "agents/runs/test_nothing_is_lost.py", "agents/runs/test_selection.py", "models/test_fitting.py",
     "interop/test_gymnasium_wrappers.py", "test_cli.py", "envs/test_bad_input.py",
-    "agents/test_failures.py",
+    "agents/runs/test_failures.py",
 )  # fmt: skip
 
 

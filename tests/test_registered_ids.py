@@ -25,6 +25,8 @@ def test_an_id_of_a_model_without_prompts_passes_the_tests_over_all_ids():
         "no:cacheprovider",
         "-n",
         "0",
+        "-m",
+        "",
     ]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     command += ["-k", "Toy-Red", "tests/envs"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -77,16 +78,40 @@ def config(
     check_mapping("wrappers", wrappers)
     full, importable = _as_ids(env_id)
     settings = load_preset(full, algo)
+    settings = replace(
+        settings,
+        env={**settings.env, **_env_options(full, options)},
+        wrappers={**settings.wrappers, **(wrappers or {})},
+    )
+    return of_settings(importable, algo, settings, runners=runners, gpus_per_runner=gpus_per_runner)
+
+
+def of_settings(
+    importable: str,
+    algo: str,
+    settings: Settings,
+    *,
+    runners: int = 0,
+    gpus_per_runner: float = 0.0,
+) -> PPOConfig | SACConfig:
+    """As :func:`config`, from the whole settings of a run.
+
+    Args:
+        importable: The environment, with the package that runners import for it.
+        algo: ``"ppo"`` or ``"sac"``.
+        settings: Complete ones.
+        runners: Processes that sample.
+        gpus_per_runner: Accelerators of each.
+    """
     made = PPOConfig() if algo == "ppo" else SACConfig()
     made.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     made.framework("torch")
     made.environment(
         importable,
         env_config={
-            **settings.env,
             **({"device": "cuda"} if gpus_per_runner else {}),
-            **_env_options(full, options),
-            WRAPPERS: {**settings.wrappers, **(wrappers or {})},
+            **settings.env,
+            WRAPPERS: settings.wrappers,
         },
     )
     _set_runners(made, settings, runners, gpus_per_runner)

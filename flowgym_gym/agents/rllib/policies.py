@@ -21,13 +21,13 @@ from flowgym_gym.agents.sb3.exported import (
     POSTPROCESSING,
     PREPROCESSING,
     WEIGHTS,
+    ExportedPolicy,
     GaussianActor,
-    Policy,
 )
 from flowgym_gym.errors import CheckpointError, OptionError
 
 
-def as_policy(algorithm: Algorithm) -> Policy:
+def as_policy(algorithm: Algorithm) -> ExportedPolicy:
     """The policy of an algorithm now: what ``evaluate`` and ``predict`` take.
 
     Args:
@@ -42,7 +42,7 @@ def as_policy(algorithm: Algorithm) -> Policy:
     described, actor = _described(algorithm)
     copy = GaussianActor(described)
     copy.load_state_dict({name: torch.clone(value) for name, value in actor.state_dict().items()})
-    return Policy(copy.to("cpu", torch.float32).eval(), described)
+    return ExportedPolicy(copy.to("cpu", torch.float32).eval(), described)
 
 
 def export(algorithm: Algorithm, path: str | os.PathLike[str]) -> Path:
@@ -79,16 +79,27 @@ def export(algorithm: Algorithm, path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _described(algorithm: Algorithm) -> tuple[Options, GaussianActor]:
-    """What ``policy.json`` holds, and the actor."""
+def actor_of(algorithm: Algorithm) -> GaussianActor:
+    """The actor that an algorithm trains: that of the learner, or where it has one, of the driver.
+
+    Raises:
+        OptionError: If its module is another than :func:`config` gives.
+    """
     module: Any = algorithm.get_module()
     if not isinstance(module, LatentPPOModule | LatentSACModule):
         raise OptionError(
             f"the algorithm's module is a {type(module).__name__}, expected a LatentPPOModule or "
             "LatentSACModule; make its configuration with flowgym_gym.agents.rllib.config"
         )
+    actor: GaussianActor = module.actor if isinstance(module, LatentPPOModule) else module.pi.actor
+    return actor
+
+
+def _described(algorithm: Algorithm) -> tuple[Options, GaussianActor]:
+    """What ``policy.json`` holds, and the actor."""
+    actor = actor_of(algorithm)
+    module: Any = algorithm.get_module()
     ppo = isinstance(module, LatentPPOModule)
-    actor: GaussianActor = module.actor if ppo else module.pi.actor
     config = algorithm.config
     env = dict(config.env_config)
     wrappers = env.pop(WRAPPERS, {})

@@ -49,7 +49,7 @@ UNREADABLE = (
 
 
 @plain_defaults()
-def load_policy(folder: str | Path, device: str = "cpu") -> Policy:
+def load_policy(folder: str | Path, device: str = "cpu") -> ExportedPolicy:
     """The policy that :func:`export` wrote; needs neither stable-baselines3 nor the run.
 
     Args:
@@ -75,14 +75,14 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Policy:
         with torch.device("meta"):
             actor = GaussianActor(description)
         actor.load_state_dict(load_file(folder / WEIGHTS), assign=True)
-        return Policy(actor.to(device, torch.float32).eval(), description)
+        return ExportedPolicy(actor.to(device, torch.float32).eval(), description)
     except UNREADABLE as error:
         raise CheckpointError(
             f"the policy in {folder} cannot be read: {type(error).__name__}: {error}"
         ) from error
 
 
-class Policy:
+class ExportedPolicy:
     """An exported policy, with stable-baselines3's ``predict``.
 
     Attributes:

@@ -35,17 +35,17 @@ from tests.agents.conftest import (
     tiny,
     untimed,
 )
-from tests.agents.killing import KILLS, TIMESTEPS
+from tests.agents.runs.killing import KILLS, TIMESTEPS
 from tests.conftest import RED, further
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.second
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_a_run_killed_at_ten_moments_is_the_run_that_was_not(algo, tmp_path):
-    command = [sys.executable, "-m", "tests.agents.killing", algo, str(tmp_path), "0"]
+    command = [sys.executable, "-m", "tests.agents.runs.killing", algo, str(tmp_path), "0"]
     result = subprocess.run(
         command,
         cwd=ROOT,

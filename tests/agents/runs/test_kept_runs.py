@@ -25,7 +25,7 @@ import torch
 from flowgym_gym.agents.runs.files import versions
 from tests.agents.conftest import untimed
 
-KEPT = Path(__file__).parents[1] / "kept_runs"
+KEPT = Path(__file__).parents[2] / "kept_runs"
 CONTINUED = json.loads((KEPT / "continued.json").read_text(encoding="utf-8"))
 # The oldest instructions that MKL, torch and oneDNN have in common.
 PORTABLE = {

@@ -228,7 +228,7 @@ def test_no_action_is_preferred_where_none_has_an_effect():
     assert np.abs(solution.actions[10]).max() > 0.1
 
 
-@pytest.mark.parametrize("id", [*IDS, PLANE])
+@pytest.mark.parametrize("id", [*IDS, *further(PLANE)])
 def test_rolling_out_no_policy_earns_the_uncontrolled_value(id):
     environment = gymnasium.make(id).unwrapped.environment
     earned = environment.reward_scale * environment.sample(100_000).rewards.double().numpy()
@@ -249,7 +249,7 @@ def towards_the_reward(observation):
         (IDS[1], {"control_cost_weight": 4.0, "noise_level": 0.5}),
         (IDS[1], {"noise_level": 0.0, "base_model_kwargs": {"schedule": "diffusion"}}),
         (IDS[1], EULER),
-        (PLANE, {}),
+        *further((PLANE, {})),
     ],
 )
 def test_the_value_of_a_policy_is_what_its_episodes_earn(id, kwargs):

@@ -1,6 +1,6 @@
 """A run that is killed again and again, for the test that nothing of it is lost.
 
-``python -m tests.agents.killing ALGO FOLDER SEED`` imports everything once and forks a process for
+``python -m tests.agents.runs.killing ALGO FOLDER SEED`` imports everything once and forks a process for
 each attempt. An attempt is killed at its n-th call of a function, Python's or C's, so that a seed
 means the same moments everywhere; in every second attempt only calls made while a file of the run
 is written count.

@@ -149,6 +149,7 @@ def test_the_estimate_is_unbiased_and_its_interval_covers_the_truth():
     assert (covered / 60).mean() < 0.99
 
 
+@pytest.mark.second
 def test_with_several_prompts_the_interval_counts_that_prompts_are_drawn_too():
     rng = np.random.default_rng(1)
     covered = np.zeros(4)

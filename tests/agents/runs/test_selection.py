@@ -24,7 +24,7 @@ from flowgym_gym.errors import OptionError
 from flowgym_gym.statistics import mean_and_interval
 from flowgym_gym.wrappers import CoarseAction
 from tests.agents.conftest import TINY, finished, resume, same_weights, tiny, untimed
-from tests.agents.test_rewards_in_runs import STANDARDIZED
+from tests.agents.runs.test_rewards_in_runs import STANDARDIZED
 from tests.conftest import PROMPTS, RED, further
 
 EVERY = {"evaluate_every": 8, "evaluation_episodes": 3}
