@@ -13,6 +13,7 @@ from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from flowgym_gym.agents.kinds import Options
+from flowgym_gym.agents.rllib.failures import raise_what_keeps_failing
 from flowgym_gym.agents.rllib.hyperparameters import ppo, sac
 from flowgym_gym.agents.rllib.modules import LatentPPOModule, LatentSACModule, as_model_config
 from flowgym_gym.agents.rllib.runner import WRAPPERS, LatentEnvRunner
@@ -149,6 +150,7 @@ def _set_runners(
     made.evaluation(evaluation_sample_timeout_s=PATIENCE)
     # By RLlib's default the others wait a minute for one in which an error came.
     made.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=5.0)
+    made.callbacks(on_env_runners_recreated=raise_what_keeps_failing)
 
 
 def _as_ids(env_id: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ spawned by :func:`flowgym_gym.seeds`, and an environment is seeded once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -17,6 +18,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from flowgym_gym.agents.kinds import AnyVectorEnv, Options
+from flowgym_gym.agents.rllib import failures
 from flowgym_gym.agents.runs.environments import wrapped
 from flowgym_gym.errors import FlowGymError, OptionError, shown
 from flowgym_gym.seeding import seeds
@@ -71,6 +73,18 @@ class LatentEnvRunner(SingleAgentEnvRunner):
         """Called once the runner is there; what keeps it from sampling, ``get_spaces`` says."""
         if self._failure is None:
             super().assert_healthy()
+
+    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function with this runner; of an error the driver is left a word."""
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return func(*args, **kwargs)
+            except Exception as error:
+                failures.keep(error, self.worker_index or 0)
+                raise
+
+        return super().apply(told, *args, **kwargs)
 
     def make_env(self) -> None:
         """Make the environment that ``config`` describes, with its wrappers."""

@@ -20,11 +20,17 @@ def quick(config, algo="ppo", num_envs=2):
     return config.debugging(seed=0, log_level="ERROR")
 
 
+def start():
+    import ray
+
+    ray.init(num_cpus=4, object_store_memory=MEMORY, _node_ip_address="127.0.0.1", **LOCAL)
+
+
 @pytest.fixture(scope="session")
 def _ray():
     import ray
 
-    ray.init(num_cpus=4, object_store_memory=MEMORY, _node_ip_address="127.0.0.1", **LOCAL)
+    start()
     yield
     ray.shutdown()
 

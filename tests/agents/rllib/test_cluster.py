@@ -9,13 +9,14 @@ pytestmark = pytest.mark.second
 from ray.cluster_utils import Cluster
 
 from flowgym_gym.agents.rllib import config
-from tests.agents.rllib.conftest import MEMORY, MIXTURE, quick
+from tests.agents.rllib.conftest import MEMORY, MIXTURE, quick, start
 
 
 @pytest.fixture
 def two_nodes():
     """Two nodes of a real cluster, both on this machine, with room for a runner each."""
-    if ray.is_initialized():
+    shared = ray.is_initialized()
+    if shared:
         ray.shutdown()
     node = {"object_store_memory": MEMORY, "include_dashboard": False, "num_gpus": 0}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 1})
@@ -24,6 +25,8 @@ def two_nodes():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+    if shared:
+        start()
 
 
 def test_a_cluster_of_two_nodes_trains_across_both(two_nodes):

@@ -9,9 +9,24 @@ pytest.importorskip("ray.rllib", reason="RLlib is in the extra rllib; run .ci/ru
 pytestmark = pytest.mark.second
 
 from flowgym_gym.agents.rllib import config
-from flowgym_gym.errors import CheckpointError, OptionError
+from flowgym_gym.errors import CheckpointError, FlowGymError, OptionError
 from tests.agents.rllib.conftest import MIXTURE, quick
 from tests.conftest import RED
+
+
+def train_for(algorithm, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        algorithm.train()
+
+
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_what_keeps_all_runners_from_sampling_is_raised_in_the_driver(algo, build):
+    made = quick(config("tests.agents.rllib.failing:toy/Failing-v0", algo, runners=1), algo)
+    algorithm = build(made.fault_tolerance(delay_between_env_runner_restarts_s=0))
+    gone = r"failed 3 times since the last of 0 steps.*RewardError: the server is gone"
+    with pytest.raises(FlowGymError, match=gone):
+        train_for(algorithm, seconds=300)
 
 
 def pids(algorithm):

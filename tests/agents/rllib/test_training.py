@@ -76,3 +76,10 @@ def test_a_training_goes_on_from_a_checkpoint(algo, build, tmp_path):
         assert again["training_iteration"] == 2
     finally:
         restored.stop()
+
+
+def test_a_process_opens_its_checkpoint_once(build):
+    runner = build(quick(config(RED, discretization_steps=2))).env_runner
+    opened = environment_of(runner.env.unwrapped).base_model.unet
+    runner.make_env()
+    assert environment_of(runner.env.unwrapped).base_model.unet is opened
