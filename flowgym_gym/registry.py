@@ -90,8 +90,8 @@ class RegistryEntry:
         for name in given:
             if options is not None and name not in options:
                 raise UnknownOptionError(
-                    f"{self.id!r} has no option {shown(name)}{did_you_mean(name, options)} (it has "
-                    f"{sorted(options)})"
+                    f"{self.id!r} has no option {shown(name)}{did_you_mean(name, options)}: "
+                    f"unexpected keyword argument {shown(name)} (it has {sorted(options)})"
                 )
         for p in parameters_of(self.cls):
             required = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)

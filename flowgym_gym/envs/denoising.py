@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 
 from flowgym_gym.checks import check_choice, check_seed
-from flowgym_gym.envs.rollout import Observation, Rollout, RolloutSettings
+from flowgym_gym.envs.rollout import Observation, Outcome, Rollout, RolloutSettings
 from flowgym_gym.envs.state import State, pack_random, restore
 from flowgym_gym.errors import ClosedEnvironmentError, ResetNeededError
 
@@ -40,7 +40,9 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
 
     ## Info
     ``control_cost`` at every step; ``prompt`` at reset; ``terminal_reward`` (unscaled) and
-    ``valid`` at the end. ``reset(options={"prompt": ...})`` fixes the prompt of an episode.
+    ``valid`` at the end. ``reset(options={"prompt": ...})`` fixes the prompt of an episode. With
+    ``info_keys="numeric"`` ``control_cost``, ``terminal_reward`` and ``valid`` are there at any
+    time, as float32 numbers, 0 before there is something to tell; and nothing else.
 
     Args:
         base_model: Registered id of the base model.
@@ -69,6 +71,8 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
             step's own mathematics is always in float32.
         render_mode: None or ``"rgb_array"``: ``render`` shows the sample that the model now
             expects.
+        info_keys: ``"varying"``: infos hold what there is to tell at the time; ``"numeric"``: the
+            same numbers at any time, and no text, for libraries that keep infos as arrays.
         **model_options: Arguments of the base model, given directly; for diffusers' pipelines
             ``checkpoint``, ``prompts``, ``guidance_scale``, ``negative_prompt``, ``height``,
             ``width``, ``lora`` and more (:class:`flowgym_gym.models.pipeline.LatentBaseModel`).
@@ -85,8 +89,11 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, *, render_mode: str | None = None, info_keys: str = "varying", **options: Any
+    ) -> None:
         self.render_mode = as_render_mode(render_mode)
+        self.info_keys = as_info_keys(info_keys)
         self.rollout = Rollout.make(1, **options)
         self.observation_space: gymnasium.Space[Any] = self.rollout.observation_space
         self.action_space = self.rollout.action_space
@@ -149,7 +156,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
                 seed = int(self.np_random.integers(2**62))
             self.rollout.seed([0], [seed])
             (info,) = self.rollout.reset([0], options)
-        return self._observe(), info
+        return self._observe(), self._info(info, Outcome.zeros(1))
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take one denoising step; see :meth:`gymnasium.Env.step`.
@@ -171,7 +178,7 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
             float(outcome.rewards[0]),
             bool(outcome.finished[0]),
             False,
-            outcome.info(0),
+            self._info(outcome.info(0), outcome),
         )
 
     def render(self) -> np.ndarray | None:
@@ -192,6 +199,9 @@ class DenoisingEnv(RolloutSettings, gymnasium.Env[Observation, np.ndarray]):
         """End the use of the environment; the model stays loaded for others."""
         self._closed = True
 
+    def _info(self, varying: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+        return varying if self.info_keys == "varying" else outcome.number()
+
     def _observe(self) -> Observation:
         return {key: value[0] for key, value in self.rollout.observe().items()}
 
@@ -208,3 +218,9 @@ def as_render_mode(render_mode: str | None) -> str | None:
     """The render mode, or an OptionError if it is neither None nor ``"rgb_array"``."""
     check_choice("render_mode", render_mode, (None, "rgb_array"))
     return render_mode
+
+
+def as_info_keys(info_keys: str) -> str:
+    """Which keys infos have, or an OptionError if it is neither ``"varying"`` nor ``"numeric"``."""
+    check_choice("info_keys", info_keys, ("varying", "numeric"))
+    return info_keys

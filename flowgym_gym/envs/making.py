@@ -116,12 +116,15 @@ def make(
 
 
 def _check_known(options: Iterable[str], known: set[str] | None) -> None:
-    """Raise an UnknownOptionError if an option is none of those that are known; None for any."""
+    """Raise an UnknownOptionError if an option is none of those that are known; None for any.
+
+    Its message has Python's own words, too, which libraries look for that try out an option.
+    """
     for name in options:
         if known is not None and name not in known:
             raise UnknownOptionError(
-                f"there is no option {shown(name)}{did_you_mean(name, known)} (options: "
-                f"{', '.join(sorted(known))})"
+                f"there is no option {shown(name)}{did_you_mean(name, known)}: unexpected keyword "
+                f"argument {shown(name)} (options: {', '.join(sorted(known))})"
             )
 
 

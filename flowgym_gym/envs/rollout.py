@@ -128,6 +128,29 @@ class Outcome:
                 )
         return infos
 
+    def numbers(self, told: np.ndarray, stepped: np.ndarray) -> dict[str, Any]:
+        """Infos with the same keys at any time, float32, as ``info_keys="numeric"`` asks for.
+
+        Args:
+            told: Which sub-environments they are of, bool, shape ``(n,)``.
+            stepped: Which of these took the step; the others have begun an episode and say 0.
+        """
+        infos: dict[str, Any] = {}
+        for key, values in (
+            ("control_cost", self.costs),
+            ("terminal_reward", self.terminal_rewards),
+            ("valid", self.valids),
+        ):
+            infos[key] = np.where(stepped, values, 0).astype(np.float32)
+            infos[f"_{key}"] = told.copy()
+        return infos
+
+    def number(self) -> dict[str, Any]:
+        """As :meth:`numbers`, of one environment alone."""
+        everyone = np.ones(1, dtype=np.bool_)
+        infos = self.numbers(everyone, everyone)
+        return {key: value[0] for key, value in infos.items() if not key.startswith("_")}
+
 
 class Rollout:
     """The running episodes of an environment.

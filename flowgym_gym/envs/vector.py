@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from flowgym_gym.checks import check_mapping, check_seed, check_whole
-from flowgym_gym.envs.denoising import DenoisingEnv, as_render_mode
+from flowgym_gym.envs.denoising import DenoisingEnv, as_info_keys, as_render_mode
 from flowgym_gym.envs.devices import find_devices
 from flowgym_gym.envs.rollout import MAX_ENVS, Observation, Outcome, Rollout, RolloutSettings
 from flowgym_gym.envs.state import State, as_array_of_state, pack_random, restore
@@ -40,6 +40,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, or the ``AutoresetMode``
             of that value.
         render_mode: None or ``"rgb_array"``.
+        info_keys: ``"varying"`` or ``"numeric"``, of which each number has its mask ``_key``.
         **options: The arguments of :class:`DenoisingEnv`. ``device`` may be a list here: the
             sub-environments are split over these devices as evenly as possible, in order, each
             with a copy of the base model, called in a thread of its own
@@ -63,6 +64,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        info_keys: str = "varying",
         **options: Any,
     ) -> None:
         try:
@@ -75,6 +77,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             ) from error
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = as_render_mode(render_mode)
+        self.info_keys = as_info_keys(info_keys)
         self.rollout = _make_rollout(num_envs, options)
         self.num_envs = self.rollout.num_envs
         self.single_observation_space = self.rollout.observation_space
@@ -160,6 +163,8 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
                     seeds[i] = int(self.np_random.integers(2**62))
             self.rollout.seed(indices, [seeds[i] for i in indices])
             infos = self._reset_some(indices, {}, options)
+        if self.info_keys == "numeric":
+            infos = Outcome.zeros(self.num_envs).numbers(mask, mask)
         self._needs_reset[mask] = False
         return self.rollout.observe(), infos
 
@@ -217,15 +222,20 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
             for i in ended:
                 infos["final_obs"][i] = {key: value[i].copy() for key, value in final.items()}
-            infos["final_info"] = outcome.infos(outcome.finished)
+            infos["final_info"] = self._infos(outcome, outcome.finished, outcome.finished)
             infos["_final_obs"], infos["_final_info"] = (
                 outcome.finished.copy(),
                 outcome.finished.copy(),
             )
             infos = self._reset_some(ended, infos)
         going_on = ~resetting & ~outcome.finished if same_step else ~resetting
-        infos.update(outcome.infos(going_on))
+        infos.update(self._infos(outcome, np.ones_like(going_on), going_on))
         return outcome, infos
+
+    def _infos(self, outcome: Outcome, told: np.ndarray, stepped: np.ndarray) -> dict[str, Any]:
+        """Infos of a step: numbers of all who are ``told`` of, or what those that took it tell."""
+        numeric = self.info_keys == "numeric"
+        return outcome.numbers(told, stepped) if numeric else outcome.infos(stepped)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The sample that each sub-environment's model now expects, uint8, shape ``(H, W, 3)``
@@ -247,8 +257,11 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
     def _reset_some(
         self, indices: list[int], infos: dict[str, Any], options: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        for i, info in zip(indices, self.rollout.reset(indices, options), strict=True):
-            infos = self._add_info(infos, info, i)
+        """Begin episodes; the infos with their prompts, unless numbers alone are wanted."""
+        varying = self.rollout.reset(indices, options)
+        if self.info_keys == "varying":
+            for i, info in zip(indices, varying, strict=True):
+                infos = self._add_info(infos, info, i)
         return infos
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:

@@ -9,14 +9,17 @@ import torch
 
 from flowgym_gym.envs.environment import Environment, seeded
 from flowgym_gym.errors import OptionError
-from flowgym_gym.wrappers import RewardScale, TimeGrid
+from flowgym_gym.wrappers import FlattenAction, RewardScale, TimeGrid
+from flowgym_gym.wrappers.vector import FlattenAction as VectorFlattenAction
 from flowgym_gym.wrappers.vector import RewardScale as VectorRewardScale
 from flowgym_gym.wrappers.vector import TimeGrid as VectorTimeGrid
 
 # What may stand around a denoising environment without changing its decision problem.
 NEUTRAL = (
+    FlattenAction,
     RewardScale,
     TimeGrid,
+    VectorFlattenAction,
     VectorRewardScale,
     VectorTimeGrid,
     gymnasium.wrappers.OrderEnforcing,

@@ -16,12 +16,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import flowgym_gym
 from flowgym_gym import (
     BaseModel,
     FlowTensor,
     OptimalTransportScheduler,
     Reward,
     base_model_registry,
+    reward_registry,
 )
 from flowgym_gym.envs import DenoisingEnv, DenoisingVectorEnv, VelocityEnvironment
 from flowgym_gym.envs.rollout import Rollout
@@ -168,6 +170,28 @@ def test_an_option_that_does_not_exist_is_named(name, value):
     with pytest.raises((UnknownOptionError, TypeError)) as raised:
         DenoisingEnv(**MIXTURE, **{name: value})
     assert name in str(raised.value) or repr(name) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", **options),
+        lambda **options: gymnasium.make_vec("flowgym/GaussianMixture-Gaussian-v0", 2, **options),
+        lambda **options: DenoisingEnv(**MIXTURE, **options),
+        lambda **options: DenoisingVectorEnv(2, **MIXTURE, **options),
+        lambda **options: flowgym_gym.make("1d/gaussian_mixture", "1d/gaussian", **options),
+        lambda **options: DenoisingEnv(**MIXTURE, base_model_kwargs=options),
+        lambda **options: DenoisingEnv(**MIXTURE, reward_kwargs=options),
+        lambda **options: base_model_registry.get("1d/gaussian_mixture").instantiate(**options),
+        lambda **options: reward_registry.get("1d/gaussian").instantiate(**options),
+    ],
+)
+def test_an_option_that_does_not_exist_is_named_in_pythons_own_words_too(make):
+    """TorchRL gives every environment a ``frameskip``, and leaves it out where it reads these."""
+    with pytest.raises(TypeError) as raised:
+        make(frameskip=1)
+    assert "no option 'frameskip'" in str(raised.value)
+    assert "unexpected keyword argument 'frameskip'" in str(raised.value)
 
 
 @pytest.mark.parametrize(

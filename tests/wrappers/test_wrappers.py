@@ -1,27 +1,33 @@
 """Wrappers, single and vector."""
 
+import pickle
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.utils.env_checker import data_equivalence
+from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode
 
 from flowgym_gym import wrappers
 from flowgym_gym.envs import check_vector_env
 from flowgym_gym.errors import ActionError, OptionError
-from tests.conftest import PROMPTS, RED
+from flowgym_gym.optimal_control import optimal_value
+from tests.conftest import PROMPTS, RED, further
 
 KWARGS = {
     "RewardScale": {"scale": 3.0},
     "TimeGrid": {"steps": 2, "spacing": "trailing"},
     "CoarseAction": {"resolution": 3},
+    "FlattenAction": {},
     "ToTorch": {},
 }
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("name", [name for name in wrappers.__all__ if name != "ToTorch"])
+@pytest.mark.parametrize(
+    "name", ["CoarseAction", "RewardScale", "TimeGrid", *further("FlattenAction")]
+)
 def test_vector_wrapper_equals_the_vector_of_the_single_one(name, mode):
     envs = gymnasium.make_vec(RED, num_envs=2, discretization_steps=3, autoreset_mode=mode)
     check_vector_env(
@@ -98,6 +104,58 @@ def test_coarse_action_is_upsampled_to_the_nearest(resolution):
 def test_bad_resolutions_are_named(resolution):
     with pytest.raises(OptionError, match=f"resolution is {resolution}"):
         wrappers.CoarseAction(gymnasium.make(RED), resolution=resolution)
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_flat_actions_are_those_of_the_environment_row_by_row(tensor):
+    plain, flat = (gymnasium.make(RED, discretization_steps=2) for _ in range(2))
+    flat = wrappers.FlattenAction(flat)
+    assert flat.action_space == gymnasium.spaces.Box(-1, 1, (256,), np.float32)
+    assert data_equivalence(plain.reset(seed=0), flat.reset(seed=0), exact=True)
+    action = plain.action_space.sample()
+    vector = torch.from_numpy(action).flatten() if tensor else action.flatten()
+    assert data_equivalence(flat.step(vector), plain.step(action), exact=True)
+
+
+def test_flat_actions_of_vector_environments_are_those_of_each():
+    plain, flat = (gymnasium.make_vec(RED, num_envs=2, discretization_steps=2) for _ in range(2))
+    flat = wrappers.vector.FlattenAction(flat)
+    assert flat.single_action_space.shape == (256,)
+    assert flat.action_space == gymnasium.spaces.Box(-1, 1, (2, 256), np.float32)
+    assert data_equivalence(plain.reset(seed=0), flat.reset(seed=0), exact=True)
+    actions = plain.action_space.sample()
+    assert data_equivalence(flat.step(actions.reshape(2, 256)), plain.step(actions), exact=True)
+
+
+def test_flat_actions_go_around_coarse_ones_and_around_vectors():
+    env = wrappers.FlattenAction(
+        wrappers.CoarseAction(gymnasium.make(RED, discretization_steps=2), 2)
+    )
+    check_env(env, skip_render_check=True)
+    again = pickle.loads(pickle.dumps(env))
+    made = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert (made.action_space.shape, type(made)) == ((16,), wrappers.FlattenAction)
+    action = np.arange(16, dtype=np.float32) / 16
+    for other in (again, made):
+        assert data_equivalence(env.reset(seed=3), other.reset(seed=3), exact=True)
+        assert data_equivalence(env.step(action), other.step(action), exact=True)
+    assert env.env.action(action.reshape(4, 2, 2))[1, 0, 0] == action[4]
+
+    mixture = gymnasium.make("flowgym/GaussianMixture-Gaussian-v0", discretization_steps=2)
+    assert wrappers.FlattenAction(mixture).action_space == mixture.action_space
+    assert optimal_value(wrappers.FlattenAction(mixture)).value == optimal_value(mixture).value
+
+
+def test_bad_flat_actions_are_named():
+    env = wrappers.FlattenAction(gymnasium.make(RED, discretization_steps=2))
+    env.reset(seed=0)
+    for action in (np.zeros((4, 8, 8)), torch.zeros(4, 8, 8)):
+        with pytest.raises(ActionError, match=r"\(4, 8, 8\), expected \(256,\)"):
+            env.step(action)
+    with pytest.raises(ActionError, match=r"expected float32 numbers of shape \(256,\)"):
+        env.step(torch.zeros(256).to_sparse())
+    with pytest.raises(OptionError, match="FlattenAction needs"):
+        wrappers.FlattenAction(gymnasium.make("CartPole-v1"))
 
 
 def test_bad_wrapper_input_is_named():
