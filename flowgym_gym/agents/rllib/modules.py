@@ -111,8 +111,14 @@ class LatentSACModule(DefaultSACTorchRLModule):
         self.twin_q = self.model_config.get("twin_q", True)
         self.action_dist_cls = LatentSquashedGaussian
         self.pi_encoder = _Observations()
-        self.pi = _Logits(_actor(self, options, SQUASHED, True, SQUASHED_LOG_STD_RANGE))
-        head = self.pi.actor.log_std_net
+        actor = _actor(self, options, SQUASHED, True, SQUASHED_LOG_STD_RANGE)
+        # A number for each dimension, beside the head that depends on the state, is PPO's alone:
+        # it stays 0.
+        zeros = actor.log_std.detach()
+        del actor.log_std
+        actor.register_buffer("log_std", zeros)
+        self.pi = _Logits(actor)
+        head = actor.log_std_net
         assert head is not None
         nn.init.constant_(head.get_parameter("0.bias"), options["log_std_init"])
         if self.inference_only:

@@ -76,6 +76,8 @@ def test_sac_acts_and_judges_as_the_policy_of_stable_baselines3(id):
         model_config={**POLICY, "twin_q": True},
     )
     module.pi.actor.load_state_dict(_actor(policy)[0])
+    learnt = (sum(p.numel() for p in actor.parameters()) for actor in (module.pi, policy.actor))
+    assert len(set(learnt)) == 1
     encoder = policy.critic.features_extractor.state_dict()
     for mine, theirs in ((module.qf_encoder, module.qf), (module.qf_twin_encoder, module.qf_twin)):
         mine.encoder.load_state_dict(encoder)
