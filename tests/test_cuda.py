@@ -64,3 +64,13 @@ def test_half_precision_is_near_float32(dtype):
 def test_a_compiled_network_gives_the_same_episode_on_the_gpu():
     for here, there in zip(episode("cuda"), episode("cuda", compile=True), strict=True):
         np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3)
+
+
+# One GPU is enough to see that what goes from one device to another arrives.
+@pytest.mark.parametrize("devices", [["cuda:0", "cpu"], ["cpu", "cuda:0"], ["cuda:0", "cuda:1"]])
+def test_sub_environments_are_split_over_devices(devices):
+    if torch.cuda.device_count() < len([name for name in devices if name != "cpu"]):
+        pytest.skip("needs two CUDA devices")
+    options = {"prompts": ["a photo of a cat", "a red heart"], "guidance_scale": 3.0}
+    for here, there in zip(episode("cpu", **options), episode(devices, **options), strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3)

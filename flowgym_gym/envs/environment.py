@@ -387,15 +387,25 @@ class Environment(Generic[D]):
             RewardError: If the reward function fails; the cause is attached.
         """
         sample = self.finish(x)
+        return sample, *self.rate(sample, **kwargs)
+
+    def rate(self, sample: D, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Score finished samples.
+
+        Returns:
+            Unscaled rewards ``(n,)`` and validity ``(n,)``.
+
+        Raises:
+            RewardError: If the reward function fails; the cause is attached.
+        """
         try:
-            rewards, valids = self.reward(sample, **kwargs)
+            return self.reward(sample, **kwargs)
         except RewardError:
             raise
         except Exception as error:
             raise RewardError(
                 f"{type(self.reward).__name__} raised {type(error).__name__}: {reason(error)}"
             ) from error
-        return sample, rewards, valids
 
     @torch.no_grad()
     def sample(self, n: int, policy: Controller | None = None, **kwargs: Any) -> Sample[D]:

@@ -22,6 +22,7 @@ import torch
 
 from flowgym_gym.checks import LARGEST, check_mapping, check_whole
 from flowgym_gym.envs.answers import as_embeddings, as_pictures, as_prompts
+from flowgym_gym.envs.devices import Part, Split, on_device
 from flowgym_gym.envs.environment import Environment, merge_kwargs
 from flowgym_gym.envs.identity import check_settings
 from flowgym_gym.envs.making import make
@@ -171,8 +172,10 @@ class Rollout:
         self.started = np.zeros(self.num_envs, dtype=np.bool_)
         self.seeded = np.zeros(self.num_envs, dtype=np.bool_)
         self._kwargs: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        self._merged: dict[str, Any] | None = None
+        # Arguments of all episodes of the first device, and of a part: by where they begin and end.
+        self._merged: dict[tuple[int, int], dict[str, Any]] = {}
         self._output: torch.Tensor | None = None
+        self.split: Split | None = None
         # What a stateful reward remembered before the call that is being made.
         self._remembered: dict[str, np.ndarray] | None = None
         prompts = as_prompts(environment.base_model)
@@ -188,6 +191,18 @@ class Rollout:
         """
         settle_after_fork()
         return cls(make(**{**DEFAULTS, **options}), num_envs)
+
+    def split_over(self, devices: Sequence[torch.device]) -> None:
+        """Call a copy of the base model on each device from now on; the first is where it lies.
+
+        Only for an environment whose base model comes from the registry.
+        """
+        self.split = Split(self.environment, devices, self.num_envs)
+
+    def close(self) -> None:
+        """End what runs beside this."""
+        if self.split is not None:
+            self.split.close()
 
     @property
     def latents(self) -> torch.Tensor:
@@ -328,7 +343,7 @@ class Rollout:
         self.index, self.started = self.index.copy(), self.started.copy()
         self.index[where] = 0
         self.started[where] = True
-        self._merged = self._output = None
+        self._merged, self._output = {}, None
         self._embeddings = embeddings
         self._kwargs = list(self._kwargs)
         for i, kwargs in zip(where, all_kwargs, strict=True):
@@ -374,8 +389,7 @@ class Rollout:
         taken = actions if everyone else actions[where]
         action = (torch.from_numpy(taken) if isinstance(taken, np.ndarray) else taken).to(x.device)
         index = torch.from_numpy(at).to(x.device)
-        kwargs = self._batch_kwargs(where)
-        output = self._predict(x, index, kwargs, where)
+        output = self._predict(x, index, where)
         following, costs = environment.advance(x, output, action, noise, index)
         # One copy out, which is the only time that a step waits for the device.
         host = torch.cat([following.flatten(1), costs[:, None].to(following)], dim=1).cpu().numpy()
@@ -425,14 +439,14 @@ class Rollout:
         running = [i for i in range(self.num_envs) if not finished[i]]
         if running:
             index = torch.from_numpy(self.index[running]).to(states.device)
-            output = self._predict(states[running], index, self._batch_kwargs(running), running)
+            output = self._predict(states[running], index, running)
             # A copy, so that what was known before comes back if the picture cannot be drawn.
             known = torch.zeros_like(self.latents) if self._output is None else self._output.clone()
             known[running] = output.to(known.dtype)
             self._output = known
             states[running] = self.environment.expected_endpoint(states[running], output, index)
         model = self.environment.base_model
-        pictures = model.picture(self.environment.finish(FlowTensor(states)))
+        pictures = model.picture(self._finish(states, range(self.num_envs)))
         pictures = (as_pictures(model, pictures, self.num_envs) * 255).round().to(torch.uint8)
         return list(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).cpu().numpy()))
 
@@ -492,7 +506,7 @@ class Rollout:
         if self._embeddings is not None:
             self._embeddings = arrays["embeddings"].copy()
         self._kwargs = kwargs
-        self._merged = self._output = None
+        self._merged, self._output = {}, None
 
     def _read_state(
         self, state: Mapping[str, np.ndarray]
@@ -608,20 +622,27 @@ class Rollout:
         clipped: np.ndarray = np.clip(array, -1, 1).astype(np.float32, copy=False)
         return clipped if batched else clipped[None]
 
-    def _predict(
-        self, x: torch.Tensor, index: torch.Tensor, kwargs: dict[str, Any], where: list[int]
-    ) -> torch.Tensor:
+    def _predict(self, x: torch.Tensor, index: torch.Tensor, where: list[int]) -> torch.Tensor:
         if self._output is not None:
             return self._output[where]
+        environment = self.environment
         with torch.inference_mode():
-            return self.environment.predict(FlowTensor(x), index, **kwargs)
+            if self.split is None:
+                return environment.predict(FlowTensor(x), index, **self._batch_kwargs(where))
+            return self.split.predict(x, environment.times[index], where, self._batch_kwargs)
+
+    def _finish(self, x: torch.Tensor, where: Sequence[int]) -> FlowTensor:
+        if self.split is not None:
+            return self.split.finish(x, where)
+        finished: FlowTensor = self.environment.finish(FlowTensor(x))
+        return finished
 
     def _score(self, ended: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         reward = self.environment.reward
         self._remembered = reward.get_state() if reward.stateful else None
         try:
-            _, rewards, valids = self.environment.score(
-                FlowTensor(self.latents[ended]), **self._batch_kwargs(ended)
+            rewards, valids = self.environment.rate(
+                self._finish(self.latents[ended], ended), **self._batch_kwargs(ended)
             )
         except RewardError as error:
             wrong = ended if error.sample is None else [ended[error.sample]]
@@ -652,12 +673,18 @@ class Rollout:
             f" in sub-environment{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
         )
 
-    def _batch_kwargs(self, where: list[int]) -> dict[str, Any]:
-        if len(where) < self.num_envs:
-            return merge_kwargs([self._kwargs[i] for i in where])
-        if self._merged is None:
-            self._merged = merge_kwargs(self._kwargs)
-        return self._merged
+    def _batch_kwargs(self, where: list[int], part: Part | None = None) -> dict[str, Any]:
+        """Arguments of some episodes, on the first device or on that of their part."""
+        whole = range(self.num_envs) if part is None else part.where
+        key = (whole.start, whole.stop)
+        if len(where) == len(whole) and key in self._merged:
+            return self._merged[key]
+        merged = merge_kwargs([self._kwargs[i] for i in where])
+        if part is not None:
+            merged = on_device(merged, part.device)
+        if len(where) == len(whole):
+            self._merged[key] = merged
+        return merged
 
     def _check_finite(self, x: np.ndarray, where: list[int]) -> None:
         if np.isfinite(x.sum()):

@@ -13,9 +13,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from flowgym_gym.checks import check_mapping, check_seed
+from flowgym_gym.checks import check_mapping, check_seed, check_whole
 from flowgym_gym.envs.denoising import DenoisingEnv, as_info_keys, as_render_mode
-from flowgym_gym.envs.rollout import Observation, Outcome, Rollout, RolloutSettings
+from flowgym_gym.envs.devices import find_devices
+from flowgym_gym.envs.rollout import MAX_ENVS, Observation, Outcome, Rollout, RolloutSettings
 from flowgym_gym.envs.state import State, as_array_of_state, pack_random, restore
 from flowgym_gym.errors import (
     ClosedEnvironmentError,
@@ -40,7 +41,10 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             of that value.
         render_mode: None or ``"rgb_array"``.
         info_keys: ``"varying"`` or ``"numeric"``, of which each number has its mask ``_key``.
-        **options: The arguments of :class:`DenoisingEnv`.
+        **options: The arguments of :class:`DenoisingEnv`. ``device`` may be a list here: the
+            sub-environments are split over these devices as evenly as possible, in order, each
+            with a copy of the base model, called in a thread of its own
+            (:mod:`flowgym_gym.envs.devices`).
 
     >>> import gymnasium, flowgym_gym
     >>> id = "flowgym/StableDiffusion-Red-v0"
@@ -74,7 +78,7 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = as_render_mode(render_mode)
         self.info_keys = as_info_keys(info_keys)
-        self.rollout = Rollout.make(num_envs, **options)
+        self.rollout = _make_rollout(num_envs, options)
         self.num_envs = self.rollout.num_envs
         self.single_observation_space = self.rollout.observation_space
         self.single_action_space = self.rollout.action_space
@@ -90,10 +94,12 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        # make_vec keeps the arguments it was given; an enum among them would keep the specification
-        # from JSON.
+        # make_vec keeps the arguments it was given; an enum or a device among them would keep the
+        # specification from JSON.
         if spec is not None and "autoreset_mode" in spec.kwargs:
             spec.kwargs["autoreset_mode"] = self.autoreset_mode.value
+        if spec is not None and isinstance(spec.kwargs.get("device"), list | tuple):
+            spec.kwargs["device"] = [str(device) for device in spec.kwargs["device"]]
         self._spec = spec
 
     def get_state(self) -> State:
@@ -288,9 +294,25 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
             raise OptionError("reset_mask selects no sub-environment, expected at least one True")
         return mask
 
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the threads of several devices; the models stay loaded for others."""
+        self.rollout.close()
+
     def _first(self, mask: np.ndarray) -> str:
         return f"sub-environment {int(np.flatnonzero(mask)[0])}"
 
     def _check_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("the environment is closed; make a new one")
+
+
+def _make_rollout(num_envs: int, options: dict[str, Any]) -> Rollout:
+    """Episodes on the device or devices that the options name."""
+    if not isinstance(options.get("device"), list | tuple):
+        return Rollout.make(num_envs, **options)
+    check_whole("num_envs", num_envs, maximum=MAX_ENVS)
+    devices = find_devices(options["device"], num_envs)
+    rollout = Rollout.make(num_envs, **{**options, "device": str(devices[0])})
+    if len(devices) > 1:
+        rollout.split_over(devices)
+    return rollout

@@ -196,6 +196,11 @@ def clear_model_cache() -> None:
 
 def as_device(device: torch.device | str | None) -> torch.device:
     """The device, or an OptionError if this machine does not have it."""
+    if isinstance(device, list | tuple):
+        raise OptionError(
+            f"device is {shown(device)}, expected one device; sub-environments are split over "
+            "several by gymnasium.make_vec(id, num_envs=..., device=[...])"
+        )
     try:
         if isinstance(device, bytes):
             raise TypeError("bytes are no name")

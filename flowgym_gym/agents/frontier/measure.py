@@ -43,7 +43,7 @@ from flowgym_gym.agents.runs import contents
 from flowgym_gym.agents.runs.bars import Bar
 from flowgym_gym.agents.runs.contents import drawn_prompts
 from flowgym_gym.agents.runs.drawing import plain_style
-from flowgym_gym.agents.runs.environments import make_vector_env
+from flowgym_gym.agents.runs.environments import make_vector_env, with_devices_for
 from flowgym_gym.agents.runs.episodes import held_out_seeds, play
 from flowgym_gym.agents.runs.files import locked, versions, write_json
 from flowgym_gym.console import say
@@ -149,7 +149,8 @@ def measure(plan: Plan) -> Frontier:
     # What cannot be done is refused before there is a folder.
     report, runs = _begin_runs(plan)
     for _, prepared in runs:
-        make_vector_env(plan.env_id, prepared.config.settings, 1).close()
+        settings = with_devices_for(prepared.config.settings, 1)
+        make_vector_env(plan.env_id, settings, 1).close()
     env = _make_env(plan)
     prompts = drawn_prompts(env)
     known = contents.contents_of(plan.env_id, plan.process["env"], prompts)

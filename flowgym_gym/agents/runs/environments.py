@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
-from flowgym_gym.agents.kinds import AnyVectorEnv, SomeOptions
+from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
 from flowgym_gym.agents.runs.presets import full_id
 from flowgym_gym.errors import UnknownOptionError, did_you_mean, shown
 from flowgym_gym.wrappers import vector as vector_wrappers
@@ -66,3 +66,11 @@ def wrapped(env: AnyVectorEnv, wrappers: SomeOptions) -> AnyVectorEnv:
         if argument is not None and not (name == "coarse_action" and vectors):
             env = WRAPPERS[name](env, argument)
     return env
+
+
+def with_devices_for(settings: SomeOptions, num_envs: int) -> Options:
+    """Settings that name no more devices than there are sub-environments: of more, the first."""
+    env = dict(settings["env"])
+    if isinstance(env.get("device"), list | tuple):
+        env["device"] = list(env["device"])[:num_envs]
+    return {**settings, "env": env}

@@ -30,7 +30,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from flowgym_gym.agents.kinds import AnyVectorEnv, Options, SomeOptions
 from flowgym_gym.agents.runs.checkpoints import best_return, freeze_reward, save_best
 from flowgym_gym.agents.runs.config import Config, read_config
-from flowgym_gym.agents.runs.environments import make_vector_env
+from flowgym_gym.agents.runs.environments import make_vector_env, with_devices_for
 from flowgym_gym.agents.runs.episodes import (
     BATCH,
     QUANTITIES,
@@ -254,9 +254,8 @@ def evaluation_env(config: Config, num_envs: int, checkpoint: Path | None = None
     A reward that remembers what it has scored knows what it knew at the checkpoint, and stays at
     that.
     """
-    env = make_vector_env(
-        config.env_id, config.settings, num_envs, AutoresetMode.DISABLED, "rgb_array"
-    )
+    settings = with_devices_for(config.settings, num_envs)
+    env = make_vector_env(config.env_id, settings, num_envs, AutoresetMode.DISABLED, "rgb_array")
     freeze_reward(env, checkpoint)
     return env
 

@@ -22,6 +22,7 @@ AUTO = "auto"
 # Of the memory that is available, what an automatic replay buffer takes at most.
 SHARE = 4
 MEMORY_INFO = Path("/proc/meminfo")
+PROCESS_INFO = Path("/proc/self/status")
 # What a container may take, what it has taken, and of that the files that it can give back.
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MEMORY_TAKEN = Path("/sys/fs/cgroup/memory.current")
@@ -43,6 +44,14 @@ def available_memory() -> int | None:
         with suppress(AttributeError, OSError, ValueError):
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)
+
+
+def resident_memory() -> int | None:
+    """Bytes of memory that this process takes, as far as the system tells; None where it does
+    not.
+    """
+    found = _number_in(PROCESS_INFO, r"^VmRSS:\s*(\d+) kB")
+    return None if found is None else 1024 * found
 
 
 def _number_in(path: Path, pattern: str) -> int | None:

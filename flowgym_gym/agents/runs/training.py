@@ -29,6 +29,7 @@ from flowgym_gym.agents.runs.callbacks import Callbacks, CallbacksArgument, as_c
 from flowgym_gym.agents.runs.checkpoints import check_space, checkpoints, restore_checkpoint
 from flowgym_gym.agents.runs.config import Config
 from flowgym_gym.agents.runs.contents import check_contents
+from flowgym_gym.agents.runs.cost import cost_of_long
 from flowgym_gym.agents.runs.engines import Engine, StableBaselines3
 from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.files import CONFIG, locked, remove_leftovers, write_json
@@ -87,6 +88,8 @@ def train(
         overrides: Changes to the preset by dotted name, ``{"env.noise_level": 0.5,
             "algo.learning_rate": 1e-4}``.
         progress: Show a progress bar where standard error is a terminal; else an occasional line.
+            Of a run that will take minutes or longer, what a step of the environment costs is said
+            before.
         callbacks: stable-baselines3's: a ``BaseCallback``, a function of local and global
             variables, or several. They are called on every step beside this package's own. Where
             one returns False, training stops at the end of its interval (a rollout of PPO, an
@@ -246,6 +249,13 @@ def _run(
     with Interruption() as interruption:
         _begin(training, resume)
         config, env = training.config, training.env
+        cost = (
+            cost_of_long(env.vector_env, target - model.num_timesteps)
+            if progress and config.engine is None
+            else None
+        )
+        if cost is not None:
+            say(cost)
         with closing(Records(out, config, model, env, training.progress)) as records:
             records.start()
             boundary = Boundary(model, env, training.interval)
