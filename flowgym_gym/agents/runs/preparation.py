@@ -226,6 +226,11 @@ def check_engine(config: Config, runners: Runners | None) -> None:
         return
     if config.algo not in RLLIB_ALGOS:
         raise OptionError(f"algo is {config.algo!r}, but with RLlib there is one of {RLLIB_ALGOS}")
+    if not config.env_id.startswith("flowgym/"):
+        raise OptionError(
+            f"env is {config.env_id!r}, which RLlib's runners in other processes would not know; "
+            "train it by flowgym_gym.agents.rllib.config, which takes 'package:namespace/Name-v0'"
+        )
     from flowgym_gym.agents import rllib
 
     _ = rllib.config  # Says what is missing where Ray is.
