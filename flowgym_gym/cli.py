@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 
@@ -111,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--no-evaluate", action="store_true", help="do not compare agent and base model at the end"
     )
+    _add_engine(train)
     _add_set(
         train, "a setting of the preset, such as env.noise_level=0.5 or algo.learning_rate=1e-4"
     )
@@ -259,6 +261,53 @@ def sample_base_model(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_engine(train: argparse.ArgumentParser) -> None:
+    train.add_argument(
+        "--engine",
+        help="sb3, stable-baselines3 in this process, or rllib, Ray's RLlib on any machine of a "
+        "cluster (default: sb3, with --resume the run's own)",
+    )
+    train.add_argument(
+        "--runners",
+        type=int,
+        metavar="N",
+        help="of RLlib: processes that play, over which sub-environments are split (default: 0, "
+        "the process that learns plays, too)",
+    )
+    train.add_argument(
+        "--gpus-per-runner",
+        type=float,
+        metavar="G",
+        help="of RLlib: accelerators of each runner, or a part of one (default: 0)",
+    )
+    train.add_argument(
+        "--address",
+        help="of RLlib: a running Ray cluster, such as auto (default: one started on this machine)",
+    )
+
+
+def _runners(options: argparse.Namespace) -> Any:
+    """Where RLlib plays, if anything is said of that."""
+    from flowgym_gym.agents.runs.preparation import Runners
+
+    given = (options.runners, options.gpus_per_runner, options.address)
+    if all(value is None for value in given):
+        return None
+    return Runners(options.runners or 0, options.gpus_per_runner or 0.0, options.address)
+
+
+def _engine_options(options: argparse.Namespace) -> str:
+    """What a command that goes on with a run of RLlib says of runners."""
+    named = {
+        "--runners": options.runners,
+        "--gpus-per-runner": options.gpus_per_runner,
+        "--address": options.address,
+    }
+    return "".join(
+        f" {name} {shlex.quote(str(value))}" for name, value in named.items() if value is not None
+    )
+
+
 def train_agent(options: argparse.Namespace) -> int:
     """Train, evaluate, and say what to do next."""
     _import_agents()
@@ -276,11 +325,15 @@ def train_agent(options: argparse.Namespace) -> int:
         seed=options.seed,
         resume=options.resume,
         overrides=parse_assignments(_texts(options.set)),
+        engine=options.engine,
+        runners=_runners(options),
     )
     prepared = prepare(request)
     config = prepared.config
     here = shlex.quote(str(options.out))
     again = f"flowgym-gym train {options.env} --algo {config.algo} --out {here} --resume"
+    if config.engine is not None:
+        again += _engine_options(options)
     # Hours of work must not depend on whether somebody reads what is said of it.
     _tell(f"{config.env_id}, {config.algo}, seed {config.seed}")
     _tell(describe(config.settings))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flowgym_gym.agents.runs.evaluation import evaluate
     from flowgym_gym.agents.runs.export import export
     from flowgym_gym.agents.runs.opening import load_agent
+    from flowgym_gym.agents.runs.preparation import Runners
     from flowgym_gym.agents.runs.presets import load_preset
     from flowgym_gym.agents.runs.training import train
     from flowgym_gym.agents.sb3.exported import load_policy
@@ -33,6 +34,7 @@ _LAZY = {
     "LatentActorCriticPolicy": "flowgym_gym.agents.sb3.policies",
     "LatentSACPolicy": "flowgym_gym.agents.sb3.policies",
     "LatentTQCPolicy": "flowgym_gym.agents.sb3.policies",
+    "Runners": "flowgym_gym.agents.runs.preparation",
     "SB3VecEnv": "flowgym_gym.agents.sb3.vec_env",
     "evaluate": "flowgym_gym.agents.runs.evaluation",
     "export": "flowgym_gym.agents.runs.export",
@@ -49,6 +51,7 @@ __all__ = [
     "LatentSACPolicy",
     "LatentTQCPolicy",
     "MissingExtraError",
+    "Runners",
     "SB3VecEnv",
     "evaluate",
     "export",

@@ -13,6 +13,7 @@ from flowgym_gym.agents.runs.contents import Contents, check_form
 from flowgym_gym.agents.runs.files import CONFIG, UNREADABLE
 from flowgym_gym.agents.runs.presets import COUNT, Settings, as_algorithm, complete, full_id
 from flowgym_gym.agents.runs.settings import check, check_names
+from flowgym_gym.checks import check_choice
 from flowgym_gym.errors import (
     CheckpointError,
     FlowGymError,
@@ -22,6 +23,8 @@ from flowgym_gym.errors import (
     shown,
 )
 
+# stable-baselines3, the default, is the first one.
+ENGINES = ("sb3", "rllib")
 NO_CONFIG = "put a copy of it back, or begin another run"
 
 
@@ -39,6 +42,7 @@ class Config(Named):
         replay_buffer: Transitions of the replay buffer; None before it is made, and for PPO.
         base_model: Means of the base model in the episodes of ``before.png``.
         moved: Places that the settings named, and where the same lies now.
+        engine: What it is trained with; None for stable-baselines3.
         others: What else the file holds.
         order: The names in the file as it was read; what is new comes behind them.
     """
@@ -52,6 +56,7 @@ class Config(Named):
     replay_buffer: int | None = None
     base_model: Options | None = None
     moved: dict[str, str] | None = None
+    engine: str | None = None
     others: Options = field(default_factory=dict)
     order: tuple[str, ...] = ()
 
@@ -115,6 +120,8 @@ def _as_config(found: Options) -> Config:
     )
     if not isinstance(config.env_id, str) or not isinstance(config.seed, int):
         raise OptionError("env_id is no text, or seed no whole number")
+    if config.engine is not None:
+        check_choice("engine", config.engine, ENGINES)
     if config.replay_buffer is not None:
         COUNT.check("replay_buffer", config.replay_buffer)
     moved = config.moved or {}

@@ -24,8 +24,7 @@ def make_vector_env(
     autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     render_mode: str | None = None,
 ) -> AnyVectorEnv:
-    """The vector environment that settings describe, wrapped; actions that are vectors have nothing
-    to coarsen.
+    """The vector environment that settings describe, wrapped as by :func:`wrapped`.
 
     Args:
         env_id: The environment.
@@ -44,7 +43,21 @@ def make_vector_env(
         render_mode=render_mode,
         **settings["env"],
     )
-    for name, argument in settings["wrappers"].items():
+    return wrapped(env, settings["wrappers"])
+
+
+def wrapped(env: AnyVectorEnv, wrappers: SomeOptions) -> AnyVectorEnv:
+    """A vector environment with the wrappers of a run's settings; actions that are vectors have
+    nothing to coarsen.
+
+    Args:
+        env: A vector environment.
+        wrappers: Their arguments by name; None for one that is not wanted.
+
+    Raises:
+        FlowGymError: If there is no such wrapper, or it does not take its argument.
+    """
+    for name, argument in wrappers.items():
         if name not in WRAPPERS:
             raise UnknownOptionError(
                 f"there is no wrapper {shown(name)}{did_you_mean(name, WRAPPERS)}"

@@ -21,6 +21,7 @@ from flowgym_gym.agents.sb3.exported import (
     SQUASHED,
     WEIGHTS,
 )
+from flowgym_gym.agents.sb3.networks import LOG_STD_RANGE
 from flowgym_gym.errors import CheckpointError, OptionError
 
 
@@ -97,7 +98,7 @@ def _actor(policy: Any) -> tuple[dict[str, Tensor], Options]:
     """
     from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 
-    from flowgym_gym.agents.sb3.policies import LOG_STD_RANGE, LatentActorCriticPolicy
+    from flowgym_gym.agents.sb3.policies import LatentActorCriticPolicy
 
     if isinstance(policy, LatentActorCriticPolicy):
         distribution, log_std, state_dependent_std = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from flowgym_gym.agents.kinds import SomeOptions
 from flowgym_gym.agents.runs import contents
 from flowgym_gym.agents.runs.checkpoints import checkpoints, newest_checkpoint
-from flowgym_gym.agents.runs.config import Config, read_config
+from flowgym_gym.agents.runs.config import ENGINES, Config, read_config
 from flowgym_gym.agents.runs.contents import check_contents
 from flowgym_gym.agents.runs.episodes import check_seed
 from flowgym_gym.agents.runs.files import check_new, check_writable, versions
@@ -23,10 +23,28 @@ from flowgym_gym.agents.runs.presets import (
     load_preset,
 )
 from flowgym_gym.agents.runs.settings import check, check_arguments, override
+from flowgym_gym.checks import check_choice, check_number, check_whole
 from flowgym_gym.errors import OptionError
 
+RLLIB_ALGOS = ("ppo", "sac")
 # stable-baselines3's own.
 LEARNING_STARTS, BATCH_SIZE = 100, 64
+
+
+@dataclass(frozen=True)
+class Runners:
+    """Where RLlib plays its episodes.
+
+    Attributes:
+        count: Processes that play, over which the sub-environments are split; with 0 the process
+            that learns plays, too.
+        gpus: Of each of them; a fraction where several share one.
+        address: Of a running Ray cluster; None for this machine alone.
+    """
+
+    count: int = 0
+    gpus: float = 0.0
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,8 @@ class TrainRequest:
     seed: int | None = None
     resume: bool = False
     overrides: SomeOptions | None = None
+    engine: str | None = None
+    runners: Runners | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +72,14 @@ class PreparedRun:
         config: What ``config.json`` holds.
         resume: Whether it goes on from the newest checkpoint.
         notes: What the user should know, one line each.
+        runners: Where an engine on many machines plays; None for none.
     """
 
     out: Path
     config: Config
     resume: bool
     notes: list[str] = field(default_factory=list)
+    runners: Runners | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +160,10 @@ def _prepare_new(request: TrainRequest) -> PreparedRun:
     settings, notes = settings_of_run(request)
     check_seed(seed, settings.num_envs)
     config = Config(request.env_id, request.algo or "ppo", seed, settings, versions())
-    return PreparedRun(out, config, resume=False, notes=notes)
+    if _engine(request) != ENGINES[0]:
+        config = replace(config, engine=request.engine)
+    check_engine(config, request.runners)
+    return PreparedRun(out, config, resume=False, notes=notes, runners=request.runners)
 
 
 def _prepare_resumed(request: TrainRequest) -> PreparedRun:
@@ -172,14 +197,47 @@ def _prepare_resumed(request: TrainRequest) -> PreparedRun:
         # Of a longer run the replay buffer may hold more.
         order = tuple(name for name in config.order if name != "replay_buffer")
         config = replace(config, replay_buffer=None, order=order)
+    check_engine(config, request.runners)
     return PreparedRun(
-        out, replace(config, settings=settings), resume=done is not None, notes=notes
+        out,
+        replace(config, settings=settings),
+        resume=done is not None,
+        notes=notes,
+        runners=request.runners,
     )
+
+
+def _engine(request: TrainRequest) -> str:
+    engine = ENGINES[0] if request.engine is None else request.engine
+    check_choice("engine", engine, ENGINES)
+    return engine
+
+
+def check_engine(config: Config, runners: Runners | None) -> None:
+    """Raise an OptionError or MissingExtraError if a run's engine cannot train it, or has no
+    runners.
+    """
+    if config.engine is None:
+        if runners is not None:
+            raise OptionError(
+                "runners are of RLlib, and this run learns with stable-baselines3; ask for "
+                "engine='rllib', or leave them out"
+            )
+        return
+    if config.algo not in RLLIB_ALGOS:
+        raise OptionError(f"algo is {config.algo!r}, but with RLlib there is one of {RLLIB_ALGOS}")
+    from flowgym_gym.agents import rllib
+
+    _ = rllib.config  # Says what is missing where Ray is.
+    runners = runners or Runners()
+    check_whole("runners", runners.count, minimum=0)
+    check_number("gpus_per_runner", runners.gpus, minimum=0)
 
 
 def _check_same(request: TrainRequest, config: Config) -> None:
     """Raise an OptionError if a run is to be resumed as another than it is."""
     for name, value, own in (
+        ("engine", request.engine, config.engine or ENGINES[0]),
         ("env", request.env_id, config.env_id),
         ("algo", request.algo, config.algo),
         ("seed", request.seed, config.seed),

@@ -40,16 +40,14 @@ class Statistics(BaseCallback):
         self._costs += [info["control_cost"] for info in infos]
         self._returns += self.locals["rewards"]
         for i in np.flatnonzero(dones):
-            self._ended.append(
-                (
-                    infos[i]["terminal_reward"],
-                    self._costs[i],
-                    self._returns[i],
-                    infos[i].get("valid", True),
-                )
-            )
+            valid = infos[i].get("valid", True)
+            self.add(infos[i]["terminal_reward"], self._costs[i], self._returns[i], valid)
         self._costs[dones] = self._returns[dones] = 0.0
         return True
+
+    def add(self, terminal_reward: float, cost: float, total: float, valid: bool) -> None:
+        """Count an episode that ended, with its control cost and its return in all."""
+        self._ended.append((terminal_reward, cost, total, valid))
 
     def take(self) -> Row:
         """Means of the episodes that ended since the last call; None where none did."""

@@ -63,9 +63,9 @@ def as_progress(
     expected |= {f"progress.{name}": np.zeros(n) for name in ("costs", "returns")}
     for name, like in expected.items():
         _check_array(name, arrays[name], like)
-        if name.startswith("progress."):
-            progress[name.removeprefix("progress.")] = arrays[name]
-    return progress
+    # What else an engine has kept there, it checks itself.
+    kept = {name: array for name, array in arrays.items() if name.startswith("progress.")}
+    return progress | {name.removeprefix("progress."): array for name, array in kept.items()}
 
 
 def _last_observations(model: BaseAlgorithm) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from flowgym_gym.agents.kinds import SomeOptions
+from flowgym_gym.agents.kinds import Options, SomeOptions
 from flowgym_gym.agents.runs import contents
 from flowgym_gym.agents.runs.boundary import Boundary
 from flowgym_gym.agents.runs.buffers import buffer_bytes, restore_buffer
@@ -30,12 +30,14 @@ from flowgym_gym.agents.runs.checkpoints import check_space, checkpoints, restor
 from flowgym_gym.agents.runs.config import Config
 from flowgym_gym.agents.runs.contents import check_contents
 from flowgym_gym.agents.runs.cost import cost_of_long
+from flowgym_gym.agents.runs.engines import Engine, StableBaselines3
 from flowgym_gym.agents.runs.environments import make_vector_env
 from flowgym_gym.agents.runs.files import CONFIG, locked, remove_leftovers, write_json
 from flowgym_gym.agents.runs.memory import readable
 from flowgym_gym.agents.runs.metrics import Row
 from flowgym_gym.agents.runs.preparation import (
     PreparedRun,
+    Runners,
     RunResult,
     TrainRequest,
     interval_length,
@@ -43,7 +45,7 @@ from flowgym_gym.agents.runs.preparation import (
 )
 from flowgym_gym.agents.runs.presets import Settings
 from flowgym_gym.agents.runs.progress import Interruption, Progress, Statistics
-from flowgym_gym.agents.runs.records import ALGORITHM_COLUMNS, Records
+from flowgym_gym.agents.runs.records import Records
 from flowgym_gym.agents.runs.results import play_pictures, save_pictures, show
 from flowgym_gym.agents.sb3.algorithms import make_algorithm
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
@@ -66,6 +68,8 @@ def train(
     overrides: SomeOptions | None = None,
     progress: bool = True,
     callbacks: CallbacksArgument = None,
+    engine: str | None = None,
+    runners: Runners | None = None,
 ) -> RunResult:
     """Train an agent with the preset of its environment, into a run folder.
 
@@ -92,6 +96,11 @@ def train(
             episode of SAC and TQC), the first moment whose whole state can be saved: the run can be
             resumed, and the result's ``stopped`` names the callback. They are not part of the run:
             give them again when it is resumed.
+        engine: ``"sb3"``, stable-baselines3 in this process, or ``"rllib"``, Ray's RLlib, whose
+            runners play in other processes, on any machine of a cluster (extra ``rllib``); if None
+            ``"sb3"``, with ``resume`` the run's. A run of RLlib is resumed from its last
+            checkpoint, but not bit by bit: episodes begin anew, and so does SAC's replay buffer.
+        runners: How many runners RLlib has, and where.
 
     Returns:
         Where the run is and how far it came. On SIGINT or SIGTERM the run saves a checkpoint and
@@ -118,6 +127,8 @@ def train(
         seed=seed,
         resume=resume,
         overrides=overrides,
+        engine=engine,
+        runners=runners,
     )
     return carry_out(prepare(request), progress, callbacks=asked)
 
@@ -149,8 +160,10 @@ def carry_out(
         config = replace(
             config, contents=contents.contents_of(config.env_id, settings.env, prompts)
         )
-    model = make_algorithm(config.algo, env, settings, config.seed, config.replay_buffer)
-    if isinstance(model, OffPolicyAlgorithm):
+    # RLlib has a replay buffer of its own.
+    buffer = config.replay_buffer if config.engine is None else settings.num_envs
+    model = make_algorithm(config.algo, env, settings, config.seed, buffer)
+    if config.engine is None and isinstance(model, OffPolicyAlgorithm):
         config = replace(config, replay_buffer=model.buffer_size)
         less = (
             f" of the run's {settings.timesteps}" if model.buffer_size < settings.timesteps else ""
@@ -165,9 +178,10 @@ def carry_out(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            statistics = Statistics(settings.num_envs)
-            training = _Training(out, config, model, env, Callbacks(callbacks), statistics)
-            result = _run(training, prepared.resume, progress, on_failure)
+            statistics, asked = Statistics(settings.num_envs), Callbacks(callbacks)
+            with closing(_engine(prepared, config, model, statistics, asked)) as engine:
+                training = _Training(out, config, model, env, asked, statistics, engine)
+                result = _run(training, prepared.resume, progress, on_failure)
     except FlowGymError:
         raise
     except (OSError, RuntimeError) as error:
@@ -177,6 +191,20 @@ def carry_out(
     finally:
         env.close()
     return result
+
+
+def _engine(
+    prepared: PreparedRun,
+    config: Config,
+    model: BaseAlgorithm,
+    statistics: Statistics,
+    callbacks: Callbacks,
+) -> Engine:
+    if config.engine is None:
+        return StableBaselines3(model, config.algo, [statistics, callbacks])
+    from flowgym_gym.agents.rllib.engine import RLlib
+
+    return RLlib(config, model, statistics, prepared.runners or Runners())
 
 
 @dataclass
@@ -190,6 +218,7 @@ class _Training:
         env: Where it learns.
         callbacks: Those of whoever trains.
         statistics: Of the running episodes.
+        engine: What it learns with.
     """
 
     out: Path
@@ -198,6 +227,11 @@ class _Training:
     env: SB3VecEnv
     callbacks: Callbacks
     statistics: Statistics
+    engine: Engine
+
+    def progress(self) -> Options:
+        """What a checkpoint keeps beside the agent and its environment."""
+        return {**self.statistics.state(), **self.engine.state()}
 
     @property
     def interval(self) -> int:
@@ -215,13 +249,12 @@ def _run(
     with Interruption() as interruption:
         _begin(training, resume)
         config, env = training.config, training.env
-        cost = cost_of_long(env.vector_env, target - model.num_timesteps) if progress else None
-        if cost is not None:
-            say(cost)
-        with closing(Records(out, config, model, env, training.statistics.state)) as records:
+        if progress:
+            _say_cost(training)
+        with closing(Records(out, config, model, env, training.progress)) as records:
             records.start()
             boundary = Boundary(model, env, training.interval)
-            boundary.keep(training.statistics.state())
+            boundary.keep(training.progress())
             try:
                 # The bar is closed before anything is said of an error.
                 with (
@@ -252,11 +285,19 @@ def _run(
     return result
 
 
+def _say_cost(training: _Training) -> None:
+    """Say what a long training costs, if that can be told by a step in this process."""
+    left = training.config.settings.timesteps - training.model.num_timesteps
+    cost = cost_of_long(training.env.vector_env, left) if training.config.engine is None else None
+    if cost is not None:
+        say(cost)
+
+
 def _begin(training: _Training, resume: bool) -> None:
     """Go on from a checkpoint, or begin the run's folder with samples of the base model."""
     out, env = training.out, training.env
     if resume:
-        _restore(out, training.model, env, training.statistics, training.config.moved or {})
+        _restore(training)
     else:
         # From here on the run can be resumed.
         write_json(out / CONFIG, training.config.as_json())
@@ -311,11 +352,11 @@ def _learn(
             "seconds": round(statistics.seconds, 3),
             "steps_per_second": round(steps / seconds, 1),
             **means,
-            **_algorithm_values(model, training.config.algo),
+            **training.engine.values(),
         }
         shown.update(steps, row)
         records.add(row, since=done)
-        boundary.keep(statistics.state())
+        boundary.keep(training.progress())
         stopped = records.excess or training.callbacks.stopped
     records.save()
     return stopped if model.num_timesteps < target else None
@@ -328,14 +369,8 @@ def _learn_interval(training: _Training, timesteps: int, rate: float) -> None:
         DivergedError: If its numbers are no longer finite.
     """
     model, done = training.model, training.model.num_timesteps
-    model.lr_schedule = lambda _: rate
     try:
-        model.learn(
-            timesteps,
-            callback=[training.statistics, training.callbacks],
-            log_interval=None,  # type: ignore[arg-type]
-            reset_num_timesteps=False,
-        )
+        training.engine.learn(timesteps, rate)
     except ValueError as error:
         # torch refuses means and deviations of a distribution that are NaN or infinite.
         if _is_finite(model) and "Expected parameter" not in str(error):
@@ -367,18 +402,15 @@ def _learning_rate(settings: Settings, model: BaseAlgorithm, done: float) -> flo
     return first if final is None else first + (float(final) - first) * done
 
 
-def _restore(
-    out: Path,
-    model: BaseAlgorithm,
-    env: SB3VecEnv,
-    statistics: Statistics,
-    moved: Mapping[str, str],
-) -> None:
+def _restore(training: _Training) -> None:
     """Go on from the newest checkpoint that can be read."""
+    out, model, env = training.out, training.model, training.env
     failures: dict[Path, str] = {}
     for checkpoint in checkpoints(out):
         try:
-            statistics.restore(restore_checkpoint(checkpoint, model, env, moved))
+            progress = restore_checkpoint(checkpoint, model, env, training.config.moved or {})
+            training.statistics.restore(progress)
+            training.engine.restore(progress)
         except CheckpointError as error:
             failures[checkpoint] = str(error)
             continue
@@ -412,15 +444,6 @@ def _diverged(out: Path, done: int, rate: float) -> DivergedError:
         f"where other settings are far from the preset's ({out} keeps the agent of {saved} "
         "timesteps)"
     )
-
-
-def _algorithm_values(model: BaseAlgorithm, algo: str) -> Row:
-    values = model.logger.name_to_value
-    return {
-        name: float(values[f"train/{name}"])
-        for name in ALGORITHM_COLUMNS[algo]
-        if f"train/{name}" in values
-    }
 
 
 def _is_disk_error(error: BaseException | None, out: Path) -> bool:

@@ -171,7 +171,9 @@ class GaussianActor(nn.Module):
     def __init__(self, description: SomeOptions) -> None:
         super().__init__()
         architecture, shapes = description["architecture"], description["observation_space"]
-        channels, height, width = image_shape(tuple(description["action_space"]["shape"]))
+        self.shape = tuple(description["action_space"]["shape"])
+        channels, height, width = image_shape(self.shape)
+        self.architecture = dict(architecture)
         self.distribution = architecture["distribution"]
         if self.distribution not in POSTPROCESSING:
             raise ValueError(

@@ -23,8 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowgym_gym.agents.kinds import AnySpace
+from flowgym_gym.errors import OptionError
 
 TIME_FEATURES = 32
+# Where a step wants no exploration at all a standard deviation would shrink until PPO's ratios
+# overflow.
+LOG_STD_RANGE = (-4.0, 2.0)
 
 
 class LatentEncoder(nn.Module):
@@ -170,3 +174,38 @@ def image_shape(shape: tuple[int, ...] | None) -> tuple[int, int, int]:
     """
     channels, height, width = (*(shape or ()), 1, 1)[:3]
     return channels, height, width
+
+
+def as_resolution(
+    observation_space: AnySpace, action_space: AnySpace, use_sde: bool
+) -> tuple[int, int]:
+    """Height and width of the action, or an OptionError if these policies cannot act in such
+    spaces.
+    """
+    if use_sde:
+        raise OptionError(
+            "use_sde is True, but the latent policies explore with independent noise; leave it "
+            "False"
+        )
+    spaces = (
+        observation_space.spaces if isinstance(observation_space, gymnasium.spaces.Dict) else {}
+    )
+    latent, time = spaces.get("latent"), spaces.get("time")
+    if (
+        latent is None
+        or time is None
+        or len(latent.shape or ()) not in (1, 2, 3)
+        or time.shape != (1,)
+    ):
+        raise OptionError(
+            f"observation space is {observation_space}, expected Dict(latent=Box(C, H, W), "
+            "time=Box((1,)))"
+        )
+    if not isinstance(action_space, gymnasium.spaces.Box) or len(action_space.shape) not in (
+        1,
+        2,
+        3,
+    ):
+        raise OptionError(f"action space is {action_space}, expected a Box of shape (C, h, w)")
+    _, height, width = image_shape(action_space.shape)
+    return height, width

@@ -18,12 +18,14 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
 from flowgym_gym.agents.kinds import AnySpace, Options
-from flowgym_gym.agents.sb3.networks import ActionHead, LatentEncoder, ValueHead, image_shape
-from flowgym_gym.errors import OptionError
-
-# Where a step wants no exploration at all a standard deviation would shrink until PPO's ratios
-# overflow.
-LOG_STD_RANGE = (-4.0, 2.0)
+from flowgym_gym.agents.sb3.networks import (
+    LOG_STD_RANGE,
+    ActionHead,
+    LatentEncoder,
+    ValueHead,
+    as_resolution,
+    image_shape,
+)
 
 
 class LatentActorCriticPolicy(ActorCriticPolicy):
@@ -355,38 +357,3 @@ class LatentTQCPolicy(LatentSACPolicy):
 
     def _get_constructor_parameters(self) -> Options:
         return {**super()._get_constructor_parameters(), "n_quantiles": self.n_quantiles}
-
-
-def as_resolution(
-    observation_space: AnySpace, action_space: AnySpace, use_sde: bool
-) -> tuple[int, int]:
-    """Height and width of the action, or an OptionError if these policies cannot act in such
-    spaces.
-    """
-    if use_sde:
-        raise OptionError(
-            "use_sde is True, but the latent policies explore with independent noise; leave it "
-            "False"
-        )
-    spaces = (
-        observation_space.spaces if isinstance(observation_space, gymnasium.spaces.Dict) else {}
-    )
-    latent, time = spaces.get("latent"), spaces.get("time")
-    if (
-        latent is None
-        or time is None
-        or len(latent.shape or ()) not in (1, 2, 3)
-        or time.shape != (1,)
-    ):
-        raise OptionError(
-            f"observation space is {observation_space}, expected Dict(latent=Box(C, H, W), "
-            "time=Box((1,)))"
-        )
-    if not isinstance(action_space, gymnasium.spaces.Box) or len(action_space.shape) not in (
-        1,
-        2,
-        3,
-    ):
-        raise OptionError(f"action space is {action_space}, expected a Box of shape (C, h, w)")
-    _, height, width = image_shape(action_space.shape)
-    return height, width
