@@ -70,6 +70,7 @@ def train(
     callbacks: CallbacksArgument = None,
     engine: str | None = None,
     runners: Runners | None = None,
+    logger: str | None = None,
 ) -> RunResult:
     """Train an agent with the preset of its environment, into a run folder.
 
@@ -101,6 +102,9 @@ def train(
             ``"sb3"``, with ``resume`` the run's. A run of RLlib is resumed from its last
             checkpoint, but not bit by bit: episodes begin anew, and so does SAC's replay buffer.
         runners: How many runners RLlib has, and where.
+        logger: Where the rows of ``metrics.csv`` and ``evaluations.csv`` are copied to:
+            ``"tensorboard"``, ``"wandb"`` or ``"trackio"``. None for TensorBoard where it is
+            installed, and in a run that is resumed for where its rows went.
 
     Returns:
         Where the run is and how far it came. On SIGINT or SIGTERM the run saves a checkpoint and
@@ -129,6 +133,7 @@ def train(
         overrides=overrides,
         engine=engine,
         runners=runners,
+        logger=logger,
     )
     return carry_out(prepare(request), progress, callbacks=asked)
 
@@ -180,7 +185,9 @@ def carry_out(
         with locked(out):
             statistics, asked = Statistics(settings.num_envs), Callbacks(callbacks)
             with closing(_engine(prepared, config, model, statistics, asked)) as engine:
-                training = _Training(out, config, model, env, asked, statistics, engine)
+                training = _Training(
+                    out, config, model, env, asked, statistics, engine, prepared.logger
+                )
                 result = _run(training, prepared.resume, progress, on_failure)
     except FlowGymError:
         raise
@@ -219,6 +226,7 @@ class _Training:
         callbacks: Those of whoever trains.
         statistics: Of the running episodes.
         engine: What it learns with.
+        logger: Where its rows are copied to.
     """
 
     out: Path
@@ -228,6 +236,7 @@ class _Training:
     callbacks: Callbacks
     statistics: Statistics
     engine: Engine
+    logger: str | None = None
 
     def progress(self) -> Options:
         """What a checkpoint keeps beside the agent and its environment."""
@@ -251,7 +260,8 @@ def _run(
         config, env = training.config, training.env
         if progress:
             _say_cost(training)
-        with closing(Records(out, config, model, env, training.progress)) as records:
+        written = Records(out, config, model, env, training.progress, training.logger)
+        with closing(written) as records:
             records.start()
             boundary = Boundary(model, env, training.interval)
             boundary.keep(training.progress())
