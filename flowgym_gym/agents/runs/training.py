@@ -51,7 +51,7 @@ from flowgym_gym.agents.sb3.algorithms import make_algorithm
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.console import say
 from flowgym_gym.defaults import plain_defaults
-from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, reason
+from flowgym_gym.errors import CheckpointError, DivergedError, FlowGymError, OptionError, reason
 
 _ENDS = ("", *(f"-{i}" for i in range(1, 1000)))
 
@@ -154,6 +154,11 @@ def carry_out(
             saved.
         callbacks: Called beside this package's own.
     """
+    if callbacks and prepared.config.engine is not None:
+        raise OptionError(
+            "callbacks are stable-baselines3's, and RLlib calls its own: give them to "
+            "flowgym_gym.agents.rllib.config(...).callbacks, or leave them out"
+        )
     for note in prepared.notes:
         say(note)
     out, config = prepared.out, copy.deepcopy(prepared.config)
@@ -258,7 +263,7 @@ def _run(
     with Interruption() as interruption:
         _begin(training, resume)
         config, env = training.config, training.env
-        if progress and config.engine is None:  # RLlib's runners step environments of their own.
+        if progress:
             _say_cost(training)
         written = Records(out, config, model, env, training.progress, training.logger)
         with closing(written) as records:

@@ -185,6 +185,12 @@ def test_a_driver_that_is_killed_goes_on_and_nothing_is_doubled(tmp_path):
     assert done == list(range(64, saved + 129, 64))
 
 
+def test_callbacks_of_another_library_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="callbacks are stable-baselines3's"):
+        run_of(tmp_path / "run", callbacks=lambda *args: True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unreachable_cluster_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(OptionError, match=r"Ray cannot be reached at 127\.0"):
