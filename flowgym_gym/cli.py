@@ -112,6 +112,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--no-evaluate", action="store_true", help="do not compare agent and base model at the end"
     )
+    train.add_argument(
+        "--logger",
+        help="where metrics are copied to: tensorboard, wandb or trackio (default: tensorboard if "
+        "it is installed, with --resume the run's own)",
+    )
     _add_engine(train)
     _add_set(
         train, "a setting of the preset, such as env.noise_level=0.5 or algo.learning_rate=1e-4"
@@ -312,7 +317,7 @@ def train_agent(options: argparse.Namespace) -> int:
     """Train, evaluate, and say what to do next."""
     _import_agents()
     from flowgym_gym.agents.runs.preparation import TrainRequest, prepare
-    from flowgym_gym.agents.runs.records import tensorboard_installed
+    from flowgym_gym.agents.runs.records import TENSORBOARD
     from flowgym_gym.agents.runs.settings import describe, parse_assignments
     from flowgym_gym.agents.runs.training import carry_out
 
@@ -327,6 +332,7 @@ def train_agent(options: argparse.Namespace) -> int:
         overrides=parse_assignments(_texts(options.set)),
         engine=options.engine,
         runners=_runners(options),
+        logger=options.logger,
     )
     prepared = prepare(request)
     config = prepared.config
@@ -358,7 +364,7 @@ def train_agent(options: argparse.Namespace) -> int:
     if policy.exists():
         policy = options.out / f"policy-{result.timesteps}"
     commands.append(f"flowgym-gym export {here} --out {shlex.quote(str(policy))}")
-    if tensorboard_installed():
+    if (options.out / TENSORBOARD).is_dir():
         commands.append(f"tensorboard --logdir {here}")
     _tell("next: " + "\n      ".join(commands))
     return 0

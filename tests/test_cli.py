@@ -317,7 +317,7 @@ COMMANDS = {
 PATHS = ("", "\0", "x" * 5000, "file.txt", "file.txt/x")
 NUMBERS = ("-1", "0", "1.5", "x", "", "nan", "inf", "1e400", "9" * 5000, "True", "²")
 SETTINGS = (
-    "", "=", "=5", "prompts", "nonsense=5", "env.nonsense=5", "env.=5", ".=5", "a.b.c=5", "env.device=[cpu]",
+    "", "=", "=5", "prompts", "nonsense=5", "env.nonsense=5", "env.=5", ".=5", "a.b.c=5", "env.device=[nowhere]",
     "env.dtype=float31", "env.sampler={}", "env.action_scale=1e25", "env.reward_scale=1e300", "env.noise_level=nan",
     "env.discretization_steps=0", "env.base_model=images/flx", "env.reward=images/clip", "env.reward=1d/binary",
     'env.reward_kwargs={"id": "images/redness"}', 'env.base_model_kwargs={"id": "images/dit"}', "env.memory=5",

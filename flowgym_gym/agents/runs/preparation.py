@@ -14,6 +14,7 @@ from flowgym_gym.agents.runs.config import ENGINES, Config, read_config
 from flowgym_gym.agents.runs.contents import check_contents
 from flowgym_gym.agents.runs.episodes import check_seed
 from flowgym_gym.agents.runs.files import check_new, check_writable, versions
+from flowgym_gym.agents.runs.loggers import check_logger, logger_of
 from flowgym_gym.agents.runs.metrics import METRICS, read_metrics
 from flowgym_gym.agents.runs.presets import (
     SECTIONS,
@@ -61,6 +62,7 @@ class TrainRequest:
     overrides: SomeOptions | None = None
     engine: str | None = None
     runners: Runners | None = None
+    logger: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class PreparedRun:
         resume: Whether it goes on from the newest checkpoint.
         notes: What the user should know, one line each.
         runners: Where an engine on many machines plays; None for none.
+        logger: Where its rows are copied to; None for TensorBoard where it is installed.
     """
 
     out: Path
@@ -80,6 +83,7 @@ class PreparedRun:
     resume: bool
     notes: list[str] = field(default_factory=list)
     runners: Runners | None = None
+    logger: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,12 @@ def prepare(request: TrainRequest) -> PreparedRun:
     request = replace(request, env_id=full_id(request.env_id), out=Path(request.out))
     if request.algo is not None:
         as_algorithm(request.algo)
-    return _prepare_resumed(request) if request.resume else _prepare_new(request)
+    prepared = _prepare_resumed(request) if request.resume else _prepare_new(request)
+    logger = request.logger
+    if logger is None and request.resume:
+        logger = logger_of(prepared.out)
+    check_logger(logger)
+    return replace(prepared, logger=logger)
 
 
 def settings_of_run(request: TrainRequest) -> tuple[Settings, list[str]]:
@@ -226,6 +235,11 @@ def check_engine(config: Config, runners: Runners | None) -> None:
         return
     if config.algo not in RLLIB_ALGOS:
         raise OptionError(f"algo is {config.algo!r}, but with RLlib there is one of {RLLIB_ALGOS}")
+    if not config.env_id.startswith("flowgym/"):
+        raise OptionError(
+            f"env is {config.env_id!r}, which RLlib's runners in other processes would not know; "
+            "train it by flowgym_gym.agents.rllib.config, which takes 'package:namespace/Name-v0'"
+        )
     from flowgym_gym.agents import rllib
 
     _ = rllib.config  # Says what is missing where Ray is.

@@ -4,7 +4,7 @@ checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,12 +14,15 @@ from flowgym_gym.agents.kinds import SomeOptions
 from flowgym_gym.agents.runs.checkpoints import save_checkpoint
 from flowgym_gym.agents.runs.config import Config
 from flowgym_gym.agents.runs.evaluation import Evaluations, over_budget
+from flowgym_gym.agents.runs.loggers import CONNECT, Mirror
 from flowgym_gym.agents.runs.metrics import METRICS, Metrics, Row
 from flowgym_gym.agents.sb3.vec_env import SB3VecEnv
 from flowgym_gym.console import say
 from flowgym_gym.errors import reason
 
 TENSORBOARD = "tensorboard"
+# The group of evaluations in a logger.
+EVALUATION = "evaluation"
 COLUMNS = (
     "timesteps", "episodes", "seconds", "steps_per_second",
     "terminal_reward", "terminal_reward_std", "control_cost", "return", "valid",
@@ -49,6 +52,8 @@ class Records:
         model: The agent.
         env: Its environment.
         progress: Returns what a checkpoint keeps of the training loop.
+        logger: Where the rows are copied to, one of ``LOGGERS``; None for TensorBoard where it is
+            installed.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Records:
         model: BaseAlgorithm,
         env: SB3VecEnv,
         progress: Callable[[], SomeOptions],
+        logger: str | None = None,
     ) -> None:
         self.out, self._model, self._env, self._progress = out, model, env, progress
         self._settings = config.settings
@@ -65,28 +71,37 @@ class Records:
         self._evaluations = (
             Evaluations(out, config) if self._settings.evaluate_every is not None else None
         )
-        self._board = open_board(out, model.num_timesteps)
+        # A copy of the rows, in the one place or in the other.
+        self._mirror = Mirror(out, logger, config.as_json()) if logger in CONNECT else None
+        self._board = open_board(out, model.num_timesteps) if self._mirror is None else None
         # The row that the budget of control costs is held against.
         self._judged: Row | None = None
 
     def start(self) -> None:
         """Begin all files, or go on with them, and write a checkpoint."""
         timesteps = self._model.num_timesteps
-        self._metrics.start(timesteps)
+        metrics, evaluations = self._metrics.start(timesteps), []
         if self._evaluations is not None:
-            rows = self._evaluations.metrics.start(timesteps)
-            self._judged = rows[-1] if rows else None
-            if timesteps == 0:
-                self._evaluate()
+            evaluations = self._evaluations.metrics.start(timesteps)
+            self._judged = evaluations[-1] if evaluations else None
+        if self._mirror is not None:
+            self._catch_up(metrics, evaluations)
+        if self._evaluations is not None and timesteps == 0:
+            self._evaluate()
         self.save()
+
+    def _catch_up(self, metrics: list[Row], evaluations: list[Row]) -> None:
+        """Copy the rows that are there already, as far as they have not been."""
+        groups = [*((row, None) for row in metrics), *((row, EVALUATION) for row in evaluations)]
+        for row, group in sorted(groups, key=lambda pair: pair[0]["timesteps"] or 0):
+            self._copy(row, group)
 
     def add(self, row: Row, since: int) -> None:
         """Add the row of an interval that began after ``since`` timesteps; evaluate and save where
         that is due.
         """
         self._metrics.append(row)
-        if self._board is not None:
-            self._board.add(row)
+        self._copy(row)
         done, every = self._model.num_timesteps, self._settings.evaluate_every
         evaluate = every is not None and (
             done // every > since // every or done >= self._settings.timesteps
@@ -122,12 +137,20 @@ class Records:
             self._evaluations.close()
         if self._board is not None:
             self._board.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
     def _evaluate(self) -> None:
         assert self._evaluations is not None
         self._judged = self._evaluations.evaluate(self._model, self._env, self._progress())
+        self._copy(self._judged, EVALUATION)
+
+    def _copy(self, row: Row, group: str | None = None) -> None:
+        numbers, timesteps = tagged(row, group), int(row["timesteps"] or 0)
         if self._board is not None:
-            self._board.add(self._judged, group="evaluation")
+            self._board.add(numbers, timesteps)
+        if self._mirror is not None:
+            self._mirror.add(group or "metrics", numbers, timesteps)
 
 
 class Board:
@@ -146,13 +169,10 @@ class Board:
             str(out / TENSORBOARD), purge_step=timesteps + 1 if timesteps else 0
         )
 
-    def add(self, row: Row, group: str | None = None) -> None:
-        """Write a row at its ``timesteps``, in one group, or in stable-baselines3's: ``rollout``
-        and ``train``.
-        """
-        for name, value in row.items():
-            if value is not None and name != "timesteps":
-                self._writer.add_scalar(f"{group or _group(name)}/{name}", value, row["timesteps"])
+    def add(self, numbers: Mapping[str, float], timesteps: int) -> None:
+        """Write numbers by name."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, timesteps)
 
     def flush(self) -> None:
         """Write what is still in memory."""
@@ -190,6 +210,17 @@ def tensorboard_installed() -> bool:
         return find_spec("tensorboard") is not None
     except ValueError:  # It has been replaced by something that is no module.
         return False
+
+
+def tagged(row: Row, group: str | None = None) -> dict[str, float]:
+    """The numbers of a row by their names in a logger: in one group, or in stable-baselines3's,
+    ``rollout`` and ``train``.
+    """
+    return {
+        f"{group or _group(name)}/{name}": value
+        for name, value in row.items()
+        if value is not None and name != "timesteps"
+    }
 
 
 def _group(column: str) -> str:

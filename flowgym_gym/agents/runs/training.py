@@ -70,6 +70,7 @@ def train(
     callbacks: CallbacksArgument = None,
     engine: str | None = None,
     runners: Runners | None = None,
+    logger: str | None = None,
 ) -> RunResult:
     """Train an agent with the preset of its environment, into a run folder.
 
@@ -101,6 +102,9 @@ def train(
             ``"sb3"``, with ``resume`` the run's. A run of RLlib is resumed from its last
             checkpoint, but not bit by bit: episodes begin anew, and so does SAC's replay buffer.
         runners: How many runners RLlib has, and where.
+        logger: Where the rows of ``metrics.csv`` and ``evaluations.csv`` are copied to:
+            ``"tensorboard"``, ``"wandb"`` or ``"trackio"``. None for TensorBoard where it is
+            installed, and in a run that is resumed for where its rows went.
 
     Returns:
         Where the run is and how far it came. On SIGINT or SIGTERM the run saves a checkpoint and
@@ -129,6 +133,7 @@ def train(
         overrides=overrides,
         engine=engine,
         runners=runners,
+        logger=logger,
     )
     return carry_out(prepare(request), progress, callbacks=asked)
 
@@ -180,7 +185,9 @@ def carry_out(
         with locked(out):
             statistics, asked = Statistics(settings.num_envs), Callbacks(callbacks)
             with closing(_engine(prepared, config, model, statistics, asked)) as engine:
-                training = _Training(out, config, model, env, asked, statistics, engine)
+                training = _Training(
+                    out, config, model, env, asked, statistics, engine, prepared.logger
+                )
                 result = _run(training, prepared.resume, progress, on_failure)
     except FlowGymError:
         raise
@@ -219,6 +226,7 @@ class _Training:
         callbacks: Those of whoever trains.
         statistics: Of the running episodes.
         engine: What it learns with.
+        logger: Where its rows are copied to.
     """
 
     out: Path
@@ -228,6 +236,7 @@ class _Training:
     callbacks: Callbacks
     statistics: Statistics
     engine: Engine
+    logger: str | None = None
 
     def progress(self) -> Options:
         """What a checkpoint keeps beside the agent and its environment."""
@@ -249,14 +258,10 @@ def _run(
     with Interruption() as interruption:
         _begin(training, resume)
         config, env = training.config, training.env
-        cost = (
-            cost_of_long(env.vector_env, target - model.num_timesteps)
-            if progress and config.engine is None
-            else None
-        )
-        if cost is not None:
-            say(cost)
-        with closing(Records(out, config, model, env, training.progress)) as records:
+        if progress and config.engine is None:  # RLlib's runners step environments of their own.
+            _say_cost(training)
+        written = Records(out, config, model, env, training.progress, training.logger)
+        with closing(written) as records:
             records.start()
             boundary = Boundary(model, env, training.interval)
             boundary.keep(training.progress())
@@ -288,6 +293,14 @@ def _run(
     except Exception as error:
         raise _saved_all_the_same(result, error) from error
     return result
+
+
+def _say_cost(training: _Training) -> None:
+    """Say what a long training costs, if that can be told by a step in this process."""
+    left = training.config.settings.timesteps - training.model.num_timesteps
+    cost = cost_of_long(training.env.vector_env, left) if training.config.engine is None else None
+    if cost is not None:
+        say(cost)
 
 
 def _begin(training: _Training, resume: bool) -> None:

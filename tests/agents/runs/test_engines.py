@@ -2,9 +2,11 @@
 beside its other tests.
 """
 
+import dataclasses
 import json
 from importlib.util import find_spec
 
+import gymnasium
 import hypothesis
 import numpy as np
 import pytest
@@ -32,6 +34,15 @@ def test_an_engine_that_cannot_train_is_refused_before_anything_is_written(
 ):
     with pytest.raises(FlowGymError, match=message):
         train(MIXTURE, **{"out": tmp_path / "run", "progress": False, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_id_that_runners_do_not_know_is_refused(tmp_path, monkeypatch):
+    spec = dataclasses.replace(gymnasium.spec(MIXTURE))
+    spec.namespace = "own"
+    monkeypatch.setitem(gymnasium.registry, "own/GaussianMixture-Gaussian-v0", spec)
+    with pytest.raises(OptionError, match="RLlib's runners in other processes would not know"):
+        train("own/GaussianMixture-Gaussian-v0", out=tmp_path / "run", engine="rllib")
     assert not (tmp_path / "run").exists()
 
 

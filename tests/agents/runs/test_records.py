@@ -7,9 +7,10 @@ import pytest
 from flowgym_gym.agents.runs import records
 from flowgym_gym.agents.runs.metrics import read_metrics
 from flowgym_gym.agents.runs.records import ALGORITHM_COLUMNS, COLUMNS, Records
-from tests.agents.conftest import resume, tiny
+from tests.agents.conftest import TIMED, resume, tiny
 
 EVERY = {"evaluate_every": 8, "evaluation_episodes": 2}
+TIMED_TAGS = {f"rollout/{name}" for name in TIMED}
 
 
 def shown(out):
