@@ -1,4 +1,4 @@
-"""What docs/scale.md shows of RLlib runs as it stands."""
+"""What the documentation shows of RLlib runs as it stands."""
 
 import re
 import shlex
@@ -15,11 +15,12 @@ from flowgym_gym.cli import parser
 from studies import rllib
 from tests.agents.rllib.conftest import MIXTURE
 
-PAGE = (Path(__file__).parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+def blocks(language, page="scale.md"):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_the_code_of_the_page_runs(tmp_path):
@@ -29,10 +30,14 @@ def test_the_code_of_the_page_runs(tmp_path):
 
 
 def test_the_commands_of_the_page_exist():
-    text = "\n".join(blocks("sh")).replace("\\\n", " ").replace("$resume", "--resume")
+    text = (
+        "\n".join(blocks("sh") + blocks("sh", "training.md"))
+        .replace("\\\n", " ")
+        .replace("$resume", "--resume")
+    )
     commands = re.findall(r"flowgym-gym (train .*?)&?$", text, flags=re.MULTILINE)
     options = [parser().parse_args(shlex.split(command)) for command in commands]
-    assert [option.runners for option in options] == [None, 4, 32]
+    assert [option.runners for option in options] == [None, 4, 32, 4]
     assert options[2].address == "auto"
 
 
