@@ -25,6 +25,7 @@ def main(timesteps=50_000, num_envs=8, rollout=640):
         lr=1e-3,
         gamma=1.0,
         ent_coef=0.0,
+        rollout_buffer_config={"use_gae": False},  # which ends episodes a step too early
     )
     log_std = agent.actor.head_net.log_std.data
     log_std.fill_(-1.5)  # action_std_init is taken for it, and must not be negative

@@ -42,15 +42,17 @@ def main(timesteps=50_000, num_envs=8):
     env = wrap_env(make_vec(num_envs, "SameStep"))
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
     policy, value = (kind(**spaces, device=env.device) for kind in (Policy, Value))
+    cfg = PPO_CFG(rollouts=80, mini_batches=4, discount_factor=1.0, value_loss_scale=0.5)
+    cfg.experiment.write_interval = cfg.experiment.checkpoint_interval = 0  # writes no files
     agent = PPO(
         models={"policy": policy, "value": value},
         memory=RandomMemory(memory_size=80, num_envs=num_envs, device=env.device),
-        cfg=PPO_CFG(rollouts=80, mini_batches=4, discount_factor=1.0, value_loss_scale=0.5),
+        cfg=cfg,
         **spaces,
         device=env.device,
     )
-    cfg = SequentialTrainerCfg(timesteps=timesteps // num_envs, headless=True)
-    SequentialTrainer(cfg=cfg, env=env, agents=agent).train()
+    trainer = SequentialTrainerCfg(timesteps=timesteps // num_envs, headless=True)
+    SequentialTrainer(cfg=trainer, env=env, agents=agent).train()
 
     def act(observations):
         with torch.no_grad():

@@ -27,10 +27,10 @@ LEARNERS = [
     ("sb3_contrib_agents", "sb3_contrib", {"name": "ARS"}, 0.0),
     ("sbx_ppo", "sbx", {}, 0.4),
     ("zoo_ppo", "rl_zoo3", {}, 0.4),
-    ("torchrl_ppo", "torchrl", {}, 0.3),
+    ("torchrl_ppo", "torchrl", {}, 0.2),
     ("tianshou_ppo", "tianshou", {}, 0.3),
     ("skrl_ppo", "skrl", {}, 0.2),
-    ("agilerl_ppo", "agilerl", {}, 0.1),
+    ("agilerl_ppo", "agilerl", {}, 0.3),
 ]
 HEADINGS = {
     "stable-baselines3": "stable_baselines3", "sb3-contrib": "sb3_contrib", "SBX": "sbx",
@@ -83,10 +83,9 @@ def test_libraries_learn(script, library, arguments, least, monkeypatch):
 def test_torchrl_makes_the_environment_by_its_id_and_reads_its_infos(monkeypatch):
     example = load("torchrl_ppo", "torchrl", monkeypatch)
     mixture = "flowgym_gym:flowgym/GaussianMixture-Gaussian-v0"
-    from torchrl.envs import GymEnv, GymWrapper
-    from torchrl.envs.utils import check_env_specs
-
-    check_env_specs(GymEnv(mixture, discretization_steps=3))
+    envs = pytest.importorskip("torchrl.envs")
+    check_env_specs = pytest.importorskip("torchrl.envs.utils").check_env_specs
+    check_env_specs(envs.GymEnv(mixture, discretization_steps=3))
     env = example.make(2)
     check_env_specs(env)
     env.set_seed(0)
@@ -98,7 +97,7 @@ def test_torchrl_makes_the_environment_by_its_id_and_reads_its_infos(monkeypatch
 
     # In this mode TorchRL reads infos by itself, for the last observations that are in them.
     same_step = example.make_vec(2, "SameStep", info_keys="numeric")
-    check_env_specs(GymWrapper(same_step))
+    check_env_specs(envs.GymWrapper(same_step))
 
 
 @pytest.mark.nightly
