@@ -296,7 +296,9 @@ class DenoisingVectorEnv(RolloutSettings, VectorEnv[Observation, np.ndarray, np.
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the threads of several devices; the models stay loaded for others."""
-        self.rollout.close()
+        # Gymnasium closes what could not be made, too, when it is forgotten.
+        if hasattr(self, "rollout"):
+            self.rollout.close()
 
     def _first(self, mask: np.ndarray) -> str:
         return f"sub-environment {int(np.flatnonzero(mask)[0])}"

@@ -1,5 +1,7 @@
 """The vector environment equals Gymnasium's SyncVectorEnv over the single one, step for step."""
 
+import gc
+
 import gymnasium
 import numpy as np
 import pytest
@@ -330,3 +332,10 @@ def test_closing_twice_is_fine_and_stepping_afterwards_is_not():
     vector.close()
     with pytest.raises(ClosedEnvironmentError):
         vector.step(np.zeros((2, 4, 8, 8), np.float32))
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_an_environment_that_cannot_be_made_raises_one_error():
+    with pytest.raises(OptionError):
+        gymnasium.make_vec(RED, num_envs=2, discretization_steps=-1)
+    gc.collect()
