@@ -6,7 +6,6 @@ TorchRL takes vector environments that reset in the same step or, better, not by
 """
 
 import gymnasium
-from gymnasium.vector import VectorWrapper
 from torchrl.envs import GymWrapper
 from torchrl.envs.utils import check_env_specs
 
@@ -17,29 +16,11 @@ STEPS = 4
 MODES = ("Disabled", "SameStep")
 
 
-class WithoutPrompts(VectorWrapper):
-    """Leaves prompts out of the infos: with "SameStep" TorchRL takes numbers alone."""
-
-    def __init__(self, env):
-        super().__init__(env)
-        self.autoreset_mode = env.metadata["autoreset_mode"]  # TorchRL asks the outermost wrapper
-
-    def reset(self, **kwargs):
-        observations, infos = self.env.reset(**kwargs)
-        return observations, self._numbers(infos)
-
-    def step(self, actions):
-        *results, infos = self.env.step(actions)
-        return *results, self._numbers(infos)
-
-    def _numbers(self, infos):
-        return {key: value for key, value in infos.items() if key not in ("prompt", "_prompt")}
-
-
 def make(mode, num_envs=3, **kwargs):
     kwargs["discretization_steps"] = STEPS
-    envs = gymnasium.make_vec(ID, num_envs=num_envs, autoreset_mode=mode, **kwargs)
-    return GymWrapper(WithoutPrompts(envs) if mode == "SameStep" else envs)
+    # With "SameStep" TorchRL reads infos, and takes numbers alone.
+    kwargs["info_keys"] = "numeric"
+    return GymWrapper(gymnasium.make_vec(ID, num_envs=num_envs, autoreset_mode=mode, **kwargs))
 
 
 def main():

@@ -1,12 +1,14 @@
 """Minari: a dataset of episodes with their infos, recorded, loaded again and replayed."""
 
+import minari
 import numpy as np
-from minari import DataCollector
 from mixture import make
 
 
 def main(episodes=20, dataset_id="flowgym/mixture-v0"):
-    env = DataCollector(make(info_keys="numeric"), record_infos=True)
+    if dataset_id in minari.list_local_datasets():
+        minari.delete_dataset(dataset_id)
+    env = minari.DataCollector(make(info_keys="numeric"), record_infos=True)
     for episode in range(episodes):
         env.reset(seed=episode)
         ended = False
