@@ -67,7 +67,12 @@ class RLlib:
         )
         made.debugging(seed=config.seed)
         made.callbacks(EpisodeReports)
-        self._algorithm = made.build_algo()
+        try:
+            self._algorithm = made.build_algo()
+        except BaseException:
+            if self._started:
+                ray.shutdown()
+            raise
         self._learnt: Options = {}
         self._follow()
 
