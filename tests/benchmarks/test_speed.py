@@ -18,8 +18,11 @@ TINY = Case("tiny", num_envs=2, steps=2)
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in ROWS if row.key not in ("diffusiongym", "async", "compiled")],
-    ids=lambda row: row.key,
+    [
+        pytest.param(row, marks=pytest.mark.second if row.key == "ppo" else (), id=row.key)
+        for row in ROWS
+        if row.key not in ("diffusiongym", "async", "compiled")
+    ],
 )
 def test_every_row_denoises_the_same_batch(row):
     batches = []
