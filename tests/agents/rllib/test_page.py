@@ -37,8 +37,8 @@ def test_the_commands_of_the_page_exist():
     )
     commands = re.findall(r"flowgym-gym (train .*?)&?$", text, flags=re.MULTILINE)
     options = [parser().parse_args(shlex.split(command)) for command in commands]
-    assert [option.runners for option in options] == [None, 4, 32, 4]
-    assert options[2].address == "auto"
+    assert [option.runners for option in options] == [None, None, 4, 32, 4]
+    assert options[3].address == "auto"
 
 
 def test_the_benchmark_of_scaling_counts_what_travels(monkeypatch, capsys):
