@@ -175,7 +175,7 @@ def ending_at(tmp_path_factory):
 @pytest.mark.parametrize("guidance_scale", [3.0, *further(1.0)])
 @pytest.mark.parametrize("noise_level", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
-@pytest.mark.parametrize(("spacing", "steps"), [("leading", 7), ("trailing", 10)])
+@pytest.mark.parametrize(("spacing", "steps"), [("leading", 7), *further(("trailing", 10))])
 def test_zero_action_reproduces_diffusers_ddim(
     ending_at, guidance_scale, noise_level, set_alpha_to_one, spacing, steps
 ):

@@ -72,6 +72,7 @@ def ring():
     del reward_registry._entries["2d/ring"]
 
 
+@pytest.mark.second
 def test_the_custom_reward_is_what_its_docstring_says_and_is_learnt(ring):
     reward = ring.RingReward(radius=5.0, width=2.0)
     points = FlowTensor(torch.tensor([[3.0, -4.0], [0.0, 7.0], [0.0, 0.0]]))

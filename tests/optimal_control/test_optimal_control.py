@@ -143,6 +143,7 @@ def test_gaussian_samples_and_a_quadratic_reward_have_the_values_of_a_linear_qua
     )
 
 
+@pytest.mark.second
 @pytest.mark.parametrize("kwargs", [{}, *further({"action_type": "control", "action_scale": 2.0})])
 def test_the_optimum_in_the_plane_is_what_its_policy_is_worth_and_earns(kwargs):
     env = gymnasium.make(PLANE, discretization_steps=8, **kwargs)

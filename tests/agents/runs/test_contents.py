@@ -191,6 +191,7 @@ def test_other_weights_are_refused_by_the_name_of_the_file(here, tmp_path, capsy
     assert "unet/diffusion_pytorch_model.safetensors has changed" in capsys.readouterr().err
 
 
+@pytest.mark.second
 def test_what_has_moved_is_found_again_if_it_is_the_same(here, elsewhere, tmp_path):
     tiny(tmp_path / "whole", timesteps=16, overrides=SETTINGS)
     tiny(tmp_path / "run", timesteps=8, overrides=SETTINGS)
@@ -255,6 +256,7 @@ def test_damaged_contents_of_a_configuration_are_named_however_the_run_is_opened
             way()
 
 
+@pytest.mark.second
 def test_runs_from_before_there_were_fingerprints_go_on_with_a_note(here, tmp_path, capsys):
     tiny(tmp_path / "whole", timesteps=16, overrides=SETTINGS)
     tiny(tmp_path / "old", timesteps=8, overrides=SETTINGS)

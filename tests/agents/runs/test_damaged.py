@@ -81,7 +81,7 @@ MUTATIONS = {
     "folder": folder_instead,
     "link": link_to_nothing,
 }
-FIRST = ["truncated", "object", "folder"]
+FIRST = ["truncated", "object"]
 FILES = [
     "config.json", "metrics.csv", "evaluations.csv", "evaluation.json",
     *(f"{folder}/{name}" for folder in (NEWEST, BEST) for name in ("model.zip", "state.json", "state.npz")),

@@ -157,7 +157,7 @@ def test_the_pictures_after_training_are_of_the_best_agent(tmp_path, costs, monk
     assert played == [8]
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac"])
+@pytest.mark.parametrize("algo", ["ppo", *further("sac")])
 def test_a_terminated_and_resumed_run_has_the_evaluations_of_an_uninterrupted_one(
     algo, tmp_path, monkeypatch
 ):
